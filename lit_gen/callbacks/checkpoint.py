@@ -1,0 +1,85 @@
+"""Which checkpoints a run keeps: the last, the one before it, and the best."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
+
+from lit_gen.checkpoints import folder
+from lit_gen.errors import ConfigError
+
+__all__ = ["Checkpoint"]
+
+
+class Checkpoint(LightningCheckpoint):
+    """Saves `last.ckpt` every `every` batches and at the end, keeps the one before as `previous.ckpt`, and
+    copies the best.
+
+    `best.ckpt` is the one with the smallest (`mode="min"`) value of `monitor` among the numbers that
+    callbacks put in `module.scores`, the newest Frechet distance for one; a checkpoint is saved whenever a
+    new best appears. Batches are counted, not optimizer steps. Files are written atomically
+    (`lit_gen.checkpoints`).
+    """
+
+    def __init__(self, every: int = 1000, monitor: str | None = "fd", mode: str = "min"):
+        if every < 1:
+            raise ConfigError(f"callbacks.checkpoint.every={every}: must be at least 1 batch.")
+        if mode not in ("min", "max"):
+            raise ConfigError(f"callbacks.checkpoint.mode={mode!r}: must be min or max.")
+        self.every, self.monitor, self.mode = every, monitor, mode
+        self.best: float | None = None
+        self.best_step: int | None = None
+        self._saved_at = -1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "best_step": self.best_step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best, self.best_step = state["best"], state["best_step"]
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        step = pl_module.batches_seen
+        score = pl_module.scores.get(self.monitor) if self.monitor else None
+        better = score is not None and score[0] == step and self._is_better(score[1])
+        if better:
+            self.best, self.best_step = score[1], step
+        if (better or step % self.every == 0) and step % trainer.accumulate_grad_batches == 0:
+            self.save(trainer)
+            if better:
+                self._copy_best(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.save(trainer)
+
+    def save(self, trainer: pl.Trainer) -> Path:
+        """Writes last.ckpt for the present batch count, once. Every rank must call it."""
+        where = folder(trainer.default_root_dir)
+        last, previous = where / "last.ckpt", where / "previous.ckpt"
+        step = trainer.lightning_module.batches_seen
+        if step != self._saved_at:
+            if trainer.is_global_zero and last.exists():
+                _link(last, previous)
+            trainer.save_checkpoint(last)
+            self._saved_at = step
+        return last
+
+    def _copy_best(self, trainer: pl.Trainer) -> None:
+        if trainer.is_global_zero:
+            where = folder(trainer.default_root_dir)
+            _link(where / "last.ckpt", where / "best.ckpt")
+
+    def _is_better(self, score: float) -> bool:
+        return self.best is None or (score < self.best if self.mode == "min" else score > self.best)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Makes target the same file as source, by renaming a finished link or copy into place."""
+    part = target.with_name(f".{target.name}.part")
+    part.unlink(missing_ok=True)
+    try:
+        part.hardlink_to(source)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, part)
+    part.replace(target)

@@ -1,0 +1,125 @@
+"""Exponential moving average of a network's weights, and the one way to evaluate with them.
+
+Lightning's own averaging copies the whole module, lets the callback order decide which weights a metric sees
+and stores swapped weights when an evaluation fails; here the network alone is averaged, and whoever evaluates
+says so: `with evaluating(trainer): ...`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from lit_gen.errors import ConfigError
+
+__all__ = ["EMA", "evaluating"]
+
+
+class EMA(pl.Callback):
+    """w_ema <- decay_n w_ema + (1 - decay_n) w after every optimizer step n, on `module.ema_network()`.
+
+    `decay_n = min(decay, (1 + n) / (10 + n))`: the warm-up of score_sde (https://arxiv.org/abs/2011.13456),
+    which forgets the initial weights soon; `warmup=False` uses `decay` from the start. Several EMA callbacks
+    may run side by side; the first one listed is the one that evaluations use. Saved under its own key;
+    `lit_gen.runs.load` reads it.
+    """
+
+    def __init__(self, decay: float = 0.9999, warmup: bool = True):
+        if not 0 <= decay < 1:
+            raise ConfigError(f"EMA decay={decay}: must lie in [0, 1), for instance 0.999.")
+        self.decay, self.warmup = decay, warmup
+        self.num_updates = 0
+        self.shadow: dict[str, Tensor] = {}
+        self._seen_steps = 0
+        self._weights: dict[
+            str, Tensor
+        ] = {}  # the network's own: a walk over its modules costs a millisecond
+        self._applied = False
+
+    @property
+    def state_key(self) -> str:
+        return f"EMA{{'decay': {self.decay}}}"
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        weights = _weights(pl_module.ema_network())
+        if not self.shadow:
+            self.shadow = {name: w.detach().clone() for name, w in weights.items()}
+        else:
+            self.shadow = {name: self.shadow[name].to(w.device) for name, w in weights.items()}
+        self._seen_steps, self._weights = trainer.global_step, weights
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        if trainer.global_step != self._seen_steps:  # no update while gradients accumulate
+            self._seen_steps = trainer.global_step
+            self.update(self._weights)
+
+    @torch.no_grad()
+    def update(self, weights: dict[str, Tensor]) -> None:
+        """One step towards the weights, given by name."""
+        self.num_updates += 1
+        torch._foreach_lerp_(
+            list(self.shadow.values()), [weights[n] for n in self.shadow], 1 - self.current_decay
+        )
+
+    @property
+    def current_decay(self) -> float:
+        n = self.num_updates
+        return min(self.decay, (1 + n) / (10 + n)) if self.warmup else self.decay
+
+    @contextmanager
+    def applied(self, network: nn.Module) -> Iterator[None]:
+        """The network holds the averaged weights inside the block, its own again after it, whatever
+        happens."""
+        if not self.shadow or self._applied:
+            yield
+            return
+        weights = _weights(network)
+        own = {name: w.detach().clone() for name, w in weights.items()}
+        self._applied = True
+        try:
+            _copy(weights, self.shadow)
+            yield
+        finally:
+            _copy(weights, own)
+            self._applied = False
+
+    def state_dict(self) -> dict[str, Any]:
+        if self._applied:
+            raise RuntimeError("A checkpoint was asked for while the network holds its EMA weights.")
+        return {"decay": self.decay, "num_updates": self.num_updates, "shadow": self.shadow}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.num_updates, self.shadow = state["num_updates"], dict(state["shadow"])
+
+
+@contextmanager
+def evaluating(trainer: pl.Trainer) -> Iterator[pl.LightningModule]:
+    """The module in eval mode, without gradients, with the EMA weights if there is an EMA callback; then as
+    before."""
+    module = trainer.lightning_module
+    ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)
+    training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            if ema is None:
+                yield module
+            else:
+                with ema.applied(module.ema_network()):
+                    yield module
+    finally:
+        module.train(training)
+        if hasattr(module, "restart_clock"):
+            module.restart_clock()
+
+
+def _weights(network: nn.Module) -> dict[str, Tensor]:
+    return {name: p for name, p in network.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def _copy(into: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+    torch._foreach_copy_(list(into.values()), [values[name] for name in into])

@@ -1,0 +1,96 @@
+"""Pictures while training: grids of samples, and how one sample comes out of noise."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import WandbLogger
+from torch import Tensor
+
+from lit_gen.callbacks.ema import evaluating
+from lit_gen.errors import ConfigError
+from lit_gen.images import grid, save_png
+
+__all__ = ["SampleGrid", "show"]
+
+
+class SampleGrid(pl.Callback):
+    """Every `every` batches and at the end: a grid of `num` samples from the EMA weights, always of the same
+    seeds, as `grids/samples_<batches>.png` and to W&B as `samples/grid`; at the end also
+    `samples/trajectory`, one row a sample, from noise on the left to the image on the right.
+
+    The module draws: `module.sample(indices, seed) -> uint8 (N, C, H, W)` and
+    `module.sample_trajectory(indices, seed, num_frames) -> uint8 (N, F, C, H, W)`.
+    """
+
+    def __init__(
+        self,
+        every: int = 1000,
+        num: int = 64,
+        seed: int = 0,
+        trajectories: int = 4,
+        frames: int = 10,
+        scale: int = 0,
+    ):
+        if num < 1 or every < 1:
+            raise ConfigError(f"callbacks.grid: every={every} and num={num} must be at least 1.")
+        self.every, self.num, self.seed = every, num, seed
+        self.trajectories, self.frames, self.scale = trajectories, frames, scale
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        if pl_module.batches_seen % self.every == 0:
+            self.draw(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if pl_module.batches_seen % self.every:
+            self.draw(trainer, pl_module)
+        if trainer.is_global_zero and self.trajectories:
+            with evaluating(trainer):
+                frames = pl_module.sample_trajectory(range(self.trajectories), self.seed, self.frames)
+            picture = grid(frames.flatten(0, 1), columns=frames.shape[1], scale=self._scale(frames))
+            show(
+                trainer,
+                "trajectory",
+                picture,
+                pl_module.batches_seen,
+                f"seeds {self.seed}:0-{self.trajectories - 1}",
+            )
+
+    def draw(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Every rank samples its share; rank 0 puts the picture together."""
+        mine = range(trainer.global_rank, self.num, trainer.world_size)
+        with evaluating(trainer):
+            images = pl_module.sample(mine, self.seed)
+        images = gather_rows(trainer, images, self.num)
+        if trainer.is_global_zero:
+            step = pl_module.batches_seen
+            caption = (
+                f"batch {step}, {pl_module.sampler_name}, seeds {self.seed}:0-{self.num - 1}, EMA weights"
+            )
+            show(trainer, "grid", grid(images, scale=self._scale(images)), step, caption)
+
+    def _scale(self, images: Tensor) -> int:
+        return self.scale or max(1, 64 // images.shape[-1])
+
+
+def gather_rows(trainer: pl.Trainer, rows: Tensor, total: int) -> Tensor:
+    """Rows r, r + W, r + 2W ... of every rank r of W, put in order: (total, ...) on every rank."""
+    world_size = trainer.world_size
+    if world_size == 1:
+        return rows
+    share = -(-total // world_size)
+    padded = torch.zeros(share, *rows.shape[1:], dtype=rows.dtype, device=rows.device)
+    padded[: len(rows)] = rows
+    gathered = trainer.strategy.all_gather(padded.to(trainer.strategy.root_device))  # (W, share, ...)
+    return gathered.transpose(0, 1).flatten(0, 1)[:total].to(rows.device)
+
+
+def show(trainer: pl.Trainer, name: str, picture: Tensor, step: int, caption: str) -> Path:
+    """Writes uint8 (3, H, W) as `grids/<name>_<step>.png` of the run folder and sends it to W&B as
+    `samples/<name>`."""
+    path = save_png(picture, Path(trainer.default_root_dir) / "grids" / f"{name}_{step:07d}.png")
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image(f"samples/{name}", [str(path)], step=step, caption=[caption])
+    return path

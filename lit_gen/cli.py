@@ -1,0 +1,125 @@
+"""What the entry points share: where conf/ is, how a run folder is chosen, how errors are shown."""
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from datetime import datetime
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lit_gen import schema
+from lit_gen.errors import ConfigError
+
+__all__ = ["CONF_DIR", "entry_point", "is_main_process"]
+
+
+def _conf_dir() -> Path:
+    package = Path(__file__).parent
+    # Inside a wheel conf/ lies in the package, in a checkout (also an editable install) beside it.
+    for folder in (package.parent / "conf", package / "conf"):
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise FileNotFoundError(
+        f"lit_gen's conf/ lies neither in {package} nor beside it: the installation is incomplete."
+    )
+
+
+CONF_DIR = _conf_dir()
+
+
+def is_main_process() -> bool:
+    """Whether this process is rank 0, also before torch.distributed is up."""
+    ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    return next((int(r) for r in ranks if r is not None), 0) == 0
+
+
+def entry_point(config_name: str) -> Callable[[Callable[[Any], Any]], Callable[[], None]]:
+    """`hydra.main` with our conf/ and with errors as a user wants them: the user's mistakes as one message
+    without a traceback and exit code 2, a stop by signal as 128 + its number, everything else as it is.
+    """
+
+    def decorate(body: Callable[[Any], Any]) -> Callable[[], None]:
+        failures: list[Exception] = []
+
+        @wraps(body)
+        def kept(cfg: Any) -> Any:
+            try:
+                return body(cfg)
+            except Exception as error:
+                if HydraConfig.get().mode == RunMode.MULTIRUN:
+                    raise  # the launcher reports it
+                failures.append(error)  # raised below: Hydra would add a line of its own
+                return None
+
+        task = hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)(kept)
+
+        @wraps(body)
+        def run() -> None:
+            failures.clear()
+            schema.register()
+            OmegaConf.register_new_resolver("run_folder", _run_folder, use_cache=True, replace=True)
+            OmegaConf.register_new_resolver(
+                "run_out", lambda run: run if Path(run).is_dir() else str(Path(run).parent), replace=True
+            )
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands the exception on instead of formatting it
+            logging.captureWarnings(True)
+            try:
+                task()
+                if failures:
+                    raise failures[0]
+            except Exception as error:
+                code = getattr(error, "exit_code", None)
+                message = _users_mistake(error)
+                if code is None and message is None:
+                    traceback.print_exc()
+                    sys.exit(1)
+                print(str(error) if code is not None else f"lit_gen: {message}", file=sys.stderr)
+                sys.exit(2 if code is None else code)
+            finally:
+                logging.captureWarnings(False)
+
+        return run
+
+    return decorate
+
+
+def _users_mistake(error: BaseException | None) -> str | None:
+    """The message of the innermost ConfigError, or of Hydra's or OmegaConf's complaint about what was typed;
+    else None."""
+    chain: list[BaseException] = []
+    while error is not None:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    for link in reversed(chain):
+        if isinstance(link, ConfigError):
+            return str(link)
+    for link in chain:
+        if isinstance(link, OverrideParseException):
+            return f"{link.override}: {link}".strip()
+    typed = [link for link in chain if isinstance(link, HydraException | OmegaConfBaseException)]
+    return ": ".join(str(link).strip() for link in typed) or None
+
+
+def _run_folder(resume: str | None, name: str) -> str:
+    """Where a run lives: the folder that is resumed, else a new one under runs/<name>/."""
+    if resume and resume != "auto":
+        if not Path(resume).is_dir():
+            raise ConfigError(f"resume={resume}: there is no run folder {resume}.")
+        return resume
+    if resume == "auto":
+        earlier = sorted(
+            Path("runs", name).glob("*/checkpoints/last.ckpt"), key=lambda p: p.stat().st_mtime_ns
+        )
+        if earlier:
+            return str(earlier[-1].parent.parent)
+    return str(Path("runs", name, datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")))

@@ -1,0 +1,80 @@
+"""A configuration becomes objects by `_target_`, from packages that are allowed to be called."""
+
+import functools
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from lit_gen.errors import ConfigError
+
+__all__ = ["ALLOWED", "instantiate"]
+
+ALLOWED = (
+    "lit_gen.",
+    "lightning.pytorch.",
+    "torch.optim.",
+    "torch.nn.",
+    "torchmetrics.",
+    "torchvision.datasets.",
+    "torchvision.transforms.",
+    "torchvision.models.",
+)
+"""Prefixes of what a configuration may name; `allow_targets=[mine.]` or $LITGEN_ALLOW_TARGETS adds more."""
+
+
+def instantiate(node: Any, allow: Sequence[str] = (), **kwargs: Any) -> Any:
+    """`hydra.utils.instantiate` after every `_target_` has been looked at.
+
+    Raises ConfigError for a target outside `ALLOWED`, `allow` and $LITGEN_ALLOW_TARGETS (comma-separated).
+    """
+    extra = [p for p in os.environ.get("LITGEN_ALLOW_TARGETS", "").split(",") if p]
+    prefixes = (*ALLOWED, *allow, *extra)
+    container = (
+        OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig | ListConfig) else node
+    )
+    for target in _targets(container):
+        if not target.startswith(prefixes):
+            raise ConfigError(
+                f"_target_ {target!r} is outside the packages that "
+                f"a configuration may call ({', '.join(prefixes)}). "
+                f"If you trust it, add allow_targets=[{target.split('.')[0]}.]"
+            )
+    # Plain lists and dicts: an optimizer puts what it is given into every checkpoint.
+    return hydra.utils.instantiate(_with_partials(container), _convert_="all", **kwargs)
+
+
+def _with_partials(node: Any) -> Any:
+    """The container with every `_partial_: true` node below its top as a `functools.partial`.
+
+    Hydra's own partials look their target's permission up again at every call, which costs a training step
+    half a millisecond each.
+    """
+    if isinstance(node, dict):
+        return {key: _made(_with_partials(value)) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_made(_with_partials(value)) for value in node]
+    return node
+
+
+def _made(node: Any) -> Any:
+    if not (isinstance(node, dict) and node.get("_partial_") and "_target_" in node):
+        return node
+    arguments = {
+        key: value for key, value in node.items() if key not in ("_target_", "_partial_", "_convert_")
+    }
+    arguments = hydra.utils.instantiate(arguments, _convert_="all")
+    return functools.partial(hydra.utils.get_method(node["_target_"]), **arguments)
+
+
+def _targets(node: Any) -> Iterable[str]:
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield str(node["_target_"])
+        for value in node.values():
+            yield from _targets(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _targets(value)

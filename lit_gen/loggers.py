@@ -1,0 +1,121 @@
+"""Weights & Biases that never asks, waits or stops a training, and CSV files that a resumed run does not
+overwrite."""
+
+import netrc
+import os
+import socket
+import sys
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+
+from lit_gen.rng import key
+
+__all__ = ["close", "csv", "has_account", "reachable", "wandb"]
+
+
+def csv(save_dir: str, flush_every: int = 20) -> CSVLogger:
+    """`csv/version_<k>/metrics.csv`, a new k for every launch: `lit_gen.runs.history` reads them as one."""
+    return CSVLogger(save_dir, name="csv", flush_logs_every_n_steps=flush_every)
+
+
+def wandb(
+    save_dir: str,
+    project: str = "lit_gen",
+    name: str | None = None,
+    group: str | None = None,
+    tags: list[str] | None = None,
+    mode: str = "auto",
+    init_timeout: float = 20.0,
+    finish_timeout: float = 60.0,
+) -> WandbLogger:
+    """A W&B logger whose run id follows from the run folder, so that a resumed run goes on in the same W&B
+    run.
+
+    `mode` is "online", "offline", "disabled" or "auto": $WANDB_MODE if set; offline if there is no account
+    (no $WANDB_API_KEY, nothing in ~/.netrc) or the server cannot be reached within seconds; else online. If
+    the server fails during `wandb.init` the run is logged offline; `wandb sync` sends it later.
+    `init_timeout` and `finish_timeout` are seconds.
+    """
+    os.environ.setdefault(
+        "WANDB_SILENT", "true"
+    )  # its banner and hints; Settings(silent=True) comes too late for some
+    import wandb as w
+
+    if mode == "auto":
+        mode = os.environ.get("WANDB_MODE") or (
+            "online" if has_account() and reachable(_server()) else "offline"
+        )
+    settings = w.Settings(
+        init_timeout=init_timeout, finish_timeout=finish_timeout, silent=True, disable_git=False
+    )
+    folder = Path(save_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    options = {
+        "name": name,
+        "save_dir": str(folder),
+        "project": project,
+        "id": format(key("wandb", str(folder.resolve())), "x")[:12],
+        "group": group,
+        "tags": tags,
+        "settings": settings,
+    }
+    if mode == "online":
+        logger = _logger(resume="allow", **options)
+        try:
+            _ = logger.experiment
+            return logger
+        except Exception as error:  # wandb's own type, a socket's or a time-out's: the training goes on
+            warnings.warn(
+                f"W&B cannot be reached ({error}); logging offline, `wandb sync` sends it later.",
+                stacklevel=2,
+            )
+            w.teardown()  # the service keeps the failed run's id
+            mode = "offline"
+    if mode == "disabled":
+        settings.mode = "disabled"
+        return _logger(**options)
+    return _logger(offline=True, **options)
+
+
+def _logger(**options: Any) -> WandbLogger:
+    logger = WandbLogger(**options)
+    logger._wandb_init.pop("anonymous", None)  # always handed on by Lightning, warned about by wandb
+    return logger
+
+
+def close(loggers: Iterable[Logger], status: str = "success") -> None:
+    """Ends the loggers' runs, so that another run in this process does not go on in their files."""
+    for logger in loggers:
+        logger.finalize(status)
+        if isinstance(logger, WandbLogger) and sys.modules["wandb"].run is not None:
+            sys.modules["wandb"].finish()
+
+
+def _server() -> str:
+    return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+
+
+def has_account() -> bool:
+    """Whether a W&B API key can be found without asking for one."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators(urlparse(_server()).hostname or "") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def reachable(url: str, seconds: float = 3.0) -> bool:
+    """Whether something listens at the address."""
+    address = urlparse(url)
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        with socket.create_connection((address.hostname or "", port), timeout=seconds):
+            return True
+    except OSError:
+        return False

@@ -1,0 +1,164 @@
+"""BaseModule: what every LightningModule here shares, whatever it trains.
+
+One counter, `batches_seen`, is the x-axis of everything: with two optimizers Lightning's `global_step` is not
+the number of batches. Random numbers of a step are keyed by (seed, step), so a resumed run draws what the
+undisturbed one would have drawn.
+"""
+
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from lit_gen.rng import key, keyed_generator
+
+__all__ = ["BaseModule"]
+
+
+class BaseModule(pl.LightningModule):
+    """Counting, keyed randomness and cheap logging.
+
+    A subclass calls `self.log_scalars({...})` in its `training_step`; nothing is computed, reduced or written
+    except every `log_every`-th batch (one `self.log` per step costs half a millisecond). `ema_network()`
+    names the network that the EMA callback averages, and `guard(loss, parts)` watches for NaN.
+    """
+
+    def __init__(self, seed: int = 0, log_every: int = 50):
+        super().__init__()
+        self.seed, self.log_every = seed, log_every
+        self._batches_before = 0  # of earlier launches of this run
+        self._processed_at_start: int | None = None
+        self._log_clock: tuple[float, int] | None = None
+        self._paced = [0.0, 0.0]  # seconds and images of all intervals between logs
+        self._pending: dict[str, Tensor] = {}
+        self.last_scalars: dict[str, float] = {}
+        self.watched: dict[str, Any] | None = None
+        self.scores: dict[
+            str, tuple[int, float]
+        ] = {}  # name -> (batches seen, value): what checkpoints are chosen by
+        self.summary: dict[str, Any] = {}  # what callbacks want in summary.json
+
+    # --- the counter ---
+
+    @property
+    def batches_seen(self) -> int:
+        """Batches trained on since the beginning of the run, over all resumptions. In a callback's
+        `on_train_batch_end` it already counts the batch that has just ended."""
+        if self._processed_at_start is None:
+            return self._batches_before
+        return self._batches_before + self._processed - self._processed_at_start
+
+    @property
+    def _processed(self) -> int:
+        return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+
+    def on_train_start(self) -> None:
+        self._processed_at_start = self._processed
+        self._log_clock = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["batches_seen"] = self.batches_seen
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._batches_before = checkpoint.get("batches_seen", 0)
+        self._processed_at_start = None
+
+    # --- randomness ---
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Global generators (dropout draws from them) start every step from (seed, rank, step)."""
+        seed = key(self.seed, "step", self.global_rank, self.batches_seen)
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+    def step_generator(self, purpose: str) -> torch.Generator:
+        """This step's generator for `purpose`, the same on every rank: draw for the whole batch, then take
+        `own_part`."""
+        return keyed_generator(self.seed, purpose, self.batches_seen, device=self.device)
+
+    def own_part(self, rows: Tensor) -> Tensor:
+        """This rank's rows of a tensor drawn for the batch of all ranks."""
+        world_size = self.trainer.world_size if self._trainer is not None else 1
+        return rows if world_size == 1 else rows.chunk(world_size)[self.global_rank]
+
+    # --- logging ---
+
+    @property
+    def should_log(self) -> bool:
+        """Whether the batch now being trained is one whose numbers are logged."""
+        return (self.batches_seen + 1) % self.log_every == 0
+
+    def log_scalars(self, scalars: dict[str, Tensor | float]) -> None:
+        """Keeps this step's numbers for the log, written when the batch has ended; nothing is kept unless
+        `should_log`."""
+        if self.should_log:
+            self._pending |= {n: torch.as_tensor(v, dtype=torch.float32).detach() for n, v in scalars.items()}
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Writes the kept numbers, averaged over the ranks, under the batch count."""
+        if self._pending:
+            values = torch.stack([v.to(self.device) for v in self._pending.values()])
+            if self.trainer.world_size > 1:
+                values = self.trainer.strategy.reduce(values, reduce_op="mean")
+            scalars = dict(zip(self._pending, values.tolist(), strict=True))
+            self._pending = {}
+            self.write(scalars | self._pace(), self.batches_seen)
+
+    def write(self, scalars: dict[str, float], step: int) -> None:
+        """Hands numbers to the loggers (which act on rank 0 alone) at `step` batches."""
+        self.last_scalars |= scalars
+        for logger in self.trainer.loggers:
+            logger.log_metrics(scalars, step=step)
+
+    def _pace(self) -> dict[str, float]:
+        """Images per second since the last log, over all ranks, and peak memory of this one."""
+        now, step = time.perf_counter(), self.batches_seen
+        pace = {"memory/peak_gib": _peak_gib(self.device)}
+        if self._log_clock is not None:
+            then, before = self._log_clock
+            images, seconds = (step - before) * self._global_batch_size(), now - then
+            self._paced = [self._paced[0] + seconds, self._paced[1] + images]
+            pace["throughput/images_per_second"] = images / seconds
+        self._log_clock = (now, step)
+        return pace
+
+    def _global_batch_size(self) -> int:
+        return getattr(self.trainer.datamodule, "batch_size", 1)
+
+    def training_pace(self) -> float:
+        """Images per second of this launch, evaluations left out; 0 before the second log."""
+        seconds, images = self._paced
+        return images / seconds if seconds else 0.0
+
+    def restart_clock(self) -> None:
+        """Leaves the time since the last log out of the throughput (an evaluation came between)."""
+        self._log_clock = None
+
+    # --- for callbacks ---
+
+    def ema_network(self) -> torch.nn.Module:
+        """The network whose weights the EMA callback averages."""
+        raise AttributeError(
+            f"{type(self).__name__} names no network for the EMA callback: leave callbacks.ema out."
+        )
+
+    def guard(self, loss: Tensor, details: dict[str, Tensor]) -> None:
+        """Shows the NaN guard this step's loss and what to print if it is not finite (loss parts, noise
+        levels)."""
+        self.watched = {"loss": loss.detach()} | {name: value.detach() for name, value in details.items()}
+
+
+def _peak_gib(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
+    import sys
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -1,0 +1,45 @@
+"""Curves of a run, for people who would rather look than read."""
+
+from pathlib import Path
+
+from lit_gen.runs import history
+
+__all__ = ["curves"]
+
+
+def curves(run: str | Path) -> Path | None:
+    """Draws losses, Frechet distances, gradient norm and throughput into `curves.png` of the run folder.
+
+    Returns its path, or None if the run has logged nothing.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    numbers = history(run)
+    panels = {
+        "loss": [n for n in ("train/loss", "val/loss") if n in numbers],
+        "Frechet distance": sorted(n for n in numbers if n.startswith(("fd_", "fid"))),
+        "gradient norm": [n for n in ("train/grad_norm",) if n in numbers],
+        "images/s": [n for n in ("throughput/images_per_second",) if n in numbers],
+    }
+    panels = {title: names for title, names in panels.items() if names}
+    if not panels:
+        return None
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(4 * len(panels), 3), constrained_layout=True, squeeze=False
+    )
+    for axis, (title, names) in zip(axes[0], panels.items(), strict=True):
+        for name in names:
+            steps, values = zip(*sorted(numbers[name].items()), strict=True)
+            axis.plot(
+                steps, values, marker="o" if len(steps) < 20 else None, markersize=3, linewidth=1, label=name
+            )
+        axis.set(title=title, xlabel="batches", yscale="linear" if title == "images/s" else "log")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    path = Path(run) / "curves.png"
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path

@@ -1,0 +1,91 @@
+"""Random numbers keyed by what they are for, not by when they are drawn.
+
+A training that is resumed, sharded or loaded by more workers draws the same numbers, because every draw comes
+from a generator seeded with a hash of its purpose: `(seed, "noise", step)`, `(seed, "augment", epoch,
+index)`, `(seed, "sample", i)`.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["Generator", "PerSample", "key", "keyed_generator", "rand", "randint", "randn"]
+
+
+def key(*parts: int | str) -> int:
+    """A 63-bit seed from the parts; different parts give independent seeds, on every machine the same."""
+    digest = hashlib.blake2b("\0".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def keyed_generator(*parts: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A fresh generator seeded with `key(*parts)`."""
+    return torch.Generator(device).manual_seed(key(*parts))
+
+
+class PerSample:
+    """One random stream per row of a batch: row i's numbers do not depend on which other rows are in the
+    batch.
+
+    `PerSample.keyed(seed, indices)` gives image `indices[i]` the stream `(seed, "sample", indices[i])`.
+    """
+
+    def __init__(self, generators: Sequence[torch.Generator]):
+        self.generators = list(generators)
+
+    @classmethod
+    def keyed(cls, seed: int, indices: Sequence[int]) -> "PerSample":
+        # Always on the CPU: a CUDA generator would give other numbers for the same image.
+        return cls([keyed_generator(seed, "sample", int(i)) for i in indices])
+
+    def __len__(self) -> int:
+        return len(self.generators)
+
+    def _stack(self, draw, shape: Sequence[int], device, dtype) -> Tensor:
+        if shape[0] != len(self.generators):
+            raise ValueError(
+                f"PerSample has {len(self.generators)} streams "
+                f"but a draw of batch size {shape[0]} was asked for."
+            )
+        rows = [draw(tuple(shape[1:]), g) for g in self.generators]
+        return torch.stack(rows).to(device=device, dtype=dtype)
+
+
+Generator = torch.Generator | PerSample | None
+
+
+def randn(shape: Sequence[int], generator: Generator = None, *, device="cpu", dtype=torch.float32) -> Tensor:
+    """Standard normal numbers of `shape`, whose first axis is the batch if `generator` is a `PerSample`."""
+    if isinstance(generator, PerSample):
+        return generator._stack(
+            lambda s, g: torch.randn(s, generator=g, dtype=torch.float32), shape, device, dtype
+        )
+    return _draw(torch.randn, shape, generator, device, dtype)
+
+
+def rand(shape: Sequence[int], generator: Generator = None, *, device="cpu", dtype=torch.float32) -> Tensor:
+    """Uniform numbers in [0, 1); see `randn`."""
+    if isinstance(generator, PerSample):
+        return generator._stack(
+            lambda s, g: torch.rand(s, generator=g, dtype=torch.float32), shape, device, dtype
+        )
+    return _draw(torch.rand, shape, generator, device, dtype)
+
+
+def randint(
+    low: int, high: int, shape: Sequence[int], generator: Generator = None, *, device="cpu"
+) -> Tensor:
+    """Integers in [low, high); see `randn`."""
+    if isinstance(generator, PerSample):
+        return generator._stack(
+            lambda s, g: torch.randint(low, high, s, generator=g), shape, device, torch.int64
+        )
+    at = generator.device if generator is not None else device
+    return torch.randint(low, high, tuple(shape), generator=generator, device=at).to(device)
+
+
+def _draw(draw, shape, generator: torch.Generator | None, device, dtype) -> Tensor:
+    at = generator.device if generator is not None else device
+    return draw(tuple(shape), generator=generator, device=at, dtype=dtype).to(device)

@@ -1,0 +1,129 @@
+"""Types of the top-level configuration nodes: a misspelt key or `trainer.max_steps=abc` is refused when the
+command is typed."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+__all__ = ["register"]
+
+
+@dataclass
+class TrainerSchema:
+    """Arguments of `lightning.pytorch.Trainer`; others can be added with `+trainer.<name>=`."""
+
+    _target_: str = "lightning.pytorch.Trainer"
+    accelerator: str = "auto"
+    devices: Any = 1
+    num_nodes: int = 1
+    strategy: Any = "auto"
+    precision: str = "auto"  # bf16-mixed on a GPU that has it, else 32-true
+    max_steps: int = MISSING
+    max_time: Any = None
+    gradient_clip_val: float | None = None
+    accumulate_grad_batches: int = 1
+    deterministic: Any = False
+    benchmark: bool | None = None
+    profiler: Any = None
+    plugins: Any = None
+
+
+@dataclass
+class TrainSchema:
+    name: str = MISSING
+    seed: int = 0
+    log_every: int = 50
+    resume: str | None = None
+    allow_targets: list[str] = field(default_factory=list)
+    data: Any = MISSING
+    model: Any = MISSING
+    sampler: Any = None
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    logger: dict[str, Any] = field(default_factory=dict)
+    trainer: TrainerSchema = field(default_factory=TrainerSchema)
+
+
+@dataclass
+class SampleSchema:
+    run: str | None = None
+    weights: str | None = None
+    image_size: int | None = None
+    model: Any = None
+    checkpoint: str = "best"
+    ema: bool = True
+    num: int = 64
+    first: int = 0
+    seed: int = 0
+    label: int | None = None
+    batch_size: int = 256
+    grid: int = 64
+    format: str = "png"
+    device: str | None = None
+    allow_targets: list[str] = field(default_factory=list)
+    out: str = MISSING
+    sampler: Any = None
+
+
+@dataclass
+class RestoreSchema:
+    run: str | None = None
+    weights: str | None = None
+    image_size: int | None = None
+    model: Any = None
+    checkpoint: str = "best"
+    ema: bool = True
+    images: str = "test"
+    num: int = 8
+    samples: int = 4
+    operator: Any = None
+    mask: str = "center"
+    noise: float = 0.0
+    method: Any = None
+    seed: int = 0
+    label: int | None = None
+    batch_size: int = 64
+    device: str | None = None
+    allow_targets: list[str] = field(default_factory=list)
+    out: str = MISSING
+
+
+@dataclass
+class SuggestSchema:
+    data: Any = MISSING
+    num: int = 5000
+    seed: int = 0
+    sigma_min: float = 0.02
+    overlap: float = 0.5
+    steps_per_level: int = 5
+    allow_targets: list[str] = field(default_factory=list)
+    out: str | None = None
+
+
+@dataclass
+class EvaluateSchema:
+    run: str = MISSING
+    checkpoint: str = "best"
+    ema: bool = True
+    num: int | None = None
+    seed: int = 1
+    batch_size: int = 256
+    device: str | None = None
+    allow_targets: list[str] = field(default_factory=list)
+    out: str = MISSING
+    sampler: Any = None
+
+
+def register() -> None:
+    """Makes the schemas known to Hydra as `<entry point>_schema`."""
+    store = ConfigStore.instance()
+    nodes = {
+        "train": TrainSchema,
+        "sample": SampleSchema,
+        "restore": RestoreSchema,
+        "suggest": SuggestSchema,
+        "evaluate": EvaluateSchema,
+    }
+    for name, node in nodes.items():
+        store.store(name=f"{name}_schema", node=node)
