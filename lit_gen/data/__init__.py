@@ -1,0 +1,26 @@
+"""Data sets of images and the order in which a training reads them."""
+
+from typing import Any
+
+from lit_gen.data.digits import digits
+from lit_gen.data.images import TensorImages, WrappedImages, as_images
+from lit_gen.data.keyed import KeyedBatches, KeyedDataset
+
+__all__ = [
+    "ImageDataModule",
+    "KeyedBatches",
+    "KeyedDataset",
+    "TensorImages",
+    "WrappedImages",
+    "as_images",
+    "digits",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Lightning takes seconds to import, and workers that only read images do without it.
+    if name == "ImageDataModule":
+        from lit_gen.data.module import ImageDataModule
+
+        return ImageDataModule
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

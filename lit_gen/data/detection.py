@@ -1,0 +1,306 @@
+"""Images with boxes, in the layouts of PASCAL VOC and COCO.
+
+A detection set gives `ds[i] -> {"image": uint8 (3, H, W), "boxes": float32 (N, 4), "labels": int64 (N,)}`,
+without randomness; boxes are xyxy in pixels, 0 <= x0 < x1 <= W, N >= 0; `ds.classes` names the labels 0, 1,
+...
+
+VOC: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc/devkit_doc.html. COCO:
+https://cocodataset.org/#format-data
+"""
+
+import hashlib
+import json
+import math
+import os
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lit_gen.data.archive import Store, open_store
+from lit_gen.data.decode import EXTENSIONS, ImageReader, check_on_error, size_of, summary
+from lit_gen.errors import ConfigError
+
+__all__ = ["BoxedImages", "Record", "coco", "voc"]
+
+SLACK = 1.0  # pixels that a box may leave the image by: annotators and conventions round differently
+
+
+class Record(NamedTuple):
+    """One image's annotation: [(class name, (x0, y0, x1, y1)), ...], and the file that says so."""
+
+    image: str
+    objects: list[tuple[str, tuple[float, float, float, float]]]
+    where: str
+
+
+class BoxedImages:
+    """Annotated images of a store, checked when made.
+
+    Bad are: a missing or unreadable image (left out by `on_error="skip"`, see `skipped`: image -> reason),
+    and a box that is outside its image by more than a pixel, empty or inverted, or of an unknown class
+    (dropped by "skip", see `dropped`). `on_error="raise"` names them by file in one ConfigError. `image_size`
+    stretches images and boxes to a square; None leaves them. `scan=False` decodes nothing at the start, only
+    reads the sizes (`cache_mib` as in `lit_gen.data.decode.ImageReader`).
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        records: Iterable[Record],
+        classes: Sequence[str],
+        *,
+        image_size: int | None = None,
+        on_error: str = "raise",
+        strict: bool = False,
+        scan: bool = True,
+        cache_mib: int = 1024,
+        problems: dict[str, str] | None = None,
+    ):
+        check_on_error(on_error)
+        self.store, self.classes, self.image_size, self.channels = store, list(classes), image_size, 3
+        self.reader = ImageReader(
+            store, image_size=image_size, fit="stretch", strict=strict, cache_mib=cache_mib
+        )
+        self.skipped: dict[str, str] = dict(problems or {})
+        self.dropped: list[str] = []
+        records = self._readable(list(records), scan)
+        number = {c: i for i, c in enumerate(self.classes)}
+        self.names: list[str] = []
+        self._boxes: list[Tensor] = []
+        self._labels: list[Tensor] = []
+        for record in records:
+            self._admit(record, number)
+        if on_error == "raise" and (messages := [*self.skipped.values(), *self.dropped]):
+            raise ConfigError(summary(messages, "bad annotation"))
+        if not self.names:
+            raise ConfigError(f"{store.path}: no annotated image is left ({len(self.skipped)} are bad).")
+
+    def _readable(self, records: list[Record], scan: bool) -> list[Record]:
+        present, known = set(self.store.names), []
+        for record in records:
+            if record.image in present:
+                known.append(record)
+            else:
+                self.skipped[record.image] = f"{record.where}: its image {record.image} is missing."
+        if scan:
+            _, bad = self.reader.scan([r.image for r in known], on_error="skip")
+            self.skipped |= bad
+        return [r for r in known if r.image not in self.skipped]
+
+    def _admit(self, record: Record, number: dict[str, int]) -> None:
+        try:
+            height, width = size_of(self.store.read(record.image), f"{self.store.path}/{record.image}")
+        except ConfigError as error:
+            self.skipped[record.image] = str(error)
+            return
+        boxes, labels = [], []
+        for name, box in record.objects:
+            wrong = f"unknown class {name!r}" if name not in number else _wrong(box, height, width)
+            if wrong:
+                self.dropped.append(f"{record.where}: {wrong}.")
+            else:
+                boxes.append([min(max(v, 0), side) for v, side in zip(box, (width, height) * 2, strict=True)])
+                labels.append(number[name])
+        scale = torch.ones(4)
+        if self.image_size is not None:
+            scale = torch.tensor([self.image_size / width, self.image_size / height] * 2)
+        self.names.append(record.image)
+        self._boxes.append(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4) * scale)
+        self._labels.append(torch.tensor(labels, dtype=torch.int64))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, i: int) -> dict[str, Tensor]:
+        return {
+            "image": self.reader.read(self.names[i]),
+            "boxes": self._boxes[i].clone(),
+            "labels": self._labels[i].clone(),
+        }
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(json.dumps([self.reader.options, self.classes], sort_keys=True).encode())
+        for name, boxes, labels in zip(self.names, self._boxes, self._labels, strict=True):
+            digest.update(
+                f"{name}\0{self.store.signature(name)}\0{boxes.tolist()}\0{labels.tolist()}".encode()
+            )
+        return f"{self.store.path.stem}-{len(self)}-{digest.hexdigest()[:16]}"
+
+
+def _wrong(box: tuple[float, float, float, float], height: int, width: int) -> str:
+    """What is wrong with a box in an image of this size; empty for nothing."""
+    x0, y0, x1, y1 = box
+    text = f"box ({', '.join(f'{v:g}' for v in box)})"
+    if not all(map(math.isfinite, box)):
+        return f"{text} is not finite"
+    if min(x0, y0) < -SLACK or x1 > width + SLACK or y1 > height + SLACK:
+        return f"{text} lies outside the {width}x{height} image"
+    if min(x1, width) <= max(x0, 0) or min(y1, height) <= max(y0, 0):
+        return f"{text} is empty or inverted"
+    return ""
+
+
+# --- PASCAL VOC ------------------------------------------------------------------------------------------
+
+
+def voc(
+    path: str | os.PathLike,
+    split: str | None = None,
+    classes: Sequence[str] | None = None,
+    *,
+    difficult: bool = True,
+    on_error: str = "raise",
+    **options: Any,
+) -> BoxedImages:
+    """The PASCAL VOC layout in a folder or zip: JPEGImages, Annotations/*.xml, ImageSets/Main/<split>.txt.
+
+    `path` may lie above the folder of these three if it holds but one. `split=None` takes every annotated
+    image. `classes=None` takes those that occur in any annotation, sorted, whatever the split. VOC's pixels
+    count from 1 and its boxes include both corners: (xmin, ymin, xmax, ymax) becomes (xmin - 1, ymin - 1,
+    xmax, ymax). `difficult=False` leaves difficult objects out. `options`: see `BoxedImages`. Raises
+    ConfigError, also for annotations that are no XML of this form.
+    """
+    check_on_error(on_error)
+    store = open_store(path)
+    root = _voc_root(store)
+    annotations = {
+        _stem(n): n for n in store.names if n.startswith(f"{root}Annotations/") and n.endswith(".xml")
+    }
+    images = {
+        _stem(n): n
+        for n in store.names
+        if n.startswith(f"{root}JPEGImages/") and os.path.splitext(n)[1].lower() in EXTENSIONS
+    }
+    wanted = sorted(annotations) if split is None else _voc_split(store, root, split)
+    records, problems, seen = [], {}, set()
+    for name in sorted({*wanted, *annotations}) if classes is None else wanted:
+        where = annotations.get(name, f"{root}Annotations/{name}.xml")
+        try:
+            objects = _voc_objects(store, where, difficult)
+        except ConfigError as error:
+            problems[where] = str(error)
+            continue
+        seen.update(c for c, _ in objects)
+        if name in wanted:
+            records.append(
+                Record(images.get(name, f"{root}JPEGImages/{name}.jpg"), objects, f"{store.path}/{where}")
+            )
+    return BoxedImages(
+        store,
+        records,
+        sorted(seen) if classes is None else classes,
+        on_error=on_error,
+        problems=problems,
+        **options,
+    )
+
+
+def _stem(name: str) -> str:
+    return os.path.splitext(os.path.basename(name))[0]
+
+
+def _voc_root(store: Store) -> str:
+    roots = sorted(
+        {n.rpartition("Annotations/")[0] for n in store.names if "Annotations/" in n and n.endswith(".xml")}
+    )
+    if len(roots) != 1:
+        found = f"{len(roots)} of them: {', '.join(roots[:4])}" if roots else "none"
+        raise ConfigError(
+            f"{store.path}: needs one VOC folder (Annotations, JPEGImages), found {found}. Give its path."
+        )
+    return roots[0]
+
+
+def _voc_split(store: Store, root: str, split: str) -> list[str]:
+    folder = f"{root}ImageSets/Main/"
+    name = f"{folder}{split}.txt"
+    if name not in store.names:
+        there = [_stem(n) for n in store.names if n.startswith(folder)]
+        raise ConfigError(
+            f"{store.path}: no split {split!r} in {folder}; there are {', '.join(there) or 'none'}."
+        )
+    lines = store.read(name).decode("utf-8", "replace").splitlines()
+    return list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
+
+
+class _NoDoctype(ET.TreeBuilder):
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
+        raise ConfigError("it declares a document type, which annotations do not need and entity bombs do")
+
+
+def _voc_objects(
+    store: Store, name: str, difficult: bool
+) -> list[tuple[str, tuple[float, float, float, float]]]:
+    where = f"{store.path}/{name}"
+    try:
+        root = ET.fromstring(store.read(name), ET.XMLParser(target=_NoDoctype()))
+        objects = []
+        for node in root.findall("object"):
+            corners = [
+                float(node.findtext(f"bndbox/{corner}", "")) for corner in ("xmin", "ymin", "xmax", "ymax")
+            ]
+            if difficult or int(node.findtext("difficult", "0")) == 0:
+                objects.append(
+                    ((node.findtext("name") or "").strip(), (corners[0] - 1, corners[1] - 1, *corners[2:]))
+                )
+    except (ET.ParseError, ValueError, LookupError) as error:  # ConfigError is a ValueError
+        raise ConfigError(f"{where}: not a VOC annotation ({error}).") from error
+    return objects
+
+
+# --- COCO ------------------------------------------------------------------------------------------------
+
+
+def coco(
+    path: str | os.PathLike,
+    annotations: str,
+    images: str = "",
+    *,
+    crowds: bool = False,
+    on_error: str = "raise",
+    **options: Any,
+) -> BoxedImages:
+    """The COCO layout in a folder or zip: `annotations` is the JSON file, `images` the folder of the images,
+    both within `path`.
+
+    Classes are the categories in the order of their ids, labels count from 0. Boxes (x, y, w, h) become (x,
+    y, x + w, y + h). Objects with iscrowd = 1 stand for groups and are left out unless `crowds`. Images
+    without objects are kept. `options`: see `BoxedImages`. Raises ConfigError, also for a file that is not of
+    this form.
+    """
+    check_on_error(on_error)
+    store = open_store(path)
+    where = f"{store.path}/{annotations}"
+    if annotations not in store.names:
+        raise ConfigError(f"{where}: missing. Give the JSON file's path within {store.path}.")
+    folder = f"{images.strip('/')}/" if images.strip("/") else ""
+    try:
+        described = json.loads(store.read(annotations))
+        categories = {
+            int(c["id"]): str(c["name"]) for c in sorted(described["categories"], key=lambda c: int(c["id"]))
+        }
+        files = {int(i["id"]): folder + str(i["file_name"]) for i in described["images"]}
+        objects: dict[int, list] = {i: [] for i in files}
+        problems = {}
+        for a in described["annotations"]:
+            if a.get("iscrowd", 0) and not crowds:
+                continue
+            x, y, w, h = map(float, a["bbox"])
+            name = categories.get(int(a["category_id"]), f"category {a['category_id']}")
+            if int(a["image_id"]) not in objects:
+                problems[f"annotation {a.get('id')}"] = (
+                    f"{where}: annotation {a.get('id')} is of no listed image."
+                )
+            else:
+                objects[int(a["image_id"])].append((name, (x, y, x + w, y + h)))
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise ConfigError(
+            f"{where}: not a COCO annotation file ({type(error).__name__}: {error})."
+        ) from error
+    records = [Record(file, objects[i], f"{where}, image {i} ({file})") for i, file in files.items()]
+    return BoxedImages(
+        store, records, list(categories.values()), on_error=on_error, problems=problems, **options
+    )

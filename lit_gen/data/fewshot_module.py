@@ -1,0 +1,188 @@
+"""FewShotDataModule: pairs of source images to train on, target classes to translate into."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lit_gen.data.fewshot import KeyedPairs, Selection, examples, select_classes, select_listed, split_classes
+from lit_gen.data.images import as_images
+from lit_gen.data.keyed import KeyedBatches, KeyedDataset, first
+from lit_gen.data.transforms import Transform
+from lit_gen.errors import ConfigError
+from lit_gen.images import to_float
+from lit_gen.rng import keyed_generator
+
+__all__ = ["FewShotDataModule"]
+
+
+class FewShotDataModule(pl.LightningDataModule):
+    """Source classes to train on, target classes to translate into.
+
+    - `images`: a data set with classes (see `lit_gen.data.images`), or a function that makes one.
+    - `target`, `source`: see `split_classes`; or `train_list`, `test_list`: official list files (`images` an
+      `ImageFiles`).
+    - `image_size`, `channels`, `num_classes` (of the source): what the configuration says of the data;
+      `check` holds them to it.
+    - `split_seed` draws the target classes, their examples and the content images, so that runs of other
+      `seed` can be compared.
+    - `augment(image, generator)`: training images only (official: flip, crop of 128 out of 140). `view(image,
+      None)`: what makes every other use of an image of its size (official: the centre crop).
+
+    `train` and `test` are the source and the target images under `view`, each with its own class numbers from
+    0; `classes` names all, sources first, so that source class s is class s of all and target class t is
+    class `len(train.classes) + t`. Training batches are those of `KeyedPairs` in [-1, 1]; validation batches
+    the target images, {"image", "label", "index"}.
+    """
+
+    def __init__(
+        self,
+        images: Any,
+        target: int | float | Sequence[str] = 0.2,
+        source: Sequence[str] | None = None,
+        train_list: str | None = None,
+        test_list: str | None = None,
+        batch_size: int = 64,  # the paper's, over 8 devices
+        num_workers: int = 0,
+        augment: Transform | None = None,
+        view: Transform | None = None,
+        seed: int = 0,
+        split_seed: int = 0,
+        pin_memory: bool = True,
+        image_size: int | None = None,
+        channels: int | None = None,
+        num_classes: int | None = None,
+    ):
+        super().__init__()
+        if (train_list is None) != (test_list is None):
+            raise ConfigError("train_list and test_list go together: give both, or neither and say target=.")
+        if num_workers < 0:
+            raise ConfigError(
+                f"data.num_workers={num_workers}: must be 0 (load in the main process) or more."
+            )
+        self._images, self._lists = images, (train_list, test_list)
+        self._target, self._source = target, source
+        self._sets: tuple[Selection, Selection] | None = None
+        self.batch_size, self.num_workers, self.pin_memory = batch_size, num_workers, pin_memory
+        self.augment, self.view, self.seed, self.split_seed = augment, view, seed, split_seed
+        self.said = {"image_size": image_size, "channels": channels, "num_classes": num_classes}
+
+    def prepare_data(self) -> None:
+        self._split()
+
+    def _split(self) -> tuple[Selection, Selection]:
+        if self._sets is None:
+            images: Callable | Any = self._images
+            images = as_images(images() if callable(images) else images)
+            if self._lists[0] is not None:
+                self._sets = tuple(select_listed(images, path, self.view) for path in self._lists)
+                if both := set(self._sets[0].classes) & set(self._sets[1].classes):
+                    raise ConfigError(
+                        f"Class {min(both)!r} is in both {self._lists[0]} and {self._lists[1]}."
+                    )
+            else:
+                names = split_classes(images.classes, self._target, self._source, self.split_seed)
+                self._sets = tuple(select_classes(images, some, self.view) for some in names)
+        return self._sets
+
+    @property
+    def train(self) -> Selection:
+        return self._split()[0]
+
+    @property
+    def test(self) -> Selection:
+        return self._split()[1]
+
+    @property
+    def classes(self) -> list[str]:
+        return self.train.classes + self.test.classes
+
+    def check(self, world_size: int = 1) -> None:
+        """Raises ConfigError for what would fail later: empty sides, a batch size or a configuration that
+        does not fit."""
+        KeyedBatches(len(self.train), self.batch_size, world_size=world_size)
+        image = self._pairs()[0, 0]["content"]
+        true = {
+            "image_size": image.shape[-1],
+            "channels": image.shape[1],
+            "num_classes": len(self.train.classes),
+        }
+        for name, value in self.said.items():
+            if value is not None and value != true[name]:
+                raise ConfigError(f"data.{name}={value}: the source images have {true[name]}.")
+
+    def examples(self, k: int, on_error: str = "raise") -> tuple[dict[str, Tensor], dict[str, int]]:
+        """K images of every target class, uint8 (K, C, H, W), and the classes left out; see the function
+        `examples`."""
+        chosen, left_out = examples(self.test, k, self.split_seed, on_error)
+        return {
+            c: torch.stack([self.test[int(i)]["image"] for i in some]) for c, some in chosen.items()
+        }, left_out
+
+    def contents(self, n: int) -> Tensor:
+        """The numbers in `train` of n content images drawn by `split_seed`, without repetition as long as
+        there are enough."""
+        rounds = -(-n // len(self.train))
+        orders = [
+            torch.randperm(len(self.train), generator=keyed_generator(self.split_seed, "contents", r))
+            for r in range(rounds)
+        ]
+        return torch.cat(orders)[:n] if orders else torch.empty(0, dtype=torch.int64)
+
+    def truth(self, content: int, target: str) -> Tensor | None:
+        """The true translation of source image `content` into a class, uint8 (C, H, W), where the data know
+        it (glyphs)."""
+        base = self.train.base
+        if not hasattr(base, "paired"):
+            return None
+        image = base.paired(int(self.train.indices[content]), target)
+        return image if self.view is None else self.view(image, None)
+
+    def _pairs(self) -> KeyedPairs:
+        source = self.train
+        if self.augment is None:
+            return KeyedPairs(source, seed=self.seed)
+        whole = Selection(
+            source.base, source.indices, source.labels, source.classes
+        )  # `augment` crops, not `view`
+        return KeyedPairs(whole, self.augment, self.seed)
+
+    def train_dataloader(self) -> DataLoader:
+        rank, world_size, start = 0, 1, 0
+        if self.trainer is not None:
+            rank, world_size = self.trainer.global_rank, self.trainer.world_size
+            start = getattr(self.trainer.lightning_module, "batches_seen", 0)
+        pairs = self._pairs()
+        batches = KeyedBatches(
+            len(pairs), self.batch_size, self.seed, rank=rank, world_size=world_size, start=start
+        )
+        return self._loader(pairs, batches)
+
+    def val_dataloader(self) -> DataLoader:
+        """The target images once, rank r of W taking every W-th."""
+        rank, world_size = (
+            (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+        )
+        size = max(self.batch_size // world_size, 1)
+        keys = [(0, i) for i in range(rank, len(self.test), world_size)]
+        return self._loader(KeyedDataset(self.test), [keys[i : i + size] for i in range(0, len(keys), size)])
+
+    def _loader(self, dataset: KeyedDataset, batches: Any) -> DataLoader:
+        on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=self.num_workers,
+            collate_fn=first,
+            pin_memory=self.pin_memory and on_cuda,
+            persistent_workers=self.num_workers > 0,
+            generator=keyed_generator(self.seed, "workers"),
+        )
+
+    def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
+        return {
+            name: to_float(value) if value.dtype == torch.uint8 else value for name, value in batch.items()
+        }

@@ -1,0 +1,232 @@
+"""ImageFiles: the images of a folder or of a zip, with a class per sub-folder or per dataset.json.
+
+The zip layout is that of StyleGAN's and EDM's data-set tools (https://github.com/NVlabs/edm,
+dataset_tool.py): image files and a `dataset.json` of {"labels": [[name, class index], ...] or null};
+`"classes": [...]` beside it names the classes.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from itertools import takewhile
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_gen.data.archive import Store, open_store
+from lit_gen.data.decode import EXTENSIONS, ImageReader, UnreadableImage, check_on_error
+from lit_gen.errors import ConfigError
+from lit_gen.rng import key
+
+__all__ = ["ImageFiles"]
+
+PARTS = ("all", "train", "test")
+MAX_CLASSES = 1_000_000  # a label beyond is a mistake, and would make a list of names that fills the memory
+
+
+class ImageFiles:
+    """Images in files, `ds[i] -> {"image": uint8 (C, S, S), "label": int}`, in the order of their names.
+
+    Classes: those of `dataset.json` at the root if there is one, else one per folder: the folders above an
+    image, without those that all images share, name its class (`class_depth=1`: only the first of them).
+    Images in one folder have no classes.
+
+    - `image_size`, `fit`: see `lit_gen.data.decode.fit_to` ("shorter" leaves images oblong: for a random
+      crop); None keeps the images, which must then be square and equal in size.
+    - `include`: only files whose name matches this pattern ("*/train_*"); `classes`: only these, numbered in
+      this order.
+    - `part`: "train" or "test" of a split per class that depends on `seed` and the file's name alone,
+      `test_fraction` of it test.
+    - `on_error`: "raise", or "skip" unreadable images (`skipped`: name -> reason). `strict`: what would need
+      converting (CMYK, 16 bit, animated, palette, transparent, rotated, other extension) counts as
+      unreadable.
+    - `scan`: decode every image once at the start, so that bad ones are found before training; without it
+      they raise when read, and `on_error="skip"` is refused. `cache_mib`: keep the decoded images if all of
+      them fit.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        *,
+        image_size: int | None = None,
+        fit: str = "crop",
+        channels: int = 3,
+        classes: Sequence[str] | None = None,
+        class_depth: int | None = None,
+        include: str = "*",
+        part: str = "all",
+        test_fraction: float = 0.1,
+        seed: int = 0,
+        on_error: str = "raise",
+        strict: bool = False,
+        scan: bool = True,
+        cache_mib: int = 1024,
+    ):
+        check_on_error(on_error)
+        if class_depth is not None and class_depth < 1:
+            raise ConfigError(
+                f"class_depth={class_depth}: must be at least 1, or null for all folders above an image."
+            )
+        if on_error == "skip" and not scan:
+            raise ConfigError(
+                "on_error=skip needs scan=true: what is left out must be known before the first epoch."
+            )
+        self.store = open_store(path)
+        names, labels, self.classes = _listing(self.store, include, class_depth)
+        if classes is not None:
+            names, labels, self.classes = _only(names, labels, self.classes, classes, self.store)
+        chosen = _part(names, labels, part, test_fraction, seed)
+        if not chosen:
+            raise ConfigError(
+                f"{self.store.path}: no image left for part={part!r}, test_fraction={test_fraction}."
+            )
+        self.reader = ImageReader(
+            self.store, channels=channels, image_size=image_size, fit=fit, strict=strict, cache_mib=cache_mib
+        )
+        self.skipped: dict[str, str] = {}
+        if scan:
+            sizes, self.skipped = self.reader.scan([names[i] for i in chosen], on_error)
+            chosen = [i for i in chosen if names[i] in sizes]
+            if not chosen:
+                raise ConfigError(f"{self.store.path}: all {len(self.skipped)} images are unreadable.")
+        self.names = [names[i] for i in chosen]
+        self.labels: Tensor | None = None if labels is None else torch.tensor([labels[i] for i in chosen])
+        first = self.reader.read(self.names[0])
+        self.channels, self.image_size = first.shape[0], min(first.shape[1:])
+        for name, size in (sizes if scan else {self.names[0]: first.shape[1:]}).items():
+            self._check_size(name, *size)
+
+    def _check_size(self, name: str, height: int, width: int) -> None:
+        square = (height, width) == (self.image_size, self.image_size)
+        if not square and (
+            self.reader.options["fit"] != "shorter" or self.reader.options["image_size"] is None
+        ):
+            raise UnreadableImage(
+                f"{self.store.path}: {name} is {width}x{height} (width x height), where the first image says"
+                f" {self.image_size}x{self.image_size}. Set image_size=64 (say) to crop and resize them all."
+            )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        image = self.reader.read(self.names[i])
+        self._check_size(self.names[i], *image.shape[1:])
+        return {"image": image, "label": 0 if self.labels is None else int(self.labels[i])}
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(json.dumps(self.reader.options, sort_keys=True).encode())
+        digest.update(b"" if self.labels is None else self.labels.numpy().tobytes())
+        for name in self.names:
+            digest.update(f"{name}\0{self.store.signature(name)}\0".encode("utf-8", "surrogateescape"))
+        return f"{self.store.path.stem}-{len(self)}-{digest.hexdigest()[:16]}"
+
+
+Listing = tuple[list[str], list[int] | None, list[str]]  # names, labels, classes
+
+
+def _listing(store: Store, include: str, class_depth: int | None) -> Listing:
+    images = [n for n in store.names if os.path.splitext(n)[1].lower() in EXTENSIONS]
+    if not images:
+        raise ConfigError(
+            f"{store.path}: no images ({', '.join(EXTENSIONS)}) among its {len(store.names)} files."
+        )
+    names = [n for n in images if fnmatchcase(n, include)]
+    if not names:
+        raise ConfigError(
+            f"{store.path}: no image matches include={include!r}; one of the {len(images)} is {images[0]!r}."
+        )
+    if "dataset.json" in store.names and (described := _described(store, names)) is not None:
+        return described
+    # Classes from all images, so that a pattern for the test images numbers them as the one for the training
+    # images does.
+    folders = {n: _class_of(n, class_depth) for n in _without_shared_root(images)}
+    classes = sorted(set(folders.values()))
+    if len(classes) == 1:
+        return names, None, []
+    if "" in classes:
+        loose = next(n for n, c in folders.items() if not c)
+        raise ConfigError(f"{store.path}: {loose} lies beside the class folders. Move it into one.")
+    number = {c: i for i, c in enumerate(classes)}
+    label = {n: number[c] for n, c in zip(images, folders.values(), strict=True)}
+    return names, [label[n] for n in names], classes
+
+
+def _without_shared_root(names: Sequence[str]) -> list[str]:
+    folders = [n.split("/")[:-1] for n in names]
+    shared = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, zip(*folders, strict=False)))
+    return ["/".join(n.split("/")[shared:]) for n in names]
+
+
+def _class_of(name: str, depth: int | None) -> str:
+    return "/".join(name.split("/")[:-1][:depth])
+
+
+def _described(store: Store, names: list[str]) -> Listing | None:
+    """The listing that dataset.json gives; None where its labels are null."""
+    where = f"{store.path}/dataset.json"
+    try:
+        described = json.loads(store.read("dataset.json"))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: not JSON ({error}).") from error
+    rows = described.get("labels") if isinstance(described, dict) else ()
+    if rows is None:
+        return None
+    try:
+        label = {name.replace("\\", "/"): index for name, index in rows}
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f'{where}: "labels" must be null or a list of [file name, class index].') from error
+    if missing := [n for n in names if n not in label]:
+        raise ConfigError(f"{where}: has no label for {len(missing)} images, {missing[0]} for one.")
+    labels = [label[n] for n in names]
+    classes = described.get("classes")
+    if bad := [
+        (n, x) for n, x in zip(names, labels, strict=True) if type(x) is not int or not 0 <= x < MAX_CLASSES
+    ]:
+        raise ConfigError(
+            f"{where}: the label of {bad[0][0]} is {bad[0][1]!r}; lit_gen takes class indices 0, 1, 2 ..."
+        )
+    if classes is None:
+        classes = [str(i) for i in range(1 + max(labels))]
+    if not isinstance(classes, list) or max(labels) >= len(classes):
+        raise ConfigError(f'{where}: "classes" must be a list that names all {max(labels) + 1} classes.')
+    return names, labels, [str(c) for c in classes]
+
+
+def _only(
+    names: list[str], labels: list[int] | None, classes: list[str], wanted: Sequence[str], store: Store
+) -> Listing:
+    wanted = [str(c) for c in wanted]
+    if labels is None or (unknown := [c for c in wanted if c not in classes]):
+        has = (
+            f"its {len(classes)} classes begin with {', '.join(classes[:5])}"
+            if classes
+            else "it has no classes"
+        )
+        raise ConfigError(
+            f"{store.path}: unknown class {(unknown if labels is not None else wanted)[0]!r}; {has}."
+        )
+    number = {classes.index(c): i for i, c in enumerate(wanted)}
+    kept = [i for i, x in enumerate(labels) if x in number]
+    return [names[i] for i in kept], [number[labels[i]] for i in kept], wanted
+
+
+def _part(names: list[str], labels: list[int] | None, part: str, fraction: float, seed: int) -> list[int]:
+    if part not in PARTS:
+        raise ConfigError(f"part={part!r}: must be one of {', '.join(PARTS)}.")
+    if part == "all":
+        return list(range(len(names)))
+    if not 0 < fraction < 1:
+        raise ConfigError(f"test_fraction={fraction}: must lie between 0 and 1.")
+    by_class: dict[int, list[int]] = {}
+    for i, label in enumerate(labels or [0] * len(names)):
+        by_class.setdefault(label, []).append(i)
+    test: set[int] = set()
+    for members in by_class.values():
+        drawn = sorted(members, key=lambda i: key(seed, "test", names[i]))
+        test.update(drawn[: max(1, round(fraction * len(members)))] if len(members) > 1 else [])
+    return [i for i in range(len(names)) if (i in test) == (part == "test")]

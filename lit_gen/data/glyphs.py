@@ -1,0 +1,305 @@
+"""Glyphs: letters in more than a hundred typefaces, rendered from the fonts that come with matplotlib; no
+download.
+
+Class = typeface, content = letter, and every letter exists in every face: a few-shot translation has a true
+answer to be measured against. The fonts (DejaVu, STIX, Computer Modern) are free; STIX holds further
+alphabets (script, fraktur, sans-serif ...) at Unicode's mathematical letters. Slant, width and weight make
+more faces of these.
+"""
+
+import hashlib
+import os
+import string
+import unicodedata
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib import get_data_path
+from matplotlib.ft2font import FT2Font
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from lit_gen.errors import ConfigError
+
+__all__ = ["LETTERS", "Face", "Glyphs", "embedded_faces"]
+
+LETTERS = string.ascii_uppercase + string.ascii_lowercase
+OVERSAMPLING = 3  # the canvas is drawn this much larger, so that sheared edges come out smooth
+TRIAL_SIZE = 100  # points at which a font is measured
+CAP_HEIGHT, BASELINE, MARGIN = 0.5, 0.69, 0.05  # parts of the image's side
+
+
+class Face(NamedTuple):
+    """A typeface: a font file, the Unicode alphabet to take from it ("" for plain letters), and how it is
+    deformed.
+
+    `width` stretches, `slant` shifts right by this much per unit of height, `weight` thickens strokes by this
+    part of the image's side, and `outline` leaves nothing but what was added.
+    """
+
+    name: str
+    file: str
+    alphabet: str = ""
+    width: float = 1.0
+    slant: float = 0.0
+    weight: float = 0.0
+    outline: bool = False
+
+
+UPRIGHT = dict.fromkeys(
+    [
+        "DejaVuSans",
+        "DejaVuSans-Bold",
+        "DejaVuSansMono",
+        "DejaVuSansMono-Bold",
+        "DejaVuSerif",
+        "DejaVuSerif-Bold",
+        "STIXGeneral",
+        "STIXGeneralBol",
+        "cmr10",
+        "cmb10",
+        "cmss10",
+        "cmtt10",
+    ],
+    "",
+) | {
+    "STIXGeneral/sans": "SANS-SERIF",
+    "STIXGeneral/sans-bold": "SANS-SERIF BOLD",
+    "STIXGeneral/mono": "MONOSPACE",
+    "STIXGeneral/double": "DOUBLE-STRUCK",
+    "STIXGeneral/fraktur": "FRAKTUR",
+    "STIXGeneral/fraktur-bold": "BOLD FRAKTUR",
+}  # name -> Unicode alphabet
+ITALIC = dict.fromkeys(
+    [
+        "DejaVuSans-Oblique",
+        "DejaVuSans-BoldOblique",
+        "DejaVuSansMono-Oblique",
+        "DejaVuSansMono-BoldOblique",
+        "DejaVuSerif-Italic",
+        "DejaVuSerif-BoldItalic",
+        "STIXGeneralItalic",
+        "STIXGeneralBolIta",
+        "cmti10",
+    ],
+    "",
+) | {
+    "STIXGeneral/sans-italic": "SANS-SERIF ITALIC",
+    "STIXGeneral/script": "SCRIPT",
+    "STIXGeneral/script-bold": "BOLD SCRIPT",
+}
+LIGHT = (
+    "DejaVuSans",
+    "DejaVuSansMono",
+    "DejaVuSerif",
+    "STIXGeneral",
+    "cmr10",
+    "cmss10",
+    "cmtt10",
+    "STIXGeneral/mono",
+)
+VARIANTS = {"": {}, "condensed": {"width": 0.65}, "wide": {"width": 1.45}}
+
+
+def embedded_faces() -> list[Face]:
+    """All 124: 30 as designed, all of them condensed and wide, upright ones slanting backward, light ones
+    heavy and in outline."""
+    folder = Path(get_data_path()) / "fonts" / "ttf"
+    faces = []
+    for name, alphabet in (UPRIGHT | ITALIC).items():
+        variants = dict(VARIANTS)
+        if name in UPRIGHT:
+            variants["backslant"] = {"slant": -0.35}
+        if name in LIGHT:
+            variants |= {"heavy": {"weight": 0.02}, "outline": {"weight": 0.02, "outline": True}}
+        file = str(folder / f"{name.split('/')[0]}.ttf")
+        faces += [
+            Face(f"{name}/{v}".rstrip("/"), file, alphabet, **deformation)
+            for v, deformation in variants.items()
+        ]
+    return faces
+
+
+class Glyphs:
+    """Black letters on white, or `ink`/`paper` swapped; `ds[i] -> {"image": uint8 (C, S, S), "label": face,
+    "content": letter}`.
+
+    Image i shows letter `i % len(characters)` in face `i // len(characters)`. `classes` restricts and orders
+    the faces by name, `fonts` adds font files of the system, each as a face of its file's name. `paired(i,
+    name)` is the true translation of image i into a face. Raises ConfigError for unknown faces, unreadable
+    fonts and characters that a face does not have.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 64,
+        channels: int = 1,
+        characters: str = LETTERS,
+        classes: Sequence[str] | None = None,
+        fonts: Sequence[str | os.PathLike] = (),
+        inverted: bool = False,
+    ):
+        if image_size < 8:
+            raise ConfigError(f"image_size={image_size}: no letter can be read in fewer than 8 pixels.")
+        if channels not in (1, 3):
+            raise ConfigError(f"channels={channels}: glyphs come with 1 or 3 channels.")
+        if not characters or len(set(characters)) != len(characters):
+            raise ConfigError(f"characters={characters!r}: must be a string of different characters.")
+        faces = embedded_faces() + [Face(Path(f).stem, str(f)) for f in fonts]
+        self.faces = faces if classes is None else _chosen(faces, classes)
+        self.image_size, self.channels, self.characters, self.inverted = (
+            image_size,
+            channels,
+            characters,
+            inverted,
+        )
+        self.classes = [face.name for face in self.faces]
+        if len(set(self.classes)) < len(self.classes):
+            twice = next(c for c in self.classes if self.classes.count(c) > 1)
+            raise ConfigError(f"Two faces are called {twice!r}; rename the font file.")
+        self.labels = torch.arange(len(self.faces)).repeat_interleave(len(characters))
+
+    @cached_property
+    def images(self) -> Tensor:
+        """uint8 (N, 1, S, S), rendered on first use, in a few seconds for all faces."""
+        rows = [_render(face, self.characters, self.image_size) for face in self.faces]
+        ink = torch.from_numpy(np.concatenate(rows))[:, None]
+        return ink if self.inverted else 255 - ink
+
+    def __len__(self) -> int:
+        return len(self.faces) * len(self.characters)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        image = self.images[i].expand(self.channels, -1, -1)
+        return {"image": image, "label": int(self.labels[i]), "content": i % len(self.characters)}
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        i = torch.as_tensor(indices)
+        image = self.images[i].expand(-1, self.channels, -1, -1)
+        return {"image": image, "label": self.labels[i], "content": i % len(self.characters)}
+
+    def paired(self, i: int, face: str) -> Tensor:
+        """The letter of image i in the named face, uint8 (C, S, S)."""
+        if face not in self.classes:
+            raise ConfigError(
+                f"{face!r} is none of the {len(self.classes)} faces, e.g. {', '.join(self.classes[:4])}."
+            )
+        n = len(self.characters)
+        return self[self.classes.index(face) * n + i % n]["image"]
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256("\0".join([self.characters, str(self.channels), *self.classes]).encode())
+        digest.update(self.images.numpy().tobytes())
+        return f"glyphs-{len(self)}-{digest.hexdigest()[:16]}"
+
+
+def _chosen(faces: list[Face], names: Sequence[str]) -> list[Face]:
+    known = {face.name: face for face in faces}
+    if unknown := [n for n in names if n not in known]:
+        raise ConfigError(
+            f"Unknown face {unknown[0]!r}; the {len(known)} known begin with {', '.join(list(known)[:5])}."
+        )
+    return [known[n] for n in names]
+
+
+def _code_point(character: str, alphabet: str) -> str:
+    """The character of a mathematical alphabet; Unicode keeps some of them ("BLACK-LETTER CAPITAL C")
+    elsewhere."""
+    if not alphabet:
+        return character
+    kind = "CAPITAL" if character.isupper() else "SMALL" if character.islower() else "DIGIT"
+    name = f"{alphabet} {kind} {unicodedata.name(character).split()[-1]}"
+    for candidate in (f"MATHEMATICAL {name}", name.replace("FRAKTUR", "BLACK-LETTER")):
+        try:
+            return unicodedata.lookup(candidate)
+        except KeyError:
+            continue
+    raise ConfigError(
+        f"Unicode has no {alphabet.lower()} form of {character!r}; leave it out of characters, or that face."
+    )
+
+
+@lru_cache(maxsize=256)  # a run and its evaluation make the same faces
+def _render(face: Face, characters: str, image_size: int) -> np.ndarray:
+    """Ink 0..255, uint8 (len(characters), S, S): one scale and one baseline per face, every letter centred by
+    its ink."""
+    side = image_size * OVERSAMPLING
+    codes = tuple(_code_point(c, face.alphabet) for c in characters)
+    cap, rise, fall, sizes = _extent(face.file, _code_point("H", face.alphabet), codes)
+    widest = max(w * face.width + h * abs(face.slant) for h, w in sizes)
+    # Cap height first; then the widest letter must fit as well, and whatever rises or falls farthest.
+    scale = min(CAP_HEIGHT / cap, (1 - 2 * MARGIN) / widest, BASELINE / rise, (1 - BASELINE) / fall)
+    font = _font(face.file, TRIAL_SIZE * side * scale)
+    return np.stack([_draw(font, code, face, side) for code in codes])
+
+
+def _font(file: str, size: float) -> ImageFont.FreeTypeFont:
+    try:
+        return ImageFont.truetype(file, size, layout_engine=ImageFont.Layout.BASIC)
+    except OSError as error:
+        raise ConfigError(f"{file}: not a readable font file ({error}).") from error
+
+
+@lru_cache(maxsize=256)  # a font's variants share it
+def _extent(file: str, capital: str, codes: tuple[str, ...]) -> tuple[int, int, int, list[tuple[int, int]]]:
+    """At TRIAL_SIZE: height of a capital, farthest ink above and below the baseline (at least 1), (height,
+    width) of every letter's ink. Raises ConfigError for a letter that the font lacks."""
+    font = _font(file, TRIAL_SIZE)
+    charmap = FT2Font(file).get_charmap()
+    if missing := [c for c in codes if ord(c) not in charmap]:
+        raise ConfigError(f"{file} has no {missing[0]!r}; leave it out of characters, or that face.")
+    inks = [_plain(font, code) for code in codes]
+    rise = max(1, *(-top for _, top in inks))
+    fall = max(1, *(top + len(ink) for ink, top in inks))
+    cap = max(1, -_plain(font, capital)[1]) if ord(capital) in charmap else rise
+    return cap, rise, fall, [ink.shape for ink, _ in inks]
+
+
+def _plain(font: ImageFont.FreeTypeFont, code: str) -> tuple[np.ndarray, int]:
+    """The letter's ink, trimmed, and where its first row lies: negative above the baseline."""
+    left, top, right, bottom = font.getbbox(code, anchor="ls")
+    glyph = Image.new("L", (max(right - left, 1), max(bottom - top, 1)))
+    ImageDraw.Draw(glyph).text((-left, -top), code, fill=255, font=font, anchor="ls")
+    box = glyph.getbbox() or (0, 0, 1, 1)  # Pillow's box of a text reaches to the pen's next position
+    return np.asarray(glyph.crop(box)), top + box[1]
+
+
+def _draw(font: ImageFont.FreeTypeFont, code: str, face: Face, side: int) -> np.ndarray:
+    """One letter's ink, uint8 (S, S), drawn on a canvas of side S OVERSAMPLING."""
+    ink, top = _plain(font, code)
+    if face.width != 1:
+        size = (max(round(ink.shape[1] * face.width), 1), ink.shape[0])
+        ink = np.asarray(Image.fromarray(ink).resize(size, Image.Resampling.BILINEAR))
+    grown = round(face.weight * side)
+    ink = _thickened(_sheared(ink, face.slant), grown, face.outline)
+    canvas = Image.new("L", (side, side))
+    canvas.paste(Image.fromarray(ink), ((side - ink.shape[1]) // 2, round(BASELINE * side) + top - grown))
+    return np.asarray(canvas.reduce(OVERSAMPLING))
+
+
+def _thickened(ink: np.ndarray, grown: int, outline: bool) -> np.ndarray:
+    # Not Pillow's stroke_width: whether that fills the letter depends on Pillow's version.
+    if grown == 0:
+        return ink
+    ink = np.pad(ink, grown)
+    heavy = ink
+    for axis in (0, 1):  # the maximum over a square, one axis at a time
+        heavy = np.max([np.roll(heavy, shift, axis) for shift in range(-grown, grown + 1)], axis=0)
+    return heavy - ink if outline else heavy
+
+
+def _sheared(ink: np.ndarray, slant: float) -> np.ndarray:
+    """Every row moved right by `slant` times its height above the last one, trimmed to the ink."""
+    if slant == 0:
+        return ink
+    height, width = ink.shape
+    shift = np.rint(slant * np.arange(height - 1, -1, -1)).astype(int)
+    shift -= shift.min()
+    sheared = np.zeros((height, width + shift.max()), ink.dtype)
+    np.put_along_axis(sheared, shift[:, None] + np.arange(width), ink, axis=1)
+    columns = np.flatnonzero(sheared.any(0))
+    return sheared[:, columns[0] : columns[-1] + 1] if len(columns) else sheared

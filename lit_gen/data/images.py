@@ -1,0 +1,97 @@
+"""What a data set of images is, and how anybody's becomes one.
+
+`ds[i] -> {"image": uint8 (C, H, W), "label": int}`, without randomness; `ds.labels` (int64 (N,)) or None,
+`ds.classes`, `ds.channels`, `ds.image_size`, and `ds.fingerprint()`, a name for caches that changes when the
+content does.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lit_gen.errors import ConfigError
+
+__all__ = ["TensorImages", "WrappedImages", "as_images"]
+
+
+class TensorImages:
+    """Images that live in memory, uint8 (N, C, H, W)."""
+
+    def __init__(
+        self, images: Tensor, labels: Tensor | None = None, classes: Sequence[str] = (), name: str = "tensor"
+    ):
+        if images.dtype != torch.uint8 or images.ndim != 4:
+            raise ConfigError(f"images must be uint8 (N, C, H, W), got {images.dtype} {tuple(images.shape)}.")
+        self.images, self.labels, self.classes, self.name = images, labels, list(classes), name
+        self.channels, self.image_size = images.shape[1], images.shape[-1]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return {"image": self.images[i], "label": 0 if self.labels is None else int(self.labels[i])}
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Rows at once: {"image": uint8 (B, C, H, W), "label": int64 (B,)}."""
+        i = torch.as_tensor(indices)
+        label = torch.zeros(len(i), dtype=torch.int64) if self.labels is None else self.labels[i]
+        return {"image": self.images[i], "label": label}
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(self.images.numpy().tobytes())
+        return f"{self.name}-{len(self)}-{digest.hexdigest()[:16]}"
+
+
+class WrappedImages:
+    """A (picture, class index) data set of anybody's, torchvision's for one, under our contract.
+
+    Pictures may be PIL images, uint8 arrays (H, W[, C]) or uint8 tensors (C, H, W).
+    """
+
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+        first = self[0]["image"]
+        self.channels, self.image_size = first.shape[0], first.shape[-1]
+        targets = getattr(dataset, "targets", None)
+        if targets is None:
+            targets = getattr(dataset, "labels", None)
+        self.labels = None if targets is None else torch.as_tensor(targets).to(torch.int64)
+        self.classes = [str(c) for c in getattr(dataset, "classes", [])]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        picture, label = self.dataset[i]
+        return {"image": _to_chw(picture), "label": int(label)}
+
+    def fingerprint(self) -> str:
+        probe = hashlib.sha256()
+        for i in np.linspace(0, len(self) - 1, min(len(self), 64)).astype(int):
+            probe.update(self[int(i)]["image"].numpy().tobytes())
+        return f"{type(self.dataset).__name__}-{len(self)}-{probe.hexdigest()[:16]}"
+
+
+def as_images(dataset: Any) -> Any:
+    """The data set itself if it keeps the contract, else wrapped; an empty one is refused."""
+    if len(dataset) == 0:
+        raise ConfigError(f"{type(dataset).__name__} has no images.")
+    return dataset if isinstance(dataset[0], dict) else WrappedImages(dataset)
+
+
+def _to_chw(picture: Any) -> Tensor:
+    if isinstance(picture, Tensor):
+        image = picture
+    else:
+        array = np.asarray(picture)
+        image = torch.from_numpy(np.array(array[None] if array.ndim == 2 else array.transpose(2, 0, 1)))
+    if image.dtype != torch.uint8:
+        raise ConfigError(
+            f"A data set gave {image.dtype} pixels; "
+            "lit_gen wants uint8 (leave ToTensor and Normalize out of its transform)."
+        )
+    return image

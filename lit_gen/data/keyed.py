@@ -1,0 +1,106 @@
+"""Batches as a function of (seed, step): the same data however the work is cut.
+
+Sample p of the endless stream is image `order(epoch)[p mod N]` with `epoch = p div N`; batch s holds samples
+`sB ... sB + B - 1`, and rank r of W the r-th of W equal parts of it. A resumed run starts at step s and reads
+on; nothing is replayed or left out, and neither workers nor ranks change what step s sees. Random
+augmentation is keyed by (seed, epoch, index).
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler, default_collate
+
+from lit_gen.errors import ConfigError
+from lit_gen.rng import keyed_generator
+
+__all__ = ["KeyedBatches", "KeyedDataset"]
+
+Key = tuple[int, int]  # (epoch, index)
+
+
+class KeyedBatches(Sampler[list[Key]]):
+    """Endless batches of (epoch, index) keys, beginning at batch `start`.
+
+    `batch_size` counts the images of all ranks together. Raises ConfigError where it exceeds the data set or
+    cannot be divided among the ranks.
+    """
+
+    def __init__(
+        self, size: int, batch_size: int, seed: int = 0, *, rank: int = 0, world_size: int = 1, start: int = 0
+    ):
+        if not 1 <= batch_size <= size:
+            raise ConfigError(
+                f"data.batch_size={batch_size}: must lie between 1 and the {size} images of the data set."
+            )
+        if batch_size % world_size:
+            raise ConfigError(
+                f"data.batch_size={batch_size} counts the images of all {world_size} devices together: "
+                f"make it a multiple of {world_size}."
+            )
+        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.rank, self.world_size, self.start = rank, world_size, start
+
+    def order(self, epoch: int) -> list[int]:
+        return torch.randperm(self.size, generator=keyed_generator(self.seed, "order", epoch)).tolist()
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        part = self.batch_size // self.world_size
+        position = self.start * self.batch_size + self.rank * part
+        known: dict[int, list[int]] = {}
+        while True:
+            batch = []
+            for p in range(position, position + part):
+                epoch, place = divmod(p, self.size)
+                if epoch not in known:
+                    known = {e: o for e, o in known.items() if e >= epoch - 1} | {epoch: self.order(epoch)}
+                batch.append((epoch, known[epoch][place]))
+            yield batch
+            position += self.batch_size
+
+
+class KeyedDataset:
+    """A data set read by (epoch, index) keys, a whole batch at a time.
+
+    `transform(image, generator) -> image` or `-> (image, condition)`, uint8 (C, H, W) in and out, gets a
+    generator keyed by (seed, epoch, index). A batch is {"image": uint8 (B, C, H, W), "label": int64 (B,),
+    "index": int64 (B,)}, plus "augment_label": float32 (B, A) where the transform returns conditions.
+    """
+
+    def __init__(
+        self, dataset: Any, transform: Callable[[Tensor, torch.Generator], Any] | None = None, seed: int = 0
+    ):
+        self.dataset, self.transform, self.seed = dataset, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, k: Key) -> dict[str, Any]:
+        return self.__getitems__([k])
+
+    def __getitems__(self, keys: list[Key]) -> dict[str, Tensor]:
+        indices = [i for _, i in keys]
+        if hasattr(self.dataset, "batch"):
+            batch = self.dataset.batch(indices)
+        else:
+            batch = default_collate([self.dataset[i] for i in indices])
+        if self.transform is not None:
+            batch |= self._transformed(batch["image"], keys)
+        return batch | {"index": torch.tensor(indices)}
+
+    def _transformed(self, images: Tensor, keys: list[Key]) -> dict[str, Tensor]:
+        results = [
+            self.transform(image, keyed_generator(self.seed, "augment", *k))
+            for image, k in zip(images, keys, strict=True)
+        ]
+        if isinstance(results[0], tuple):
+            images, conditions = zip(*results, strict=True)
+            return {"image": torch.stack(images), "augment_label": torch.stack(conditions)}
+        return {"image": torch.stack(results)}
+
+
+def first(batch: Any) -> Any:
+    """The collate function of loaders over a KeyedDataset: the data set has made the batch."""
+    return batch

@@ -1,0 +1,147 @@
+"""Flips, crops and resizes of uint8 tensors, as `transform(image, generator) -> image`.
+
+`generator` is keyed by (seed, epoch, index) outside (see `lit_gen.data.keyed`); what needs no random numbers
+ignores it. Images are uint8 (C, H, W) in and out. The functions are exact and draw nothing; the classes draw
+and call them.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lit_gen.errors import ConfigError
+
+__all__ = [
+    "CentreCrop",
+    "Compose",
+    "Flip",
+    "RandomCrop",
+    "Resize",
+    "ResizeShorter",
+    "crop",
+    "flip",
+    "flip_boxes",
+    "resize",
+]
+
+Transform = Callable[[Tensor, torch.Generator | None], Tensor]
+
+
+def flip(image: Tensor) -> Tensor:
+    """Left and right exchanged."""
+    return image.flip(-1)
+
+
+def flip_boxes(boxes: Tensor, width: int) -> Tensor:
+    """Boxes (N, 4) xyxy in pixels, in an image `width` wide that was flipped."""
+    return torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], dim=1)
+
+
+def crop(image: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
+    """The window at (top, left); it must lie inside."""
+    assert 0 <= top <= image.shape[-2] - height and 0 <= left <= image.shape[-1] - width
+    return image[..., top : top + height, left : left + width]
+
+
+def resize(image: Tensor, height: int, width: int) -> Tensor:
+    """Bilinear and antialiased, as `torchvision.transforms.v2` does it (within 1 of Pillow)."""
+    if image.shape[-2:] == (height, width):
+        return image
+    return F.interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]
+
+
+class Compose:
+    """One transform after another, all drawing from the same generator."""
+
+    def __init__(self, transforms: Sequence[Transform]):
+        self.transforms = list(transforms)
+
+    def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        for transform in self.transforms:
+            image = transform(image, generator)
+        return image
+
+
+class Flip:
+    """Exchanges left and right with probability `p`."""
+
+    def __init__(self, p: float = 0.5):
+        if not 0 <= p <= 1:
+            raise ConfigError(f"p={p}: a probability lies between 0 and 1.")
+        self.p = p
+
+    def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return flip(image) if torch.rand((), generator=generator) < self.p else image
+
+
+class RandomCrop:
+    """A window of size x size anywhere in the image, after `padding` pixels of its mirror image were added on
+    every side."""
+
+    def __init__(self, size: int, padding: int = 0):
+        if size < 1 or padding < 0:
+            raise ConfigError(
+                f"size={size}, padding={padding}: size must be at least 1 and padding at least 0."
+            )
+        self.size, self.padding = size, padding
+
+    def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        if self.padding:
+            if self.padding >= min(image.shape[-2:]):
+                raise ConfigError(
+                    f"padding={self.padding}: a mirror image needs less than the image's {_size(image)}."
+                )
+            image = F.pad(image, [self.padding] * 4, mode="reflect")
+        top, left = (_draw_below(side - self.size + 1, generator) for side in _room(image, self.size))
+        return crop(image, top, left, self.size, self.size)
+
+
+class CentreCrop:
+    """The middle window of size x size, at the pixel that torchvision's CenterCrop takes."""
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        top, left = (round((side - self.size) / 2) for side in _room(image, self.size))
+        return crop(image, top, left, self.size, self.size)
+
+
+class Resize:
+    """To size x size; the aspect ratio is lost."""
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return resize(image, self.size, self.size)
+
+
+class ResizeShorter:
+    """The short side to `size`, the aspect ratio kept."""
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        height, width = image.shape[-2:]
+        short = min(height, width)
+        return resize(image, self.size * height // short, self.size * width // short)
+
+
+def _room(image: Tensor, size: int) -> tuple[int, int]:
+    if min(image.shape[-2:]) < size:
+        raise ConfigError(
+            f"No window of {size}x{size} fits into an image of {_size(image)}; make the images larger first."
+        )
+    return image.shape[-2], image.shape[-1]
+
+
+def _size(image: Tensor) -> str:
+    return f"{image.shape[-1]}x{image.shape[-2]}"
+
+
+def _draw_below(n: int, generator: torch.Generator | None) -> int:
+    return int(torch.randint(n, (), generator=generator))
