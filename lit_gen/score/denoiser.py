@@ -1,0 +1,237 @@
+"""Denoisers: estimates of E[x_0 | x_t], the one thing that losses, samplers, likelihood and restoration call.
+
+    denoiser(x_t, t, label=None) -> x0_hat
+
+`x_t` is (B, C, H, W) in the units of the data ([-1, 1] for images, and noise in those units), `t` a float
+tensor of shape () or (B,), `label` int64 (B,) or float (B, num_classes). The result has the dtype of `x_t`.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from lit_gen.score.precondition import Row
+from lit_gen.score.sde import Process, per_image, wide
+
+__all__ = [
+    "AbstractDenoiser",
+    "Clipped",
+    "Counted",
+    "Denoiser",
+    "GaussianDenoiser",
+    "GaussianMixtureDenoiser",
+    "IdealDenoiser",
+    "OnProcess",
+]
+
+
+class AbstractDenoiser(nn.Module, ABC):
+    """The interface: a `process`, and `forward(x_t, t, label=None) -> x0_hat`; score and noise follow."""
+
+    process: Process
+
+    @abstractmethod
+    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """E[x_0 | x_t], of the shape and dtype of `x_t`."""
+
+    def score(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """grad log p_t(x_t) = (alpha x0_hat - x_t) / sigma^2 (Tweedie)."""
+        return -self.noise(x_t, t, label) / per_image(self.process.sigma(t), x_t)
+
+    def noise(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """E[z | x_t] = (x_t - alpha x0_hat) / sigma, a small difference at small sigma and hence taken in
+        float64.
+        """
+        x = wide(x_t)
+        alpha, sigma = (per_image(c, x) for c in (self.process.alpha(t), self.process.sigma(t)))
+        return ((x - alpha * self(x, t, label)) / sigma).to(x_t)
+
+
+class Denoiser(AbstractDenoiser):
+    """x0_hat = c_skip x_t + c_out net(c_in x_t, c_noise, label), with the coefficients of a `precondition`
+    row.
+
+    The network is called as `net(x, noise_label (B,), label, augment_label)` in the dtype of its own
+    parameters, whatever the dtype of `x_t`; the sum is taken in that of `x_t`. Channels that the network
+    returns beyond those of `x_t` (iDDPM's variances) are dropped.
+    """
+
+    def __init__(self, net: nn.Module, process: Process, precondition: Row):
+        super().__init__()
+        self.net, self.process, self.precondition = net, process, precondition
+
+    def forward(
+        self, x_t: Tensor, t: Tensor, label: Tensor | None = None, augment_label: Tensor | None = None
+    ) -> Tensor:
+        c_skip, c_out, c_in, c_noise = self.precondition(self.process, t)
+        dtype = next((p.dtype for p in self.net.parameters()), x_t.dtype)
+        x_in = (per_image(c_in, x_t) * x_t).to(dtype)
+        f = self.net(x_in, c_noise.to(x_in).expand(len(x_t)), label, augment_label)[:, : x_t.shape[1]]
+        return per_image(c_skip, x_t) * x_t + per_image(c_out, x_t) * f.to(x_t)
+
+
+class OnProcess(AbstractDenoiser):
+    """A denoiser of one process seen on another, through the noise level that both share.
+
+    x_t / alpha is x_0 + s z on every process, so a VP model is sampled on `EDM` by `OnProcess(denoiser,
+    EDM(...))`.
+    """
+
+    def __init__(self, denoiser: AbstractDenoiser, process: Process):
+        super().__init__()
+        self.denoiser, self.process = denoiser, process
+
+    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        inner = self.denoiser.process
+        u = inner.time(self.process.noise_level(t))
+        return self.denoiser(per_image(inner.alpha(u) / self.process.alpha(t), x_t) * x_t, u, label)
+
+
+class Clipped(AbstractDenoiser):
+    """A denoiser whose images are clamped to [low, high], as DDPM's samplers do."""
+
+    def __init__(self, denoiser: AbstractDenoiser, low: float = -1.0, high: float = 1.0):
+        super().__init__()
+        self.denoiser, self.process, self.low, self.high = denoiser, denoiser.process, low, high
+
+    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        return self.denoiser(x_t, t, label).clamp(self.low, self.high)
+
+
+class Counted(AbstractDenoiser):
+    """A denoiser that counts: `calls` of it, and `evaluations`, the rows of all calls together (NFE of a
+    batch of one).
+    """
+
+    def __init__(self, denoiser: AbstractDenoiser):
+        super().__init__()
+        self.denoiser, self.process = denoiser, denoiser.process
+        self.calls = self.evaluations = 0
+
+    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        self.calls += 1
+        self.evaluations += len(x_t)
+        return self.denoiser(x_t, t, label)
+
+
+class GaussianDenoiser(AbstractDenoiser):
+    """Exact for x_0 ~ N(mean, covariance): x0_hat = mean + alpha C (alpha^2 C + sigma^2 I)^-1 (x_t - alpha
+    mean).
+
+    `mean` is (C, H, W); `covariance` is (D, D) with D = C H W, a variance for each pixel (C, H, W), or one
+    for all ().
+    """
+
+    def __init__(self, process: Process, mean: Tensor, covariance: Tensor):
+        super().__init__()
+        self.process = process
+        covariance = wide(covariance)
+        if covariance.ndim != 2:
+            covariance = covariance.expand(mean.shape).flatten().diag()
+        variances, basis = torch.linalg.eigh(covariance)
+        for name, value in {"mean": wide(mean), "variances": variances.clamp(min=0), "basis": basis}.items():
+            self.register_buffer(name, value)
+
+    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        alpha, sigma = _coefficients(self.process, t, x_t, 2)
+        rest = (wide(x_t) - per_image(alpha, self.mean[None]) * self.mean).flatten(1) @ self.basis
+        gain = alpha * self.variances / (alpha.square() * self.variances + sigma.square())
+        return (self.mean + ((gain * rest) @ self.basis.T).view(x_t.shape)).to(x_t)
+
+    def log_prob(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """log p_t(x_t) in nats, (B,)."""
+        alpha, sigma = _coefficients(self.process, t, x_t, 2)
+        rest = (wide(x_t) - per_image(alpha, self.mean[None]) * self.mean).flatten(1) @ self.basis
+        return _log_normal(rest, alpha.square() * self.variances + sigma.square()).sum(1)
+
+
+class GaussianMixtureDenoiser(AbstractDenoiser):
+    """Exact for a mixture sum_k w_k N(m_k, v_k): the posterior mean of each component, weighted by the
+    responsibilities.
+
+    `means` is (K, C, H, W); `variances` broadcasts to it (one for all (), for each pixel, or (K, 1, 1, 1));
+    `weights` is (K,). With `label` int64 (B,) or one-hot rows, component k is class k alone; a zero row or -1
+    is no class.
+    """
+
+    def __init__(self, process: Process, means: Tensor, variances: Tensor, weights: Tensor):
+        super().__init__()
+        self.process = process
+        self.register_buffer("means", wide(means))
+        self.register_buffer("variances", wide(variances).expand(means.shape))
+        self.register_buffer("log_weights", (wide(weights) / weights.sum()).log())
+
+    def _joint(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """log w_k p_t(x_t | k) as (B, K); the residual and the variance of x_t in each component, (B, K, C,
+        H, W).
+        """
+        alpha, sigma = _coefficients(self.process, t, x_t, 5)
+        rest = wide(x_t)[:, None] - alpha * self.means
+        variance = alpha.square() * self.variances + sigma.square()
+        return self.log_weights + _log_normal(rest, variance).flatten(2).sum(2), rest, variance
+
+    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        log_joint, rest, variance = self._joint(x_t, t)
+        if label is not None:
+            log_joint = log_joint + _class_mask(label, len(self.log_weights)).log()
+        alpha, _ = _coefficients(self.process, t, x_t, 5)
+        means = self.means + alpha * self.variances / variance * rest
+        return torch.einsum("bk,bk...->b...", log_joint.softmax(1), means).to(x_t)
+
+    def log_prob(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """log p_t(x_t) in nats, (B,)."""
+        return self._joint(x_t, t)[0].logsumexp(1)
+
+
+class IdealDenoiser(AbstractDenoiser):
+    """Exact for a finite data set: the mean of its images, weighted by N(x_t; alpha x_i, sigma^2) (EDM,
+    Equation 57).
+
+    `images` is (N, C, H, W); `labels`, int64 (N,), make it class-conditional. Works through the data set in
+    chunks.
+    """
+
+    def __init__(self, process: Process, images: Tensor, labels: Tensor | None = None, *, chunk: int = 4096):
+        super().__init__()
+        self.process, self.chunk = process, chunk
+        self.register_buffer("images", wide(images))
+        self.register_buffer("labels", labels)
+
+    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        if label is not None and label.is_floating_point():
+            label = torch.where(label.sum(1) > 0, label.argmax(1), -1)
+        alpha, sigma = _coefficients(self.process, t, x_t, 2)
+        flat, total, top = wide(x_t).flatten(1), None, None
+        for start in range(0, len(self.images), self.chunk):
+            images = self.images[start : start + self.chunk].flatten(1)
+            logits = alpha * (flat @ images.T) - alpha.square() / 2 * images.square().sum(1)
+            logits = logits / sigma.square()
+            if label is not None and self.labels is not None:
+                same = label[:, None] == self.labels[start : start + self.chunk]
+                logits = logits.masked_fill(~same & (label[:, None] >= 0), -torch.inf)
+            peak = logits.amax(1, keepdim=True)
+            new = peak if top is None else torch.maximum(top, peak)
+            weights = (logits - new.clamp(min=torch.finfo(new.dtype).min)).exp()
+            part = torch.cat([weights @ images, weights.sum(1, keepdim=True)], 1)
+            total = part if total is None else total * (top - new).nan_to_num(0).exp() + part
+            top = new
+        return (total[:, :-1] / total[:, -1:]).view(x_t.shape).to(x_t)
+
+
+def _coefficients(process: Process, t: Tensor, x_t: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
+    """alpha and sigma as (B or 1, 1, ...) of `ndim` axes, beside `x_t`."""
+    t = t.to(x_t.device).reshape(-1, *(1,) * (ndim - 1))
+    return process.alpha(t), process.sigma(t)
+
+
+def _log_normal(rest: Tensor, variance: Tensor) -> Tensor:
+    return -0.5 * (rest.square() / variance + (2 * torch.pi * variance).log())
+
+
+def _class_mask(label: Tensor, num_classes: int) -> Tensor:
+    """(B, K) of ones and zeros: the components that a label allows; all of them when it names no class."""
+    if label.is_floating_point():
+        return torch.where(label.sum(1, keepdim=True) > 0, label, 1.0).to(torch.float64)
+    mask = label[:, None] == torch.arange(num_classes, device=label.device)
+    return (mask | (label[:, None] < 0)).to(torch.float64)

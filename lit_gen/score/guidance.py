@@ -1,0 +1,109 @@
+"""Guidance: denoisers that wrap denoisers, so that every sampler, likelihood and restoration runs guided."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from lit_gen.errors import ConfigError
+from lit_gen.rng import Generator, rand
+from lit_gen.score.denoiser import AbstractDenoiser
+from lit_gen.score.sde import per_image
+
+__all__ = ["ClassifierGuidance", "Guidance", "Unconditional", "classifier_free_guidance", "drop_labels"]
+
+
+def drop_labels(label: Tensor, num_classes: int, probability: float, generator: Generator = None) -> Tensor:
+    """int64 (B,) -> one-hot float (B, num_classes), each row zero, which means no class, with the given
+    probability.
+    """
+    if not 0 <= probability <= 1:
+        raise ConfigError(f"The probability of dropping a label must be between 0 and 1, got {probability}.")
+    kept = rand((len(label),), generator, device=label.device) >= probability
+    return nn.functional.one_hot(label, num_classes) * kept[:, None].to(torch.float32)
+
+
+class Unconditional(AbstractDenoiser):
+    """A conditional denoiser that is told no class."""
+
+    def __init__(self, denoiser: AbstractDenoiser):
+        super().__init__()
+        self.denoiser, self.process = denoiser, denoiser.process
+
+    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        return self.denoiser(x_t, t, None)
+
+
+class Guidance(AbstractDenoiser):
+    """guide + weight (denoiser - guide): away from a worse denoiser and beyond the better one.
+
+    With a smaller or less trained `guide` this is autoguidance (Karras et al. 2024,
+    https://arxiv.org/abs/2406.02507), with `Unconditional(denoiser)` classifier-free guidance (Ho & Salimans
+    2022, https://arxiv.org/abs/2207.12598), in whose notation w = weight - 1. Weight 1 is no guidance and
+    does not call the guide. Guidance is on only at noise levels in `interval` (Kynkaanniemi et al. 2024,
+    https://arxiv.org/abs/2404.07724).
+    """
+
+    def __init__(
+        self,
+        denoiser: AbstractDenoiser,
+        guide: AbstractDenoiser,
+        weight: float,
+        interval: tuple[float, float] = (0.0, math.inf),
+    ):
+        super().__init__()
+        if guide.process != denoiser.process:
+            raise ConfigError(
+                "The guide lives on another process; wrap it: OnProcess(guide, denoiser.process)."
+            )
+        self.denoiser, self.guide, self.process = denoiser, guide, denoiser.process
+        self.weight, self.interval = weight, interval
+
+    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        x0_hat = self.denoiser(x_t, t, label)
+        level = self.process.noise_level(t)
+        inside = (level >= self.interval[0]) & (level <= self.interval[1])
+        if self.weight == 1 or not inside.any():
+            return x0_hat
+        weight = per_image(torch.where(inside, self.weight, 1.0), x_t)
+        return self.guide(x_t, t, label).lerp(x0_hat, weight)
+
+
+def classifier_free_guidance(
+    denoiser: AbstractDenoiser, weight: float, interval: tuple[float, float] = (0.0, math.inf)
+) -> Guidance:
+    """Guidance of a class-conditional denoiser, trained with dropped labels, by itself without the class."""
+    return Guidance(denoiser, Unconditional(denoiser), weight, interval)
+
+
+class ClassifierGuidance(AbstractDenoiser):
+    """Adds weight grad log p(label | x_t) to the score (Dhariwal & Nichol 2021, Section 4,
+    https://arxiv.org/abs/2105.05233).
+
+    `classifier(x_t, t) -> logits (B, num_classes)` is trained on noisy images; without a label nothing is
+    added. The gradient is taken at x_t. With `unconditional` the denoiser itself is not told the class.
+    """
+
+    def __init__(
+        self,
+        denoiser: AbstractDenoiser,
+        classifier: Callable[[Tensor, Tensor], Tensor],
+        weight: float = 1.0,
+        unconditional: bool = True,
+    ):
+        super().__init__()
+        self.denoiser, self.process = denoiser, denoiser.process
+        self.classifier, self.weight, self.unconditional = classifier, weight, unconditional
+
+    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        x0_hat = self.denoiser(x_t, t, None if self.unconditional else label)
+        if label is None:
+            return x0_hat
+        with torch.enable_grad():
+            x = x_t.detach().requires_grad_()
+            log_p = self.classifier(x, t).log_softmax(1)
+            hot = label if label.is_floating_point() else nn.functional.one_hot(label, log_p.shape[1])
+            (gradient,) = torch.autograd.grad((log_p * hot.to(log_p)).sum(), x)
+        gain = self.weight * self.process.sigma(t).square() / self.process.alpha(t)
+        return x0_hat + per_image(gain, x_t) * gradient

@@ -1,0 +1,304 @@
+"""Training objectives. Every denoising objective is one formula, w(t) ||x0_hat - x_0||^2, with its own draw
+of t and weight w; sliced score matching is the other one.
+
+A loss draws its random numbers apart from using them:
+
+    draws = loss.draw(process, x_0, generator)                     # for the whole of x_0 (B, ...)
+    per_image_loss = loss(denoiser, x_0, *draws, label=label)      # (B,) in float64
+
+| objective                                   | times             | weight                     |
+|---------------------------------------------|-------------------|----------------------------| | EDM
+| LogNormal         | EDMWeight                  | | DSM with lambda = sigma^2; eps-MSE (DDPM)   |
+UniformTime, -Step| snr                        | | DSM with likelihood weighting               | UniformTime
+| likelihood                 | | annealed DSM of NCSN, anneal power 2        | UniformStep       | snr
+| | v-MSE, x_0-MSE                              | UniformTime       | velocity, constant         | |
+min-SNR-gamma                               | UniformStep       | MinSNR                     | | flow matching
+| UniformTime       | flow                       |
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lit_gen.errors import ConfigError
+from lit_gen.rng import Generator, rand, randint, randn
+from lit_gen.score.denoiser import AbstractDenoiser, Denoiser
+from lit_gen.score.sde import Process, wide
+
+__all__ = [
+    "DenoisingLoss",
+    "EDMWeight",
+    "LogNormal",
+    "LogitNormal",
+    "MinSNR",
+    "SlicedScoreLoss",
+    "UncertaintyLoss",
+    "UniformStep",
+    "UniformTime",
+    "constant",
+    "edm_loss",
+    "flow",
+    "half_sum_of_pixels",
+    "likelihood",
+    "mean_of_pixels",
+    "snr",
+    "sum_of_pixels",
+    "variance",
+    "velocity",
+]
+
+Times = Callable[[Process, Tensor, Generator], Tensor]
+Weight = Callable[[Process, Tensor], Tensor]
+Pixels = Callable[[Tensor], Tensor]
+
+
+def mean_of_pixels(squares: Tensor) -> Tensor:
+    """(B, ...) -> (B,). Learning rates carry over between image sizes. The VP configurations of score_sde."""
+    return squares.flatten(1).mean(1)
+
+
+def sum_of_pixels(squares: Tensor) -> Tensor:
+    """(B, ...) -> (B,), as EDM's code has it: C H W times `mean_of_pixels`."""
+    return squares.flatten(1).sum(1)
+
+
+def half_sum_of_pixels(squares: Tensor) -> Tensor:
+    """(B, ...) -> (B,), as NCSN's code and the VE configurations of score_sde have it."""
+    return squares.flatten(1).sum(1) / 2
+
+
+@dataclass(frozen=True)
+class LogNormal:
+    """Times whose noise level is log-normal, ln s ~ N(mean, std^2) (EDM, Table 1; EDM2 has -0.4 and 1)."""
+
+    mean: float = -1.2
+    std: float = 1.2
+
+    def __call__(self, process: Process, like: Tensor, generator: Generator = None) -> Tensor:
+        normal = randn((len(like),), generator, device=like.device)
+        return process.time((self.mean + self.std * wide(normal)).exp())
+
+
+@dataclass(frozen=True)
+class UniformTime:
+    """t ~ U(t_min, t_max). The official continuous models train from `t_min` 1e-5 on; None: the process's
+    own.
+    """
+
+    t_min: float | None = 1e-5
+
+    def __call__(self, process: Process, like: Tensor, generator: Generator = None) -> Tensor:
+        t_min = process.t_min if self.t_min is None else self.t_min
+        u = wide(rand((len(like),), generator, device=like.device))
+        return t_min + u * (process.t_max - t_min)
+
+
+@dataclass(frozen=True)
+class UniformStep:
+    """One of `num_steps` times, evenly spread from t_min to t_max: DDPM's steps, the geometric levels of a
+    `VE`.
+    """
+
+    num_steps: int = 1000
+
+    def __call__(self, process: Process, like: Tensor, generator: Generator = None) -> Tensor:
+        i = wide(randint(0, self.num_steps, (len(like),), generator, device=like.device))
+        return process.t_min + i / (self.num_steps - 1) * (process.t_max - process.t_min)
+
+
+@dataclass(frozen=True)
+class LogitNormal:
+    """t = sigmoid(mean + std n) (Esser et al. 2024, https://arxiv.org/abs/2403.03206), for `Flow`."""
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __call__(self, process: Process, like: Tensor, generator: Generator = None) -> Tensor:
+        normal = randn((len(like),), generator, device=like.device)
+        return (self.mean + self.std * wide(normal)).sigmoid().clamp(process.t_min, process.t_max)
+
+
+@dataclass(frozen=True)
+class EDMWeight:
+    """(s^2 + sigma_data^2) / (s sigma_data)^2: weight one for EDM's network output at every noise level s."""
+
+    sigma_data: float = 0.5
+
+    def __call__(self, process: Process, t: Tensor) -> Tensor:
+        s = process.noise_level(t)
+        return (s.square() + self.sigma_data**2) / (s * self.sigma_data).square()
+
+
+@dataclass(frozen=True)
+class MinSNR:
+    """min(alpha^2 / sigma^2, gamma) (Hang et al. 2023, https://arxiv.org/abs/2303.09556)."""
+
+    gamma: float = 5.0
+
+    def __call__(self, process: Process, t: Tensor) -> Tensor:
+        return snr(process, t).clamp(max=self.gamma)
+
+
+def constant(process: Process, t: Tensor) -> Tensor:
+    """1: the squared error of x_0."""
+    return torch.ones_like(process.alpha(t))
+
+
+def snr(process: Process, t: Tensor) -> Tensor:
+    """alpha^2 / sigma^2: the squared error of the noise, and score matching weighted by sigma^2."""
+    return process.noise_level(t).square().reciprocal()
+
+
+def likelihood(process: Process, t: Tensor) -> Tensor:
+    """g^2 alpha^2 / sigma^4: score matching weighted by g^2, a bound on the likelihood (Song et al. 2021,
+    https://arxiv.org/abs/2101.09258)."""
+    return snr(process, t) * (process.diffusion(t) / process.sigma(t)).square()
+
+
+def variance(process: Process, t: Tensor) -> Tensor:
+    """sigma^2, the weight of a score that makes every noise level count the same."""
+    return process.sigma(t).square()
+
+
+def velocity(process: Process, t: Tensor) -> Tensor:
+    """1 + alpha^2 / sigma^2: the squared error of v on a variance-preserving process."""
+    return 1 + snr(process, t)
+
+
+def flow(process: Process, t: Tensor) -> Tensor:
+    """(alpha + sigma)^2 / sigma^2: the squared error of z - x_0, which is flow matching on `Flow`."""
+    return (1 + process.noise_level(t).reciprocal()).square()
+
+
+@dataclass(frozen=True)
+class DenoisingLoss:
+    """w(t) ||x0_hat(x_t, t) - x_0||^2 with x_t = alpha x_0 + sigma z.
+
+    `times(process, x_0, generator) -> (B,)` draws t, `weight(process, t)` is w, `pixels` takes the squares
+    (B, ...) to (B,). Computed in float64 around the network, for at small t the noise is below the last digit
+    of a float32 image.
+    """
+
+    times: Times
+    weight: Weight
+    pixels: Pixels = mean_of_pixels
+
+    def draw(self, process: Process, x_0: Tensor, generator: Generator = None) -> tuple[Tensor, Tensor]:
+        """t (B,) in float64 and z of the shape and dtype of `x_0`, of which only shape, dtype and device
+        matter.
+        """
+        t = self.times(process, x_0, generator)
+        return t, randn(x_0.shape, generator, device=x_0.device, dtype=x_0.dtype)
+
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        x_0: Tensor,
+        t: Tensor,
+        z: Tensor,
+        label: Tensor | None = None,
+        augment_label: Tensor | None = None,
+    ) -> Tensor:
+        """(B,) in float64. `augment_label` is passed to the network when it is given."""
+        x_0 = wide(x_0)
+        conditions = {} if augment_label is None else {"augment_label": augment_label}
+        x0_hat = denoiser(denoiser.process.marginal(x_0, t, wide(z)), t, label, **conditions)
+        return self.weight(denoiser.process, t) * self.pixels((x0_hat - x_0).square())
+
+
+class UncertaintyLoss(nn.Module):
+    """w / e^u ||x0_hat - x_0||^2 + u with a learned u(s) of the noise level s: every level counts the same
+    (EDM2, Karras et al. 2024, Equation 21, https://arxiv.org/abs/2312.02696).
+
+    u is a linear map of `features` random Fourier features of ln(s) / 4, zero at first. Its parameters are
+    trained with the network's and not needed to sample.
+    """
+
+    def __init__(self, loss: DenoisingLoss, features: int = 128, seed: int = 0):
+        super().__init__()
+        self.loss = loss
+        generator = torch.Generator().manual_seed(seed)
+        self.register_buffer("frequencies", torch.randn(features, generator=generator))
+        self.register_buffer("phases", torch.rand(features, generator=generator))
+        self.out = nn.Parameter(torch.zeros(features))
+
+    def uncertainty(self, process: Process, t: Tensor) -> Tensor:
+        """u, of the shape of `t`."""
+        c_noise = (process.noise_level(t).log() / 4).to(self.out)
+        waves = (2 * torch.pi * (c_noise[..., None] * self.frequencies + self.phases)).cos()
+        return wide(waves @ self.out * (2 / len(self.out)) ** 0.5)
+
+    def draw(self, process: Process, x_0: Tensor, generator: Generator = None) -> tuple[Tensor, Tensor]:
+        return self.loss.draw(process, x_0, generator)
+
+    def forward(
+        self,
+        denoiser: Denoiser,
+        x_0: Tensor,
+        t: Tensor,
+        z: Tensor,
+        label: Tensor | None = None,
+        augment_label: Tensor | None = None,
+    ) -> Tensor:
+        """(B,) in float64, which may be negative."""
+        u = self.uncertainty(denoiser.process, t)
+        weighted = self.loss(denoiser, x_0, t, z, label, augment_label) / u.exp()
+        ones = torch.ones(1, *x_0.shape[1:], dtype=u.dtype, device=u.device)
+        return weighted + self.loss.pixels(ones) * u
+
+
+@dataclass(frozen=True)
+class SlicedScoreLoss:
+    """w(t) (v^T grad(s) v + (v^T s)^2 / 2) for a random direction v and the score s at x_t: no noise to
+    predict (Song et al. 2019, https://arxiv.org/abs/1905.07088). `variance_reduced` has ||s||^2 / 2 in the
+    second term (SSM-VR).
+
+    The default weight is sigma^2, as in NCSN's annealed form. The directions are random signs.
+    """
+
+    times: Times
+    weight: Weight = variance
+    variance_reduced: bool = True
+
+    def draw(
+        self, process: Process, x_0: Tensor, generator: Generator = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """t (B,), z and the directions v, both of the shape of `x_0`."""
+        t = self.times(process, x_0, generator)
+        z = randn(x_0.shape, generator, device=x_0.device, dtype=x_0.dtype)
+        signs = randint(0, 2, x_0.shape, generator, device=x_0.device)
+        return t, z, (2 * signs - 1).to(x_0)
+
+    def __call__(
+        self,
+        denoiser: AbstractDenoiser,
+        x_0: Tensor,
+        t: Tensor,
+        z: Tensor,
+        v: Tensor,
+        label: Tensor | None = None,
+        augment_label: Tensor | None = None,
+    ) -> Tensor:
+        """(B,) in float64."""
+        if augment_label is not None:
+            raise ConfigError(
+                "Sliced score matching takes no augment_label; train without augmentation labels."
+            )
+        process, v = denoiser.process, wide(v)
+        # Of the attention kernels only the plain one has a second derivative.
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            x_t = process.marginal(wide(x_0), t, wide(z)).requires_grad_()
+            score = denoiser.score(x_t, t, label)
+            (gradient,) = torch.autograd.grad((score * v).sum(), x_t, create_graph=True)
+        norm = sum_of_pixels(score.square()) if self.variance_reduced else sum_of_pixels(score * v).square()
+        return self.weight(process, t) * (sum_of_pixels(gradient * v) + norm / 2)
+
+
+def edm_loss(
+    P_mean: float = -1.2, P_std: float = 1.2, sigma_data: float = 0.5, pixels: Pixels = mean_of_pixels
+) -> DenoisingLoss:
+    """The EDM loss (Karras et al. 2022, Equation 2 and Table 1); its code has `sum_of_pixels`."""
+    return DenoisingLoss(LogNormal(P_mean, P_std), EDMWeight(sigma_data), pixels)

@@ -1,0 +1,203 @@
+"""ScoreModule: trains a denoiser and samples from it."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from lit_gen.errors import ConfigError
+from lit_gen.images import to_uint8
+from lit_gen.module import BaseModule
+from lit_gen.rng import PerSample
+from lit_gen.score.denoiser import Denoiser
+from lit_gen.score.losses import DenoisingLoss
+from lit_gen.score.precondition import Row
+from lit_gen.score.sde import Process
+
+__all__ = ["ScoreModule"]
+
+
+class ScoreModule(BaseModule):
+    """Denoising score matching for any network, process, precondition row and loss.
+
+    `image_shape` is (C, H, W). `optimizer(parameters)` makes the optimizer, `schedule(step)` its
+    learning-rate factor. `sampler(denoiser, x, label=, generator=, trace=)` is the sampler of grids and
+    distances; any other can be passed to `sample`. `num_classes > 0` trains with labels, dropped with
+    probability `label_dropout` (for classifier-free guidance); samples then take class i mod num_classes
+    unless told otherwise.
+
+    `augment` has `draw(n, generator, device)` -> {name: rows} and `apply(images, draws) -> (images,
+    labels)`; the network is told the labels (`lit_gen.augment.conditional`).
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        process: Process,
+        precondition: Row,
+        loss: DenoisingLoss,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        sampler: Callable[..., Tensor],
+        image_shape: Sequence[int],
+        schedule: Callable[[int], float] | None = None,
+        num_classes: int = 0,
+        label_dropout: float = 0.0,
+        augment: Any = None,
+        channels_last: bool = True,
+        compile: bool = False,
+        seed: int = 0,
+        log_every: int = 50,
+    ):
+        super().__init__(seed, log_every)
+        if not 0 <= label_dropout <= 1:
+            raise ConfigError(f"model.label_dropout={label_dropout}: must be a probability.")
+        if label_dropout and not num_classes:
+            raise ConfigError(
+                f"model.label_dropout={label_dropout} needs a conditional model: set model.num_classes."
+            )
+        self.denoiser = Denoiser(net, process, precondition)
+        self.loss, self.optimizer, self.schedule, self.sampler = loss, optimizer, schedule, sampler
+        self.image_shape = tuple(image_shape)
+        self.num_classes, self.label_dropout, self.augment = num_classes, label_dropout, augment
+        if channels_last:
+            net.to(memory_format=torch.channels_last)
+        if compile:
+            net.compile()  # in place, so that the names in a state_dict stay clean
+
+    @property
+    def sampler_name(self) -> str:
+        sampler = getattr(self.sampler, "func", self.sampler)
+        steps = getattr(self.sampler, "keywords", {}).get("num_steps")
+        return sampler.__name__ + (f" ({steps} steps)" if steps else "")
+
+    def ema_network(self) -> nn.Module:
+        return self.denoiser.net
+
+    # --- training ---
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        x_0, augment_label = self._augmented(batch)
+        draws = self._draw(x_0)
+        losses = self.loss(self.denoiser, x_0, *draws, label=self._labels(batch), augment_label=augment_label)
+        loss = losses.mean()
+        self.guard(loss, {"noise levels of the batch": self.denoiser.process.noise_level(draws[0])})
+        if self.should_log:
+            self.log_scalars({"train/loss": loss, "train/lr": self.optimizers().param_groups[0]["lr"]})
+            self.log_scalars(self._by_noise_level(losses, draws[0]))
+        return loss
+
+    def _augmented(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """This rank's images and what was done to them; the draws depend on the seed and the step alone."""
+        x_0 = batch["image"]
+        if self.augment is None:
+            return x_0, batch.get("augment_label")
+        draws = self.augment.draw(
+            len(x_0) * self.trainer.world_size, self.step_generator("augment"), x_0.device
+        )
+        return self.augment.apply(x_0, {name: self.own_part(rows) for name, rows in draws.items()})
+
+    def _draw(self, x_0: Tensor) -> list[Tensor]:
+        """This rank's part of the loss's draws, times first, which depend on the seed and the step alone."""
+        whole = x_0.new_empty(()).expand(len(x_0) * self.trainer.world_size, *x_0.shape[1:])
+        draws = self.loss.draw(self.denoiser.process, whole, self.step_generator("noise"))
+        return [self.own_part(rows) for rows in draws]
+
+    def _labels(self, batch: dict[str, Tensor]) -> Tensor | None:
+        if not self.num_classes:
+            return None
+        rows = nn.functional.one_hot(batch["label"], self.num_classes).to(batch["image"].dtype)
+        if self.label_dropout:
+            generator = self.step_generator("label dropout")
+            kept = (
+                torch.rand(len(rows) * self.trainer.world_size, generator=generator, device=rows.device)
+                >= self.label_dropout
+            )
+            rows = rows * self.own_part(kept)[:, None]
+        return rows
+
+    def _by_noise_level(self, losses: Tensor, t: Tensor) -> dict[str, Tensor]:
+        """The mean loss of each quarter of the batch of all ranks, from the least noise to the most."""
+        losses, t = (
+            self.all_gather(torch.stack([losses.detach(), t.to(losses)])).reshape(-1, 2, len(t)).unbind(1)
+        )
+        quarters = losses.flatten()[t.flatten().argsort()].chunk(4)
+        return {f"train/loss_noise_q{i + 1}": q.mean() for i, q in enumerate(quarters)}
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        if self.should_log:
+            norm = nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+            self.log_scalars({"train/grad_norm": norm})
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(p for p in self.parameters() if p.requires_grad)
+        if self.schedule is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": LambdaLR(optimizer, self.schedule), "interval": "step"},
+        }
+
+    @torch.no_grad()
+    def validation_loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """(B,) losses with noise drawn from (seed, image index)."""
+        x_0 = batch["image"]
+        draws = self.loss.draw(
+            self.denoiser.process, x_0, PerSample.keyed(self.seed, batch["index"].tolist())
+        )
+        label = nn.functional.one_hot(batch["label"], self.num_classes).to(x_0) if self.num_classes else None
+        return self.loss(self.denoiser, x_0, *draws, label=label)
+
+    # --- sampling ---
+
+    @torch.no_grad()
+    def sample(
+        self,
+        indices: Sequence[int],
+        seed: int = 0,
+        sampler: Callable[..., Tensor] | None = None,
+        label: Tensor | None = None,
+        trace: Callable[[int, Tensor, Tensor], None] | None = None,
+    ) -> Tensor:
+        """Images uint8 (N, C, H, W) of the given indices: image i is drawn from (seed, i), whatever else is
+        in the call.
+
+        `label` is int64 (N,), one class an image.
+        """
+        generator = PerSample.keyed(seed, indices)
+        x = self.denoiser.process.prior_sample(
+            (len(indices), *self.image_shape), generator, device=self.device
+        )
+        if self.num_classes and label is None:
+            label = torch.tensor([i % self.num_classes for i in indices])
+        label = None if label is None else label.to(self.device)
+        training = self.training
+        self.eval()
+        try:
+            with torch.autocast(self.device.type, enabled=False):
+                x_0 = (sampler or self.sampler)(
+                    self.denoiser, x, label=label, generator=generator, trace=trace
+                )
+        finally:
+            self.train(training)
+        return to_uint8(x_0)
+
+    def sample_trajectory(self, indices: Sequence[int], seed: int = 0, num_frames: int = 10) -> Tensor:
+        """How the images come out of noise: uint8 (N, F, C, H, W), F <= num_frames, the last one the image.
+
+        A frame is x_t, divided by a multiple of its standard deviation where that is beyond the range of
+        pixels.
+        """
+        frames: list[Tensor] = []
+
+        def watch(step: int, x_t: Tensor, x0_hat: Tensor) -> None:
+            frames.append(x_t)
+
+        image = self.sample(indices, seed, trace=watch)
+        keep = torch.linspace(0, len(frames) - 1, min(num_frames - 1, len(frames))).round().long().tolist()
+        shown = [
+            frames[k] / (frames[k].flatten(1).std(1) / 0.8).clamp(min=1).reshape(-1, 1, 1, 1) for k in keep
+        ]
+        return torch.stack([*map(to_uint8, shown), image], 1)

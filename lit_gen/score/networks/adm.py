@@ -1,0 +1,188 @@
+"""The ADM U-Net (Dhariwal & Nichol 2021, https://arxiv.org/abs/2105.05233) in EDM's form, "DhariwalUNet"."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lit_gen.score.networks.layers import (
+    Attention,
+    Level,
+    PositionalEmbedding,
+    Resample,
+    augment_rows,
+    check_input,
+    class_rows,
+    group_norm,
+    levels_of,
+    refuse_labels,
+)
+
+__all__ = ["ADM"]
+
+_HEAD = 64  # channels of an attention head
+
+
+class ADM(nn.Module):
+    """U-Net with scale-and-shift conditioning, multi-head attention and plain residual sums.
+
+    The defaults with `num_classes=1000` are EDM's ImageNet-64 network (https://arxiv.org/abs/2206.00364,
+    table 7), 295,899,267 parameters. Layers start as torch makes them, those that end a branch at zero.
+
+    Raises ConfigError for an image size that cannot be halved len(channel_mult) - 1 times.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        channels: int = 3,
+        base_channels: int = 192,
+        channel_mult: Sequence[int] = (1, 2, 3, 4),  # width of each resolution, in base_channels
+        num_blocks: int = 3,  # residual blocks per resolution on the way down; one more on the way up
+        attention_resolutions: Sequence[int] = (32, 16, 8),  # the middle has attention besides
+        attention_width: int = 1,  # narrowest block with attention; EDM's code has none below one head, 64
+        emb_mult: int = 4,  # width of the conditioning vector, in base_channels
+        dropout: float = 0.1,
+        num_classes: int = 0,  # 0: unconditional
+        augment_dim: int = 0,  # length of the augmentation label, EDM's is 9; 0: none
+        out_channels: int | None = None,  # None: as `channels`; twice that for a learned variance
+        checkpoint_blocks: bool = False,  # recompute blocks in the backward pass: less memory, 1/3 more time
+    ):
+        super().__init__()
+        self.resolutions = levels_of(image_size, len(channel_mult))
+        self.channels, self.out_channels = channels, out_channels or channels
+        self.num_classes, self.augment_dim = num_classes, augment_dim
+        self.checkpoint_blocks = checkpoint_blocks
+        c_emb = emb_mult * base_channels
+        self.noise = _NoiseMLP(base_channels, c_emb, num_classes, augment_dim)
+
+        def block(c_in, c_out, attention=False, mode="same"):
+            return _ResBlock(c_in, c_out, c_emb, dropout, attention and c_out >= attention_width, mode)
+
+        widths = [base_channels * m for m in channel_mult]
+        attend = [r in tuple(attention_resolutions) for r in self.resolutions]
+        c = widths[0]
+        self.stem = nn.Conv2d(channels, c, 3, padding=1)
+        skips, self.encoder, self.decoder = [c], nn.ModuleList(), nn.ModuleList()
+        for i, width in enumerate(widths):
+            level = Level()
+            if i:
+                level.resize = block(c, c, mode="down")
+                skips.append(c)
+            for _ in range(num_blocks):
+                level.blocks.append(block(c, width, attend[i]))
+                c = width
+                skips.append(c)
+            self.encoder.append(level)
+        self.middle = nn.ModuleList([block(c, c, attention=True), block(c, c)])
+        for i in range(len(widths) - 1, -1, -1):
+            level = Level()
+            level.resize = block(c, c, mode="up") if i < len(widths) - 1 else None
+            for _ in range(num_blocks + 1):
+                level.blocks.append(block(c + skips.pop(), widths[i], attend[i]))
+                c = widths[i]
+            self.decoder.append(level)
+        head = _zero(nn.Conv2d(c, self.out_channels, 3, padding=1))
+        self.head = nn.Sequential(group_norm(c, 1e-5), nn.SiLU(), head)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(
+        self, x: Tensor, noise_label: Tensor, label: Tensor | None = None, augment_label: Tensor | None = None
+    ) -> Tensor:
+        """x (B, C, H, W) and noise_label (B,) -> (B, out_channels, H, W); labels as in NCSNpp."""
+        check_input(x, self.channels, len(self.resolutions))
+        emb = self.noise(noise_label, label, augment_label)
+        h = self.stem(x.contiguous(memory_format=torch.channels_last))
+        skips = [h]
+        for level in self.encoder:
+            if level.resize is not None:
+                h = self._run(level.resize, h, emb)
+                skips.append(h)
+            for block in level.blocks:
+                h = self._run(block, h, emb)
+                skips.append(h)
+        for block in self.middle:
+            h = self._run(block, h, emb)
+        for level in self.decoder:
+            if level.resize is not None:
+                h = self._run(level.resize, h, emb)
+            for block in level.blocks:
+                h = self._run(block, torch.cat([h, skips.pop()], 1), emb)
+        return self.head(h)
+
+    def _run(self, block: nn.Module, h: Tensor, emb: Tensor) -> Tensor:
+        if self.checkpoint_blocks and torch.is_grad_enabled():
+            return checkpoint(block, h, emb, use_reentrant=False)
+        return block(h, emb)
+
+
+class _NoiseMLP(nn.Module):
+    """The conditioning vector through silu: as layers.NoiseMLP, but the class joins after the two layers."""
+
+    def __init__(self, base: int, width: int, num_classes: int, augment_dim: int):
+        super().__init__()
+        self.num_classes, self.augment_dim = num_classes, augment_dim
+        self.embedding = PositionalEmbedding(base, endpoint=False, cos_first=True)
+        self.augment = _zero(nn.Linear(augment_dim, base, bias=False)) if augment_dim else None
+        self.hidden = nn.Linear(base, width)
+        self.out = nn.Linear(width, width)
+        self.label = nn.Linear(num_classes, width, bias=False) if num_classes else None
+        if self.label is not None:
+            nn.init.normal_(self.label.weight)
+
+    def forward(self, noise_label: Tensor, label: Tensor | None, augment_label: Tensor | None) -> Tensor:
+        refuse_labels(label, self.num_classes, augment_label, self.augment_dim)
+        emb = self.embedding(noise_label).to(self.hidden.weight.dtype)
+        if self.augment is not None:
+            emb = emb + self.augment(augment_rows(augment_label, self.augment_dim, emb))
+        emb = self.out(F.silu(self.hidden(emb)))
+        if self.label is not None:
+            emb = emb + self.label(class_rows(label, self.num_classes, emb))
+        return F.silu(emb)
+
+
+class _ResBlock(nn.Module):
+    """x + f(x, emb), then attention; "down" and "up" resample after the first norm."""
+
+    def __init__(self, c_in: int, c_out: int, c_emb: int, dropout: float, attention: bool, mode: str):
+        super().__init__()
+        self.mode, self.dropout = mode, dropout
+        self.resample = Resample()
+        self.norm0 = group_norm(c_in, 1e-5)
+        self.conv0 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.affine = nn.Linear(c_emb, 2 * c_out)
+        self.norm1 = group_norm(c_out, 1e-5)
+        self.conv1 = _zero(nn.Conv2d(c_out, c_out, 3, padding=1))
+        self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else None
+        self.attention = _attention(c_out) if attention else None
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self._resize(F.silu(self.norm0(x)))
+        scale, shift = self.affine(emb)[:, :, None, None].chunk(2, 1)
+        h = F.silu(torch.addcmul(shift, self.norm1(self.conv0(h)), scale + 1))
+        h = self.conv1(F.dropout(h, self.dropout, self.training))
+        x = self._resize(x)
+        h = h + (x if self.skip is None else self.skip(x))
+        return h if self.attention is None else self.attention(h)
+
+    def _resize(self, x: Tensor) -> Tensor:
+        if self.mode == "down":
+            return self.resample.down(x)
+        return self.resample.up(x) if self.mode == "up" else x
+
+
+def _attention(channels: int) -> Attention:
+    heads = max(channels // _HEAD, 1)
+    while channels % heads:
+        heads -= 1
+    attention = Attention(channels, group_norm(channels, 1e-5), heads)
+    _zero(attention.proj)
+    return attention
+
+
+def _zero(layer):
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer

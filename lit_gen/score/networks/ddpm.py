@@ -1,0 +1,172 @@
+"""The DDPM U-Net (Ho et al. 2020, https://arxiv.org/abs/2006.11239, appendix B), as in score_sde."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lit_gen.score.networks.layers import (
+    Attention,
+    Level,
+    NoiseMLP,
+    PositionalEmbedding,
+    check_input,
+    conv,
+    group_norm,
+    levels_of,
+    linear,
+)
+
+__all__ = ["DDPM"]
+
+_SMALL = 1e-5  # gain of the layers that the paper starts at zero
+
+
+class DDPM(nn.Module):
+    """U-Net with plain residual blocks, strided convolutions and one attention head.
+
+    The defaults are CIFAR-10's 35,218,947 parameters (score_sde's class: 32 groups, 1x1 convolutions where
+    the width changes). CelebA-HQ 256 has `channel_mult=(1, 1, 2, 2, 4, 4)`.
+
+    Raises ConfigError for an image size that cannot be halved len(channel_mult) - 1 times.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        channels: int = 3,
+        base_channels: int = 128,
+        channel_mult: Sequence[int] = (1, 2, 2, 2),  # width of each resolution, in base_channels
+        num_blocks: int = 2,  # residual blocks per resolution on the way down; one more on the way up
+        attention_resolutions: Sequence[int] = (16,),  # the middle has attention besides
+        dropout: float = 0.1,
+        num_classes: int = 0,  # 0: unconditional
+        out_channels: int | None = None,  # None: as `channels`; twice that for a learned variance
+        checkpoint_blocks: bool = False,  # recompute blocks in the backward pass: less memory, 1/3 more time
+    ):
+        super().__init__()
+        self.resolutions = levels_of(image_size, len(channel_mult))
+        self.channels, self.out_channels = channels, out_channels or channels
+        self.num_classes, self.augment_dim = num_classes, 0
+        self.checkpoint_blocks = checkpoint_blocks
+        c_emb = 4 * base_channels
+        self.noise = NoiseMLP(PositionalEmbedding(base_channels), base_channels, c_emb, num_classes)
+
+        def block(c_in, c_out, attention=False):
+            return _ResBlock(c_in, c_out, c_emb, dropout, attention)
+
+        widths = [base_channels * m for m in channel_mult]
+        attend = [r in tuple(attention_resolutions) for r in self.resolutions]
+        last = len(widths) - 1
+        c = base_channels
+        self.stem = conv(channels, c)
+        skips, self.encoder, self.decoder = [c], nn.ModuleList(), nn.ModuleList()
+        for i, width in enumerate(widths):
+            level = Level()
+            for _ in range(num_blocks):
+                level.blocks.append(block(c, width, attend[i]))
+                c = width
+                skips.append(c)
+            if i < last:
+                level.resize = _Down(c)
+                skips.append(c)
+            self.encoder.append(level)
+        self.middle = nn.ModuleList([block(c, c, attention=True), block(c, c)])
+        for i in range(last, -1, -1):
+            level = Level()
+            for n in range(num_blocks + 1):
+                level.blocks.append(block(c + skips.pop(), widths[i], attend[i] and n == num_blocks))
+                c = widths[i]
+            level.resize = _Up(c) if i else None
+            self.decoder.append(level)
+        self.head = nn.Sequential(_norm(c), nn.SiLU(), conv(c, self.out_channels, gain=_SMALL))
+        self.to(memory_format=torch.channels_last)
+
+    def forward(
+        self, x: Tensor, noise_label: Tensor, label: Tensor | None = None, augment_label: Tensor | None = None
+    ) -> Tensor:
+        """x (B, C, H, W) and noise_label (B,), 0 to 999 -> (B, out_channels, H, W); labels as in NCSNpp."""
+        check_input(x, self.channels, len(self.resolutions))
+        emb = self.noise(noise_label, label, augment_label)
+        h = self.stem(x.contiguous(memory_format=torch.channels_last))
+        skips = [h]
+        for level in self.encoder:
+            for block in level.blocks:
+                h = self._run(block, h, emb)
+                skips.append(h)
+            if level.resize is not None:
+                h = level.resize(h)
+                skips.append(h)
+        for block in self.middle:
+            h = self._run(block, h, emb)
+        for level in self.decoder:
+            for block in level.blocks:
+                h = self._run(block, torch.cat([h, skips.pop()], 1), emb)
+            if level.resize is not None:
+                h = level.resize(h)
+        return self.head(h)
+
+    def _run(self, block: nn.Module, h: Tensor, emb: Tensor) -> Tensor:
+        if self.checkpoint_blocks and torch.is_grad_enabled():
+            return checkpoint(block, h, emb, use_reentrant=False)
+        return block(h, emb)
+
+
+class _ResBlock(nn.Module):
+    """x + f(x, emb), then attention."""
+
+    def __init__(self, c_in: int, c_out: int, c_emb: int, dropout: float, attention: bool):
+        super().__init__()
+        self.dropout = dropout
+        self.norm0 = _norm(c_in)
+        self.conv0 = conv(c_in, c_out)
+        self.affine = linear(c_emb, c_out)
+        self.norm1 = _norm(c_out)
+        self.conv1 = conv(c_out, c_out, gain=_SMALL)
+        self.skip = conv(c_in, c_out, 1, gain=0.1**0.5) if c_in != c_out else None
+        self.attention = _attention(c_out) if attention else None
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.conv0(F.silu(self.norm0(x))) + self.affine(emb)[:, :, None, None]
+        h = F.silu(self.norm1(h))
+        h = self.conv1(F.dropout(h, self.dropout, self.training))
+        h = h + (x if self.skip is None else self.skip(x))
+        return h if self.attention is None else self.attention(h)
+
+
+class _Down(nn.Module):
+    """Strided convolution with the zeros on the right and below only, as in the TensorFlow original."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+        nn.init.xavier_uniform_(self.conv.weight)
+        nn.init.zeros_(self.conv.bias)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.conv(F.pad(h, (0, 1, 0, 1)))
+
+
+class _Up(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = conv(channels, channels)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.conv(F.interpolate(h, scale_factor=2.0, mode="nearest"))
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return group_norm(channels, smallest=1)
+
+
+def _attention(channels: int) -> Attention:
+    attention = Attention(channels, _norm(channels))
+    # q, k, v are three layers in the paper: the bound of each is that of a square matrix.
+    nn.init.uniform_(attention.qkv.weight, -((0.3 / channels) ** 0.5), (0.3 / channels) ** 0.5)
+    nn.init.xavier_uniform_(attention.proj.weight, _SMALL)
+    nn.init.zeros_(attention.qkv.bias)
+    nn.init.zeros_(attention.proj.bias)
+    return attention

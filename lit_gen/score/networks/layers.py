@@ -1,0 +1,315 @@
+"""What the U-Nets share: noise embeddings, group norm, resampling, attention, conditioning rows, checks."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_gen.errors import ConfigError
+
+__all__ = [
+    "Attention",
+    "Conv3x3",
+    "FourierEmbedding",
+    "Level",
+    "NoiseMLP",
+    "PositionalEmbedding",
+    "Resample",
+    "augment_rows",
+    "check_input",
+    "class_rows",
+    "conv",
+    "group_norm",
+    "levels_of",
+    "linear",
+    "refuse_labels",
+]
+
+
+class FourierEmbedding(nn.Module):
+    """Random Fourier features [sin, cos](2 pi w c) with frozen w ~ N(0, scale^2); (B,) -> (B, channels).
+
+    https://arxiv.org/abs/2006.10739; NCSN++ (https://arxiv.org/abs/2011.13456) takes c = ln(sigma).
+    """
+
+    def __init__(self, channels: int, scale: float = 16.0):
+        super().__init__()
+        self.channels = channels
+        self.register_buffer("frequencies", torch.randn((channels + 1) // 2) * scale)
+
+    def forward(self, noise_label: Tensor) -> Tensor:
+        # float32 whatever the autocast: a phase of hundreds of radians has no room for rounding.
+        phase = noise_label.to(self.frequencies.dtype)[:, None] * (2 * math.pi * self.frequencies)
+        return torch.cat([phase.sin(), phase.cos()], 1)[:, : self.channels]
+
+
+class PositionalEmbedding(nn.Module):
+    """Sinusoids [sin, cos](c f_i), f_i from 1 down to 1/10000 in geometric steps; (B,) -> (B, channels).
+
+    https://arxiv.org/abs/1706.03762. With `endpoint` the last frequency is exactly 1/10000 (DDPM, DDPM++),
+    without it one step short (ADM); `cos_first` is ADM's order.
+    """
+
+    def __init__(self, channels: int, endpoint: bool = True, cos_first: bool = False):
+        super().__init__()
+        half = (channels + 1) // 2
+        exponent = torch.arange(half, dtype=torch.float32) / max(half - int(endpoint), 1)
+        self.register_buffer("frequencies", 10000.0**-exponent, persistent=False)
+        self.channels, self.cos_first = channels, cos_first
+
+    def forward(self, noise_label: Tensor) -> Tensor:
+        phase = noise_label.to(self.frequencies.dtype)[:, None] * self.frequencies
+        waves = [phase.sin(), phase.cos()]
+        return torch.cat(waves[::-1] if self.cos_first else waves, 1)[:, : self.channels]
+
+
+class NoiseMLP(nn.Module):
+    """The vector that conditions all blocks, through silu: noise level, class, augmentation -> (B, width).
+
+    The layout of NCSN++, DDPM++ and DDPM: `embedding` of the noise label, to which the projected class row
+    (scaled by sqrt(num_classes), EDM's unit variance) and augmentation label are added, then two layers.
+    """
+
+    def __init__(
+        self, embedding: nn.Module, channels: int, width: int, num_classes: int = 0, augment_dim: int = 0
+    ):
+        super().__init__()
+        self.embedding, self.num_classes, self.augment_dim = embedding, num_classes, augment_dim
+        self.label = linear(num_classes, channels) if num_classes else None
+        self.augment = linear(augment_dim, channels, bias=False) if augment_dim else None
+        self.hidden = linear(channels, width)
+        self.out = linear(width, width)
+
+    def forward(self, noise_label: Tensor, label: Tensor | None, augment_label: Tensor | None) -> Tensor:
+        refuse_labels(label, self.num_classes, augment_label, self.augment_dim)
+        emb = self.embedding(noise_label).to(self.hidden.weight.dtype)
+        if self.label is not None:
+            emb = emb + self.label(class_rows(label, self.num_classes, emb) * math.sqrt(self.num_classes))
+        if self.augment is not None:
+            emb = emb + self.augment(augment_rows(augment_label, self.augment_dim, emb))
+        return F.silu(self.out(F.silu(self.hidden(emb))))
+
+
+class Level(nn.Module):
+    """One resolution on the way down or up: what changes the size, the blocks; a pyramid or output head."""
+
+    def __init__(self):
+        super().__init__()
+        self.resize, self.pyramid, self.head = None, None, None
+        self.blocks = nn.ModuleList()
+
+
+class Resample(nn.Module):
+    """Halves or doubles the resolution with the separable filter `taps`; zeros beyond the border.
+
+    (1, 1) is the 2x2 mean and nearest neighbour; (1, 3, 3, 1) the smoothing FIR of StyleGAN2 and NCSN++
+    (https://arxiv.org/abs/1912.04958, https://arxiv.org/abs/2011.13456 section 4.1).
+    """
+
+    def __init__(self, taps: Sequence[float] = (1, 1)):
+        super().__init__()
+        if len(taps) % 2 or not sum(taps):
+            raise ConfigError(
+                f"fir={tuple(taps)} cannot resample by 2: give an even number of taps, as (1, 3, 3, 1)."
+            )
+        row = torch.tensor(taps, dtype=torch.float32) / sum(taps)
+        self.register_buffer("kernel", torch.outer(row, row)[None, None], persistent=False)
+        self.pad = (len(taps) - 1) // 2
+        self.box = tuple(taps) == (1, 1)
+
+    def down(self, x: Tensor) -> Tensor:
+        if self.box:
+            return F.avg_pool2d(x, 2)
+        c = x.shape[1]
+        return F.conv2d(x, self.kernel.expand(c, -1, -1, -1), stride=2, padding=self.pad, groups=c)
+
+    def up(self, x: Tensor) -> Tensor:
+        if self.box:
+            return F.interpolate(x, scale_factor=2.0, mode="nearest")
+        c = x.shape[1]
+        return F.conv_transpose2d(
+            x, (4 * self.kernel).expand(c, -1, -1, -1), stride=2, padding=self.pad, groups=c
+        )
+
+    def down_conv(self, x: Tensor, conv: nn.Conv2d) -> Tensor:
+        """`conv` (odd kernel, no padding of its own), then `down`: filtered first, at half the outputs."""
+        c, pad = x.shape[1], self.pad + conv.kernel_size[0] // 2
+        x = F.conv2d(x, self.kernel.expand(c, -1, -1, -1), padding=pad, groups=c)
+        return F.conv2d(x, conv.weight, conv.bias, stride=2)
+
+
+class Attention(nn.Module):
+    """x + self-attention over the pixels of group-normalised x, (B, C, H, W) -> the same shape.
+
+    The rows of `qkv.weight` are q, k, v, each head by head. With channels_last memory no permutation copies.
+    """
+
+    def __init__(self, channels: int, norm: nn.Module, heads: int = 1):
+        super().__init__()
+        assert channels % heads == 0, (channels, heads)
+        self.heads, self.norm = heads, norm
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        tokens = self.norm(x).permute(0, 2, 3, 1).reshape(b, h * w, c)
+        q, k, v = self.qkv(tokens).view(b, h * w, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, h * w, c)
+        return x + self.proj(out).view(b, h, w, c).permute(0, 3, 1, 2)
+
+
+class Conv3x3(nn.Conv2d):
+    """Same-size 3x3 convolution whose weight gradient on a CPU comes from matrix products.
+
+    On channels_last tensors oneDNN's own kernel for it runs at a third to two thirds of the speed. In low
+    precision, on other devices and in compiled code this is `nn.Conv2d`.
+    """
+
+    def __init__(self, c_in: int, c_out: int):
+        super().__init__(c_in, c_out, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        plain = x.device.type != "cpu" or x.dtype == torch.bfloat16 or not self.weight.requires_grad
+        if plain or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        return _Convolve.apply(x, self.weight, self.bias) if torch.is_grad_enabled() else super().forward(x)
+
+
+class _Convolve(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.conv2d(x, weight, bias, padding=1)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+        ctx.save_for_forward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        # The input's gradient is a convolution with the turned weight.
+        grad_x = F.conv_transpose2d(g, weight, padding=1) if needs_x else None
+        grad_weight = _weight_gradient(x, g) if needs_weight else None
+        return grad_x, grad_weight, g.sum((0, 2, 3)) if needs_bias else None
+
+    @staticmethod
+    def jvp(ctx, dx: Tensor | None, dw: Tensor | None, db: Tensor | None) -> Tensor:
+        x, weight = ctx.saved_tensors
+        out = 0.0 if dx is None else F.conv2d(dx, weight, padding=1)
+        out = out if dw is None else out + F.conv2d(x, dw, padding=1)
+        return out if db is None else out + db[:, None, None]
+
+
+def _weight_gradient(x: Tensor, g: Tensor) -> Tensor:
+    """sum over pixels of g(o) x(c) at the nine offsets, (O, C, 3, 3) in channels_last memory."""
+    (b, c, h, w), o = x.shape, g.shape[1]
+    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
+    if b * h * w < 2048:
+        windows = padded.unfold(1, 3, 1).unfold(2, 3, 1).permute(0, 1, 2, 4, 5, 3).reshape(b * h * w, 9 * c)
+        grad = g.permute(0, 2, 3, 1).reshape(-1, o).T @ windows
+    else:
+        # Nine copies of a large x cost more than they save: with the outputs padded likewise (by zeros), an
+        # offset in space is one in the list of pixels.
+        rows, shift = padded.reshape(-1, c), [y * (w + 2) + x for y in range(3) for x in range(3)]
+        outputs = F.pad(g.permute(0, 2, 3, 1), (0, 0, 0, 2, 0, 2)).reshape(-1, o)[: len(rows) - shift[-1]].T
+        grad = torch.stack([outputs @ rows[s : s + outputs.shape[1]] for s in shift], 1)
+    return grad.view(o, 3, 3, c).permute(0, 3, 1, 2)
+
+
+def group_norm(channels: int, eps: float = 1e-6, smallest: int = 4) -> nn.GroupNorm:
+    """32 groups, or as many of at least `smallest` channels as divide C evenly."""
+    groups = max(min(channels // smallest, 32), 1)
+    while channels % groups:
+        groups -= 1
+    return nn.GroupNorm(groups, channels, eps)
+
+
+def conv(c_in: int, c_out: int, kernel: int = 3, gain: float = 1.0, padding: int | None = None) -> nn.Conv2d:
+    """Same-size convolution, weights U(+-gain sqrt(6 / (fan_in + fan_out))), zero bias."""
+    if kernel == 3 and padding is None:
+        return _xavier(Conv3x3(c_in, c_out), gain)
+    return _xavier(nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2 if padding is None else padding), gain)
+
+
+def linear(c_in: int, c_out: int, gain: float = 1.0, bias: bool = True) -> nn.Linear:
+    return _xavier(nn.Linear(c_in, c_out, bias), gain)
+
+
+def _xavier(layer, gain: float):
+    nn.init.xavier_uniform_(layer.weight, gain)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def class_rows(label: Tensor | None, num_classes: int, like: Tensor) -> Tensor:
+    """Class conditioning as rows (B, num_classes): one-hot of int64 (B,), float rows as given, None as zeros.
+
+    The index -1 is a row of zeros too: no class, for some images of a batch.
+    """
+    if label is None:
+        return like.new_zeros(like.shape[0], num_classes)
+    if label.is_floating_point():
+        if label.shape != (like.shape[0], num_classes):
+            raise ConfigError(
+                f"label rows of shape {tuple(label.shape)}: give {(like.shape[0], num_classes)}."
+            )
+        return label.to(like.dtype)
+    if label.shape != (like.shape[0],):
+        raise ConfigError(
+            f"label of shape {tuple(label.shape)}: give class indices, int64 ({like.shape[0]},), "
+            f"or float rows {(like.shape[0], num_classes)}."
+        )
+    return (label[:, None] == torch.arange(num_classes, device=label.device)).to(like.dtype)
+
+
+def augment_rows(augment_label: Tensor | None, augment_dim: int, like: Tensor) -> Tensor:
+    """Augmentation labels (B, augment_dim) as given, None (not augmented, or sampling) as zeros."""
+    if augment_label is None:
+        return like.new_zeros(like.shape[0], augment_dim)
+    if augment_label.shape != (like.shape[0], augment_dim):
+        raise ConfigError(
+            f"augment_label of shape {tuple(augment_label.shape)}: give {(like.shape[0], augment_dim)}."
+        )
+    return augment_label.to(like.dtype)
+
+
+def refuse_labels(label: Tensor | None, num_classes: int, augment_label: Tensor | None, augment_dim: int):
+    """Raises ConfigError for a label that the network would have to ignore."""
+    if label is not None and not num_classes:
+        raise ConfigError("label given to a network of num_classes=0: pass None, or build it with classes.")
+    if augment_label is not None and not augment_dim:
+        raise ConfigError("augment_label given to a network of augment_dim=0: pass None, or set augment_dim.")
+
+
+def levels_of(image_size: int, num_levels: int) -> list[int]:
+    """The resolutions of a U-Net, each half the one before; ConfigError where one leaves a remainder."""
+    factor = 2 ** (num_levels - 1)
+    if num_levels < 1 or image_size < factor or image_size % factor:
+        below = factor * max(image_size // factor, 1)
+        raise ConfigError(
+            f"image_size={image_size} cannot be halved {num_levels - 1} times: take a multiple of {factor} "
+            f"(e.g. {below} or {below + factor}), or a channel_mult of fewer levels."
+        )
+    return [image_size >> level for level in range(num_levels)]
+
+
+def check_input(x: Tensor, channels: int, num_levels: int) -> None:
+    """Raises ConfigError unless x is (B, channels, H, W) with H and W multiples of 2^(num_levels - 1)."""
+    factor = 2 ** (num_levels - 1)
+    if x.ndim != 4 or x.shape[1] != channels:
+        raise ConfigError(
+            f"images of shape {tuple(x.shape)}: this network takes (B, {channels}, H, W); see its `channels`."
+        )
+    if x.shape[2] % factor or x.shape[3] % factor:
+        raise ConfigError(
+            f"images of {x.shape[2]}x{x.shape[3]} pixels cannot be halved {num_levels - 1} times: "
+            f"this network takes heights and widths that are multiples of {factor}."
+        )

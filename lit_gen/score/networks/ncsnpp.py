@@ -1,0 +1,236 @@
+"""NCSN++ and DDPM++, the networks of the score SDE paper (https://arxiv.org/abs/2011.13456, appendix H).
+
+EDM's "SongUNet" (https://arxiv.org/abs/2206.00364, table 7) is the same function, so one class serves both
+releases and reads both checkpoints. Continuous or discrete time is the business of the noise label alone, and
+the division by sigma of the official VE networks is c_out of the VE precondition: neither is an option here.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lit_gen.errors import ConfigError
+from lit_gen.score.networks.layers import (
+    Attention,
+    FourierEmbedding,
+    Level,
+    NoiseMLP,
+    PositionalEmbedding,
+    Resample,
+    check_input,
+    conv,
+    group_norm,
+    levels_of,
+    linear,
+)
+
+__all__ = ["NCSNpp"]
+
+_SMALL = 1e-5  # gain of the layers that the papers start at zero
+
+
+class NCSNpp(nn.Module):
+    """U-Net of BigGAN residual blocks.
+
+    The defaults are DDPM++ for CIFAR-10 (61,804,419 parameters). NCSN++ is `embedding="fourier",
+    fir=(1, 3, 3, 1), input_pyramid="residual"` (62,758,787); "deep" is `num_blocks=8`; the 256-pixel style is
+    NCSN++ with `channel_mult=(1, 1, 2, 2, 2, 2, 2), num_blocks=2`, both pyramids "skip".
+
+    Raises ConfigError for an image size that cannot be halved len(channel_mult) - 1 times.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        channels: int = 3,
+        base_channels: int = 128,
+        channel_mult: Sequence[int] = (1, 2, 2, 2),  # width of each resolution, in base_channels
+        num_blocks: int = 4,  # residual blocks per resolution on the way down; one more on the way up
+        attention_resolutions: Sequence[int] = (16,),  # the middle has attention besides
+        embedding: str = "positional",  # of the noise label: "positional" or "fourier"
+        embedding_mult: int | None = None,  # its channels in base_channels; None: 1 positional, 2 Fourier
+        fourier_scale: float = 16.0,
+        emb_mult: int = 4,  # width of the conditioning vector, in base_channels
+        fir: Sequence[float] = (1, 1),  # resampling filter; NCSN++ (1, 3, 3, 1)
+        input_pyramid: str = "none",  # "none", "skip" (1x1 convolutions of the shrunk image) or "residual"
+        output_pyramid: str = "none",  # "none" or "skip": the output is a sum over resolutions
+        dropout: float = 0.1,
+        num_classes: int = 0,  # 0: unconditional
+        augment_dim: int = 0,  # length of the augmentation label, EDM's is 9; 0: none
+        out_channels: int | None = None,  # None: as `channels`; twice that for a learned variance
+        checkpoint_blocks: bool = False,  # recompute blocks in the backward pass: less memory, 1/3 more time
+    ):
+        super().__init__()
+        self.resolutions = levels_of(image_size, len(channel_mult))
+        _one_of("embedding", embedding, ("positional", "fourier"))
+        _one_of("input_pyramid", input_pyramid, ("none", "skip", "residual"))
+        _one_of("output_pyramid", output_pyramid, ("none", "skip"))
+        self.channels, self.out_channels = channels, out_channels or channels
+        self.num_classes, self.augment_dim, self.checkpoint_blocks = (
+            num_classes,
+            augment_dim,
+            checkpoint_blocks,
+        )
+        fourier = embedding == "fourier"
+        c_noise = base_channels * (embedding_mult or (2 if fourier else 1))
+        waves = FourierEmbedding(c_noise, fourier_scale) if fourier else PositionalEmbedding(c_noise)
+        self.noise = NoiseMLP(waves, c_noise, emb_mult * base_channels, num_classes, augment_dim)
+        self.resample = Resample(fir)
+
+        def block(c_in, c_out, attention=False, mode="same"):
+            return _ResBlock(c_in, c_out, emb_mult * base_channels, dropout, attention, mode, self.resample)
+
+        widths = [base_channels * m for m in channel_mult]
+        attend = [r in tuple(attention_resolutions) for r in self.resolutions]
+        c, c_image = base_channels, channels
+        self.stem = conv(channels, c)
+        skips, self.encoder = [c], nn.ModuleList()
+        for i, width in enumerate(widths):
+            level = Level()
+            if i:
+                level.resize = block(c, c, mode="down")
+                level.pyramid = _input_pyramid(input_pyramid, c_image, c, self.resample)
+                c_image = c if input_pyramid == "residual" else c_image
+                skips.append(c)
+            for _ in range(num_blocks):
+                level.blocks.append(block(c, width, attend[i]))
+                c = width
+                skips.append(c)
+            self.encoder.append(level)
+        self.middle = nn.ModuleList([block(c, c, attention=True), block(c, c)])
+        self.decoder = nn.ModuleList()
+        for i, width in reversed(list(enumerate(widths))):
+            level = Level()
+            if i < len(widths) - 1:
+                level.resize = block(c, c, mode="up")
+            for n in range(num_blocks + 1):
+                level.blocks.append(block(c + skips.pop(), width, attend[i] and n == num_blocks))
+                c = width
+            if i == 0 or output_pyramid == "skip":
+                level.head = nn.Sequential(group_norm(c), nn.SiLU(), conv(c, self.out_channels, gain=_SMALL))
+            self.decoder.append(level)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(
+        self, x: Tensor, noise_label: Tensor, label: Tensor | None = None, augment_label: Tensor | None = None
+    ) -> Tensor:
+        """x (B, C, H, W) and noise_label (B,) -> (B, out_channels, H, W).
+
+        label: int64 (B,), -1 for no class, or float (B, num_classes); None is no class. augment_label: float
+        (B, augment_dim); None is not augmented. Raises ConfigError for shapes that do not fit.
+        """
+        check_input(x, self.channels, len(self.resolutions))
+        image = x = x.contiguous(memory_format=torch.channels_last)
+        emb = self.noise(noise_label, label, augment_label)
+        h = self.stem(x)
+        skips = [h]
+        for level in self.encoder:
+            if level.resize is not None:
+                h = self._run(level.resize, h, emb)
+                if level.pyramid is not None:
+                    h, image = level.pyramid(h, image)
+                skips.append(h)
+            for block in level.blocks:
+                h = self._run(block, h, emb)
+                skips.append(h)
+        for block in self.middle:
+            h = self._run(block, h, emb)
+        out = None
+        for level in self.decoder:
+            if level.resize is not None:
+                h = self._run(level.resize, h, emb)
+            for block in level.blocks:
+                h = self._run(block, torch.cat([h, skips.pop()], 1), emb)
+            if level.head is not None:
+                out = level.head(h) if out is None else self.resample.up(out) + level.head(h)
+        return out
+
+    def _run(self, block: nn.Module, h: Tensor, emb: Tensor) -> Tensor:
+        if self.checkpoint_blocks and torch.is_grad_enabled():
+            return checkpoint(block, h, emb, use_reentrant=False)
+        return block(h, emb)
+
+
+class _ResBlock(nn.Module):
+    """(x + f(x, emb)) / sqrt 2, then attention likewise; "down" and "up" resample after the first norm."""
+
+    def __init__(self, c_in, c_out, c_emb, dropout, attention, mode, resample):
+        super().__init__()
+        self.mode, self.dropout = mode, dropout
+        self.resample = resample
+        self.norm0 = group_norm(c_in)
+        self.conv0 = conv(c_in, c_out)
+        self.affine = linear(c_emb, c_out)
+        self.norm1 = group_norm(c_out)
+        self.conv1 = conv(c_out, c_out, gain=_SMALL)
+        self.skip = conv(c_in, c_out, 1) if c_in != c_out or mode != "same" else None
+        self.attention = _attention(c_out) if attention else None
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = F.silu(self.norm0(x))
+        if self.mode == "down":
+            h = self.resample.down(h)
+        elif self.mode == "up":
+            h = self.resample.up(h)
+        h = self.conv0(h) + self.affine(emb)[:, :, None, None]
+        h = F.silu(self.norm1(h))
+        h = self.conv1(F.dropout(h, self.dropout, self.training))
+        h = (h + self._skip(x)).mul_(math.sqrt(0.5))
+        return h if self.attention is None else self.attention(h).mul_(math.sqrt(0.5))
+
+    def _skip(self, x: Tensor) -> Tensor:
+        if self.skip is None:
+            return x
+        if self.mode == "up":  # a 1x1 convolution commutes with resampling; before it, it costs a quarter
+            return self.resample.up(F.conv2d(x, self.skip.weight)) + self.skip.bias[:, None, None]
+        return self.skip(self.resample.down(x) if self.mode == "down" else x)
+
+
+class _InputSkip(nn.Module):
+    """Adds a 1x1 convolution of the shrunk input image: (h, image) -> (h, smaller image)."""
+
+    def __init__(self, c_image, c, resample):
+        super().__init__()
+        self.resample = resample
+        self.conv = conv(c_image, c, 1)
+
+    def forward(self, h: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        image = self.resample.down(image)
+        return h + self.conv(image), image
+
+
+class _InputResidual(nn.Module):
+    """h' = (h + strided convolution of the image) / sqrt 2, also the next image: (h, image) -> (h', h')."""
+
+    def __init__(self, c_image, c, resample):
+        super().__init__()
+        self.resample = resample
+        self.conv = conv(c_image, c, padding=0)
+
+    def forward(self, h: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        h = (h + self.resample.down_conv(image, self.conv)).mul_(math.sqrt(0.5))
+        return h, h
+
+
+def _input_pyramid(kind: str, c_image: int, c: int, resample: Resample) -> nn.Module | None:
+    return {"none": lambda *_: None, "skip": _InputSkip, "residual": _InputResidual}[kind](
+        c_image, c, resample
+    )
+
+
+def _attention(channels: int) -> Attention:
+    attention = Attention(channels, group_norm(channels))
+    nn.init.xavier_uniform_(attention.qkv.weight, math.sqrt(0.2))
+    nn.init.xavier_uniform_(attention.proj.weight, _SMALL)
+    nn.init.zeros_(attention.qkv.bias)
+    nn.init.zeros_(attention.proj.bias)
+    return attention
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name}={value!r} is not known: take one of {', '.join(allowed)}.")

@@ -1,0 +1,76 @@
+"""Pseudo-inverse guidance (Song et al. 2023, "Pseudoinverse-Guided Diffusion Models for Inverse Problems",
+https://openreview.net/forum?id=9_gsMA8MRKQ)."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lit_gen.errors import ConfigError
+from lit_gen.rng import Generator
+from lit_gen.score.denoiser import AbstractDenoiser
+from lit_gen.score.restoration.operators import LinearOperator
+from lit_gen.score.samplers.ddim import ddim
+from lit_gen.score.samplers.ode import Trace
+from lit_gen.score.sde import per_image, wide
+
+__all__ = ["PosteriorDenoiser", "pigdm"]
+
+
+class PosteriorDenoiser(AbstractDenoiser):
+    """E[x_0 | x_t, y] for y = A x_0 + noise_std n, if q(x_0 | x_t) were N(x0_hat, r^2 I) with r^2 = s^2 d^2 /
+    (s^2 + d^2), s the noise level and d = `sigma_data` (Equations 7 and 8).
+
+    Exact for data N(mean, d^2 I). A denoiser like any other: every sampler draws from the posterior with it.
+    """
+
+    def __init__(
+        self,
+        denoiser: AbstractDenoiser,
+        operator: LinearOperator,
+        y: Tensor,
+        noise_std: float = 0.0,
+        sigma_data: float = 0.5,
+    ):
+        super().__init__()
+        if noise_std < 0 or sigma_data <= 0:
+            raise ConfigError(
+                f"noise_std must not be negative and sigma_data positive, got {noise_std}, {sigma_data}."
+            )
+        self.denoiser, self.process, self.operator, self.y = denoiser, denoiser.process, operator, y
+        self.noise_std, self.sigma_data = noise_std, sigma_data
+
+    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        level = self.process.noise_level(t)
+        r = (level.square().reciprocal() + self.sigma_data**-2).rsqrt()
+        with torch.enable_grad():
+            x = wide(x_t).detach().requires_grad_()
+            x0_hat = self.denoiser(x, t, label)
+            rest = wide(self.y) - self.operator(x0_hat.detach())
+            pull = self.operator.adjoint(
+                self.operator.solve(rest, self.noise_std**2, per_image(r.square(), rest))
+            )
+            (gradient,) = torch.autograd.grad(x0_hat, x, pull)
+        gain = self.process.sigma(t).square() / self.process.alpha(t)
+        return (x0_hat.detach() + per_image(gain, x) * gradient).to(x_t)
+
+
+def pigdm(
+    denoiser: AbstractDenoiser,
+    x: Tensor,
+    operator: LinearOperator,
+    y: Tensor,
+    *,
+    noise_std: float = 0.0,
+    sigma_data: float = 0.5,
+    num_steps: int = 100,
+    sampler: Callable[..., Tensor] = ddim,
+    label: Tensor | None = None,
+    generator: Generator = None,
+    trace: Trace | None = None,
+) -> Tensor:
+    """x_0 (B, C, H, W) in float64 from `x` at t_max that explains y, by any `sampler` of the
+    `PosteriorDenoiser`.
+    """
+    posterior = PosteriorDenoiser(denoiser, operator, y, noise_std, sigma_data)
+    return sampler(posterior, x, num_steps=num_steps, label=label, generator=generator, trace=trace)
