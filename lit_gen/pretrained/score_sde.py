@@ -1,0 +1,250 @@
+"""Checkpoints of score_sde_pytorch (https://github.com/yang-song/score_sde_pytorch): NCSN++, DDPM++ and DDPM.
+
+    {"optimizer": ..., "model": state dict under "module.", "ema": {"shadow_params": list, ...}, "step": int}
+
+Layers are numbered in the order of use (`all_modules.N`); the moving average is a nameless list of the
+trainable tensors in that order, without the frozen Fourier frequencies. What a precondition must know of
+these networks: the VE ones were trained on [0, 1] images, take ln(sigma) (Fourier) or the index in the
+descending table of sigmas, and their output is divided by sigma; the VP and sub-VP ones take 999 t, on [-1,
+1] images.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_gen.errors import ConfigError
+from lit_gen.pretrained.keymap import SAME, SELF, Info, Layout, Rule, apply, expand, invert
+from lit_gen.pretrained.unpickle import load as read
+from lit_gen.score.networks.ddpm import DDPM
+from lit_gen.score.networks.ncsnpp import NCSNpp
+
+__all__ = ["from_state_dict", "load", "network_arguments", "rules", "to_state_dict"]
+
+_PREFIX = "module."
+_BUFFERS = ("sigmas",)
+_QKV = ("NIN_0", "NIN_1", "NIN_2")
+_PYRAMID = {"skip": "Conv_0", "residual": "Conv2d_0"}
+
+_NIN = Layout(lambda ts: ts[0].T if ts[0].ndim > 1 else ts[0], lambda t: [t.T if t.ndim > 1 else t])
+_NIN_CONV = Layout(
+    lambda ts: ts[0].T[:, :, None, None] if ts[0].ndim > 1 else ts[0],
+    lambda t: [t.flatten(1).T if t.ndim > 1 else t],
+)
+_NIN_QKV = Layout(
+    lambda ts: torch.cat([t.T if t.ndim > 1 else t for t in ts]),
+    lambda t: [part.T if t.ndim > 1 else part for part in t.chunk(3)],
+)
+_BLOCK = {
+    "norm0": "GroupNorm_0",
+    "conv0": "Conv_0",
+    "affine": "Dense_0",
+    "norm1": "GroupNorm_1",
+    "conv1": "Conv_1",
+    "skip": "Conv_2",
+}
+
+
+def load(
+    path: str | Path, net: nn.Module | None = None, *, weights: str = "ema", **network: Any
+) -> tuple[nn.Module, Info]:
+    """(network, info) of a checkpoint, in eval mode: its moving average if it has one, or `weights="model"`.
+
+    `net` takes the weights if given. Otherwise the architecture is read off the tensors, and `network` says
+    what they cannot: `image_size` (else attention is taken to stand at 16x16), `fir` (else NCSN++ has its
+    filter), `dropout`. Raises ConfigError for a file of another kind and for weights that do not fit.
+    """
+    checkpoint = read(path)
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
+        raise ConfigError(f"{path} is not a score_sde_pytorch checkpoint: it has no 'model' state dict.")
+    if weights not in ("ema", "model"):
+        raise ConfigError(f"weights={weights!r} is not known: take 'ema' or 'model'.")
+    state = {key.removeprefix(_PREFIX): value for key, value in checkpoint["model"].items()}
+    shadow = checkpoint.get("ema", {}).get("shadow_params")
+    if weights == "ema" and shadow:
+        state = _averaged(state, shadow)
+    net, info = from_state_dict(state, net, **network)
+    return net, replace(info, weights=weights if shadow else "model", step=checkpoint.get("step"))
+
+
+def from_state_dict(
+    state: dict[str, Tensor], net: nn.Module | None = None, **network: Any
+) -> tuple[nn.Module, Info]:
+    """As `load`, for the model's state dict with or without its "module." prefix."""
+    state = {key.removeprefix(_PREFIX): value for key, value in state.items()}
+    arguments = {}
+    if net is None:
+        cls, arguments = network_arguments(state, network.get("image_size"))
+        arguments |= network
+        net = cls(**arguments)
+    apply(net, rules(net), state, "score_sde", ignore=_BUFFERS)
+    return net.eval(), Info("score_sde", arguments, sigmas=state.get("sigmas"))
+
+
+def to_state_dict(net: NCSNpp | DDPM) -> dict[str, Tensor]:
+    """The official model's state dict, "module." prefix included, without the table of sigmas."""
+    return {_PREFIX + key: tensor for key, tensor in invert(net, rules(net)).items()}
+
+
+def rules(net: NCSNpp | DDPM) -> list[Rule]:
+    """Our keys -> all_modules.N, for a network of this architecture (no class or augmentation labels)."""
+    if not isinstance(net, NCSNpp | DDPM) or net.num_classes or net.augment_dim:
+        raise ConfigError("score_sde_pytorch has NCSNpp and DDPM networks without labels only.")
+    found: list[Rule] = []
+    for number, (path, names, layouts) in enumerate(_layers(net)):
+        official = f"all_modules.{number}"
+        if path.endswith(".attention"):
+            found += _attention_rules(path, official)
+        else:
+            found += expand(net, path, official, names, layouts, {"frequencies": "W"})
+    return [_nin_names(rule) for rule in found]
+
+
+def _layers(net: NCSNpp | DDPM) -> Iterator[tuple[str, dict[str, str], dict[str, Layout]]]:
+    """(path here, names within, layouts) of the official modules, in their order."""
+    plus = isinstance(net, NCSNpp)
+    block = _BLOCK if plus else _BLOCK | {"skip": "NIN_0"}
+    layouts = {} if plus else {"skip": _NIN_CONV}
+
+    def blocks(path: str, modules) -> Iterator:
+        for n, module in enumerate(modules):
+            yield f"{path}.{n}", block, layouts
+            if module.attention is not None:
+                yield f"{path}.{n}.attention", {}, {}
+
+    if "noise.embedding.frequencies" in net.state_dict():
+        yield "noise.embedding", SELF, {}
+    yield from ((path, SELF, {}) for path in ("noise.hidden", "noise.out", "stem"))
+    for i, level in enumerate(net.encoder):
+        if plus and level.resize is not None:
+            yield f"encoder.{i}.resize", block, {}
+            if level.pyramid is not None:
+                kind = "skip" if level.pyramid.conv.kernel_size == (1, 1) else "residual"
+                yield f"encoder.{i}.pyramid", {"conv": _PYRAMID[kind]}, {}
+        yield from blocks(f"encoder.{i}.blocks", level.blocks)
+        if not plus and level.resize is not None:
+            yield f"encoder.{i}.resize", {"conv": "Conv_0"}, {}
+    yield from blocks("middle", net.middle)
+    for i, level in enumerate(net.decoder):
+        if plus and level.resize is not None:
+            yield f"decoder.{i}.resize", block, {}
+        yield from blocks(f"decoder.{i}.blocks", level.blocks)
+        if not plus and level.resize is not None:
+            yield f"decoder.{i}.resize", {"conv": "Conv_0"}, {}
+        if plus and level.head is not None:
+            yield from ((f"decoder.{i}.head.{k}", SELF, {}) for k in (0, 2))
+    if not plus:
+        yield from ((f"head.{k}", SELF, {}) for k in (0, 2))
+
+
+def _attention_rules(ours: str, theirs: str) -> Iterator[Rule]:
+    for key in ("weight", "bias"):
+        yield f"{ours}.norm.{key}", (f"{theirs}.GroupNorm_0.{key}",), SAME
+        yield f"{ours}.qkv.{key}", tuple(f"{theirs}.{name}.{key}" for name in _QKV), _NIN_QKV
+        yield f"{ours}.proj.{key}", (f"{theirs}.NIN_3.{key}",), _NIN
+
+
+def _nin_names(rule: Rule) -> Rule:
+    """NIN layers call their weight W and their bias b."""
+    ours, keys, layout = rule
+    keys = tuple(re.sub(r"(NIN_\d)\.weight$", r"\1.W", re.sub(r"(NIN_\d)\.bias$", r"\1.b", k)) for k in keys)
+    return ours, keys, layout
+
+
+def _averaged(state: dict[str, Tensor], shadow: list[Tensor]) -> dict[str, Tensor]:
+    """`state` with its trainable tensors replaced, in order, by the nameless moving averages."""
+    trainable = [key for key in state if not key.endswith((*_BUFFERS, "all_modules.0.W"))]
+    if len(shadow) != len(trainable) or any(
+        state[k].shape != s.shape for k, s in zip(trainable, shadow, strict=True)
+    ):
+        raise ConfigError(
+            f"the checkpoint's moving average of {len(shadow)} tensors does not match its model's "
+            f"{len(trainable)}: read it with weights='model'."
+        )
+    return state | dict(zip(trainable, shadow, strict=True))
+
+
+def network_arguments(
+    state: dict[str, Tensor], image_size: int | None = None
+) -> tuple[type[NCSNpp] | type[DDPM], dict[str, Any]]:
+    """The class and constructor arguments that a state dict tells; see `load` for `image_size`."""
+    modules = _modules(state)
+    fourier = "W" in modules[0]
+    hidden, stem = modules[fourier], modules[fourier + 2]
+    if "weight" not in hidden or hidden["weight"].ndim != 2 or stem.get("weight", torch.empty(0)).ndim != 4:
+        raise ConfigError(
+            "the checkpoint's layers are not those of score_sde_pytorch's NCSN++, DDPM++ or DDPM."
+        )
+    base, channels = stem["weight"].shape[:2]
+    rest = modules[fourier + 3 :]
+    ddpm = any(
+        m.keys() == {"Conv_0.weight", "Conv_0.bias"} and m["Conv_0.weight"].shape[2] == 3 for m in rest
+    )
+    ddpm = ddpm or any("NIN_0.W" in m and "Conv_0.weight" in m for m in rest)
+    levels, combined = _encoder(rest, base)
+    attention = [i for i, level in enumerate(levels) if level["attention"]]
+    image_size = image_size or 16 << (attention[0] if attention else len(levels) - 1)
+    arguments: dict[str, Any] = {
+        "image_size": image_size,
+        "channels": channels,
+        "base_channels": base,
+        "channel_mult": tuple(level["width"] // base for level in levels),
+        "num_blocks": levels[0]["blocks"],
+        "attention_resolutions": tuple(image_size >> i for i in attention),
+    }
+    if ddpm:
+        return DDPM, arguments
+    heads = sum("weight" in m and m["weight"].shape[2:] == (3, 3) for m in rest)
+    return NCSNpp, arguments | {
+        "embedding": "fourier" if fourier else "positional",
+        "embedding_mult": hidden["weight"].shape[1] // base,
+        "fir": (1, 3, 3, 1) if fourier or combined != "none" else (1, 1),
+        "input_pyramid": combined,
+        "output_pyramid": "skip" if heads > 1 else "none",
+    }
+
+
+def _modules(state: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """all_modules.N.key -> a list of {key: tensor}."""
+    modules: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in state.items():
+        match = re.fullmatch(r"all_modules\.(\d+)\.(.+)", key)
+        if match:
+            modules.setdefault(int(match[1]), {})[match[2]] = tensor
+    if len(modules) < 8 or sorted(modules) != list(range(len(modules))):
+        raise ConfigError("the checkpoint has no numbered 'all_modules': it is not one of score_sde_pytorch.")
+    return [modules[n] for n in range(len(modules))]
+
+
+def _encoder(modules: list[dict[str, Tensor]], width: int) -> tuple[list[dict[str, Any]], str]:
+    """Width, blocks and attention of the levels before the first block that takes a skip; the pyramid."""
+    levels, pyramid, kinds = [{"width": width, "blocks": 0, "attention": False}], "none", []
+    for module in modules:
+        if "Dense_0.weight" in module:
+            c_out, c_in = module["Conv_0.weight"].shape[:2]
+            if c_in != width:
+                break
+            halves = c_in == c_out and "Conv_2.weight" in module
+            kinds.append(("down" if halves else "block", c_out))
+            width = c_out
+        elif "NIN_3.W" in module:
+            kinds.append(("attention", width))
+        elif "Conv2d_0.weight" in module:
+            pyramid = "residual"
+        elif module.get("Conv_0.weight", torch.empty(0)).shape[2:] == (1, 1):
+            pyramid = "skip"
+        else:
+            kinds.append(("down", width))
+    for kind, c in kinds[:-3]:  # the last three are the middle
+        if kind == "down":
+            levels.append({"width": c, "blocks": 0, "attention": False})
+        elif kind == "attention":
+            levels[-1]["attention"] = True
+        else:
+            levels[-1] |= {"width": c, "blocks": levels[-1]["blocks"] + 1}
+    return levels, pyramid
