@@ -1,0 +1,67 @@
+"""What the metrics need of torch.distributed: sums over ranks, and one rank's answer for all."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+__all__ = ["all_gather", "all_reduce_sum", "from_rank_zero", "rank", "world_size"]
+
+T = TypeVar("T")
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def all_gather(x: Tensor) -> Tensor:
+    """Every rank's x, of one shape on all of them, as (ranks, *x.shape)."""
+    if world_size() == 1:
+        return x[None]
+    own = x.detach().contiguous().to(_device(x.device))
+    parts = [torch.empty_like(own) for _ in range(world_size())]
+    dist.all_gather(parts, own)
+    return torch.stack(parts).to(x.device)
+
+
+def all_reduce_sum(x: Tensor, group: Any = None) -> list[Tensor]:
+    """[sum of x over the ranks], a `dist_sync_fn` for `torchmetrics.Metric` states with
+    `dist_reduce_fx="sum"`.
+
+    Its memory does not grow with the number of ranks, as the default's does (it gathers every rank's copy
+    everywhere).
+    """
+    total = x.detach().clone().to(_device(x.device))
+    dist.all_reduce(total, group=group)
+    return [total.to(x.device)]
+
+
+def from_rank_zero(compute: Callable[[], T]) -> T:
+    """`compute()` of rank 0 on every rank: bit-identical, whatever the ranks' machines. Its exception is
+    raised on all.
+    """
+    if world_size() == 1:
+        return compute()
+    answer: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            answer[0] = compute()
+        except Exception as error:  # the other ranks wait in the broadcast and must hear of it
+            answer[1] = error
+    dist.broadcast_object_list(answer, device=_device(torch.device("cpu")))
+    if answer[1] is not None:
+        raise answer[1]
+    return answer[0]
+
+
+def _device(preferred: torch.device) -> torch.device:
+    """NCCL moves CUDA tensors only."""
+    if dist.get_backend() == "nccl" and preferred.type != "cuda":
+        return torch.device("cuda", torch.cuda.current_device())
+    return preferred

@@ -1,0 +1,231 @@
+"""All metrics of a set of images from one pass over it, the same for any division of the images into batches
+and ranks.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from lit_gen.errors import ConfigError
+from lit_gen.metrics.distributed import all_gather, all_reduce_sum, from_rank_zero, world_size
+from lit_gen.metrics.extractors import Extractor, ExtractorId
+from lit_gen.metrics.frechet import FeatureStatistics
+from lit_gen.metrics.functional import (
+    Estimate,
+    Moments,
+    frechet_estimate,
+    frechet_infinity,
+    inception_score,
+)
+from lit_gen.metrics.kernels import cmmd, kernel_distance
+from lit_gen.metrics.neighbours import authenticity, precision_recall_density_coverage
+
+__all__ = ["Evaluation", "Summary", "compare"]
+
+ABSENT = torch.iinfo(torch.int64).max
+
+
+@dataclass
+class Summary:
+    """What is kept of a set of n images: exact moments, and a random part of it with its features.
+
+    `index` (m,), `features` (m, d), `logits` (m, outputs) and `label` (m,) are of the m images that a seeded
+    hash of the index chose, in the hash's order, which is a random one; m is n if the reservoir was large
+    enough. `classes` holds the moments of every class, None for one with fewer than 2 images.
+    """
+
+    id: ExtractorId
+    moments: Moments
+    index: Tensor
+    features: Tensor
+    logits: Tensor | None = None
+    label: Tensor | None = None
+    classes: list[Moments | None] | None = None
+
+    @property
+    def n(self) -> int:
+        return self.moments.n
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it but the extractor's id, to be stored."""
+        rows = {name: getattr(self, name) for name in ("index", "features", "logits", "label")}
+        packed = {name: value for name, value in rows.items() if value is not None} | self.moments.tensors()
+        for c, part in enumerate(self.classes or []):
+            stored = part.tensors() if part else {"n": torch.tensor(0)}
+            packed |= {f"class{c}.{name}": value for name, value in stored.items()}
+        return packed
+
+    @classmethod
+    def from_tensors(cls, id: ExtractorId, packed: dict[str, Tensor]) -> "Summary":
+        """The inverse of `tensors`."""
+        classes = []
+        while (prefix := f"class{len(classes)}.") + "n" in packed:
+            part = {name.removeprefix(prefix): x for name, x in packed.items() if name.startswith(prefix)}
+            classes.append(Moments.from_tensors(part) if int(part["n"]) else None)
+        rows = {name: packed.get(name) for name in ("index", "features", "logits", "label")}
+        return cls(id, Moments.from_tensors(packed), **rows, classes=classes or None)
+
+
+class Evaluation:
+    """Feeds images through an extractor once; `summary()` gives what all metrics need.
+
+    `reservoir` images at most are kept as features (float32; 10,000 x 2048 are 82 MB); `num_classes` asks for
+    moments per class.
+    """
+
+    def __init__(
+        self, extractor: Extractor, *, reservoir: int = 10_000, num_classes: int | None = None, seed: int = 0
+    ):
+        if reservoir < 2:
+            raise ConfigError(f"reservoir={reservoir} must keep at least 2 images.")
+        self.extractor, self.seed = extractor, seed
+        d = extractor.id.d
+        self.statistics = FeatureStatistics(d)
+        self.classes = [FeatureStatistics(d) for _ in range(num_classes or 0)]
+        self.index = torch.zeros(reservoir, dtype=torch.int64)
+        self.priority = torch.full((reservoir,), ABSENT)
+        self.features = torch.zeros(reservoir, d)
+        self.label = torch.zeros(reservoir, dtype=torch.int64)
+        self.logits: Tensor | None = None
+
+    def update(self, images: Tensor, index: Tensor, label: Tensor | None = None) -> None:
+        """uint8 (B, C, H, W); `index` (B,) is the image's number in the whole set, `label` (B,) its class."""
+        if index.shape != (len(images),):
+            raise ConfigError(f"{len(images)} images need an index each, got shape {tuple(index.shape)}.")
+        features, logits = self.extractor.with_logits(images)
+        self.statistics.to(features.device).update(features)
+        if self.classes:
+            if label is None or label.shape != index.shape:
+                raise ConfigError(f"num_classes={len(self.classes)} needs a label for each image.")
+            for c, statistics in enumerate(self.classes):
+                statistics.to(features.device).update(features[label.to(features.device) == c])
+        rows = {"index": index.cpu(), "features": features.cpu()}
+        rows |= {} if logits is None else {"logits": logits.cpu()}
+        rows |= {"label": label.cpu()} if self.classes else {}
+        self._keep(rows)
+
+    def summary(self) -> Summary:
+        """Of the images of all ranks, on every rank; every rank must call."""
+        whole = self.statistics.compute()
+        gathered = all_gather(self.priority)
+        chosen = gathered.flatten().sort().values[: len(self.priority)]
+        chosen = chosen[chosen != ABSENT]
+        if bool((chosen.diff() == 0).any()):
+            raise ConfigError(
+                "An image index was given twice. A sampler that pads the last batch or rank repeats images, "
+                "and biases every metric: use one that does not (Lightning's UnrepeatedDistributedSampler), "
+                "and number the images of all ranks together."
+            )
+        place = torch.searchsorted(chosen, self.priority).clamp(max=len(chosen) - 1)
+        own = (self.priority == chosen[place]).nonzero().flatten()
+
+        def collect(rows: Tensor) -> Tensor:
+            # Every row is one rank's and zero elsewhere, so the sum over ranks is that row, exactly.
+            out = rows.new_zeros(len(chosen), *rows.shape[1:])
+            out[place[own]] = rows[own]
+            return all_reduce_sum(out)[0] if world_size() > 1 else out
+
+        logits = self._logits_everywhere()
+        return Summary(
+            id=self.extractor.id,
+            moments=whole,
+            index=collect(self.index),
+            features=collect(self.features),
+            logits=None if logits is None else collect(logits),
+            label=collect(self.label) if self.classes else None,
+            classes=self._class_moments() if self.classes else None,
+        )
+
+    def _class_moments(self) -> list[Moments | None]:
+        counts = torch.stack([statistics.n.cpu() for statistics in self.classes])
+        counts = all_gather(counts).sum(0)
+        return [s.compute() if n >= 2 else None for s, n in zip(self.classes, counts.tolist(), strict=True)]
+
+    def _logits_everywhere(self) -> Tensor | None:
+        """A rank without images does not know whether its network has a head, nor how wide."""
+        width = 0 if self.logits is None else self.logits.shape[1]
+        width = int(all_gather(torch.tensor(width)).max())
+        if self.logits is None and width:
+            self.logits = torch.zeros(len(self.index), width)
+        return self.logits
+
+    def _keep(self, rows: dict[str, Tensor]) -> None:
+        """Keeps the rows whose priorities are among the smallest so far, in the slots of those that no longer
+        are.
+        """
+        if self.logits is None and "logits" in rows:
+            self.logits = torch.zeros(len(self.index), rows["logits"].shape[1])
+        rows["priority"] = _priority(rows["index"], self.seed)
+        size = len(self.index)
+        smallest = torch.cat([self.priority, rows["priority"]]).topk(size, largest=False).indices
+        new = smallest[smallest >= size] - size
+        free = torch.ones(size, dtype=torch.bool)
+        free[smallest[smallest < size]] = False
+        for name, values in rows.items():
+            kept = getattr(self, name)
+            kept[free] = values[new].to(kept.dtype)
+
+
+def compare(
+    reference: Summary, generated: Summary, *, training: Summary | None = None, k: int = 5
+) -> dict[str, Estimate]:
+    """Every metric that the summaries allow, under its full name (`ExtractorId.key`), with its standard
+    error.
+
+    `fd` Frechet distance, `fdinf` FID-infinity (from 4 d images on), `kd` unbiased kernel distance, `cmmd`
+    for CLIP's features, `precision`, `recall`, `density`, `coverage`, `is` Inception Score (if the network
+    has a head), `fdclass` the mean over classes of the distances within each, and `fdclass<c>`; with
+    `training`, `authpct` against that set. The names' n counts the generated images that the metric saw.
+    Computed on rank 0, the same numbers everywhere.
+    """
+    if reference.id != generated.id or (training is not None and training.id != generated.id):
+        raise ConfigError(f"Features of {reference.id} and of {generated.id} cannot be compared.")
+    return from_rank_zero(lambda: _compare(reference, generated, training, k))
+
+
+def _compare(reference: Summary, generated: Summary, training: Summary | None, k: int) -> dict[str, Estimate]:
+    real, fake = reference.features, generated.features
+    n, m, d = generated.n, len(fake), fake.shape[1]
+    key = generated.id.key
+    results = {key("fd", n): frechet_estimate(reference.moments, generated.moments, fake)}
+    if m >= 4 * d:
+        results[key("fdinf", m)] = frechet_infinity(reference.moments, fake)
+    results[key("kd", m)] = kernel_distance(real, fake)
+    if generated.id.name.startswith("clip-"):
+        results[key("cmmd", m)] = cmmd(normalize(real), normalize(fake))
+    for name, estimate in precision_recall_density_coverage(real, fake, k).items():
+        results[key(name, m)] = estimate
+    if generated.logits is not None:
+        results[key("is", m)] = inception_score(generated.logits)
+    if training is not None:
+        results[key("authpct", m)] = authenticity(training.features, fake)
+    if reference.classes and generated.classes:
+        results |= _by_class(reference, generated)
+    return results
+
+
+def _by_class(reference: Summary, generated: Summary) -> dict[str, Estimate]:
+    """The distance within each class, and their mean; NaN where a class has fewer than 2 images."""
+    key, estimates = generated.id.key, {}
+    for c, (real, fake) in enumerate(zip(reference.classes, generated.classes, strict=True)):
+        part = generated.features[generated.label == c]
+        if real is None or fake is None or len(part) < 2:
+            estimates[key(f"fdclass{c}", 0 if fake is None else fake.n)] = Estimate(float("nan"), None)
+        else:
+            estimates[key(f"fdclass{c}", fake.n)] = frechet_estimate(real, fake, part)
+    values, errors = zip(*estimates.values(), strict=True)
+    se = None if None in errors else float(np.linalg.norm(errors)) / len(errors)
+    return {key("fdclass", generated.n): Estimate(float(np.mean(values)), se)} | estimates
+
+
+def _priority(index: Tensor, seed: int) -> Tensor:
+    """A hash of (seed, index) as a number in [0, 2^63): splitmix64's finaliser, a bijection but for the last
+    bit.
+    """
+    z = index.numpy().astype(np.uint64) + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return torch.from_numpy(((z ^ (z >> np.uint64(31))) >> np.uint64(1)).astype(np.int64))

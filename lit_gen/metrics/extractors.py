@@ -1,0 +1,170 @@
+"""Networks that turn images into features, and the identity that names every number computed from them.
+
+An extractor takes uint8 (B, C, H, W) of any size, resizes by its own rule, and gives float32 (B, d). Two
+Frechet distances are comparable only if network, weights, layer and resize agree, so `ExtractorId` holds all
+four and alone builds the metrics' names.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lit_gen.errors import ConfigError
+from lit_gen.metrics.digits import DigitsNet
+
+__all__ = ["Extractor", "ExtractorId", "digits64", "digits_classifier"]
+
+INCEPTION_2015 = ("inception-2015-12-05", "6726825d")
+PUBLISHED = {
+    "fd": "fid",
+    "kd": "kid",
+    "is": "isc",
+}  # our metric -> its published name, with the 2015 network only
+
+
+@dataclass(frozen=True)
+class ExtractorId:
+    """What a feature depends on: network `name` and `version`, `sha256` of the weights, `resize`, `layer`,
+    and its width `d`.
+    """
+
+    name: str
+    version: str
+    sha256: str
+    resize: str
+    layer: str
+    d: int
+
+    @property
+    def hash8(self) -> str:
+        return self.sha256[:8]
+
+    def key(self, metric: str, n: int) -> str:
+        """`fid50k` for the 2015 Inception with TF1's resize, `fid_clean50k` with PIL's, else
+        `fd_<name>_<hash8>_n<n>`.
+
+        `metric` is fd (Frechet distance), kd (kernel distance), is (Inception score) or any other short name.
+        """
+        published = metric in PUBLISHED and (self.name, self.hash8) == INCEPTION_2015
+        if published and self.layer == "2048" and self.resize in ("tf1", "clean"):
+            suffix = "_clean" if self.resize == "clean" else ""
+            return PUBLISHED[metric] + suffix + (f"{n // 1000}k" if n % 1000 == 0 else str(n))
+        return f"{metric}_{self.name}_{self.hash8}_n{n}"
+
+    def __str__(self) -> str:
+        return f"{self.name} v{self.version} ({self.hash8}, layer {self.layer}, resize {self.resize})"
+
+
+class Extractor:
+    """A frozen network behind the uint8 door. Not an `nn.Module`: a metric or callback that holds one has no
+    more parameters, a larger state_dict or another dtype for it.
+
+    `network` maps float32 (B, channels, H, W) in [0, 255] to (features (B, d), logits (B, classes) or None).
+    It runs in eval mode, in full float32 (no autocast, no TF32), without gradients, on the device of the
+    images.
+    """
+
+    def __init__(self, id: ExtractorId, network: nn.Module, channels: int):
+        self.id = id
+        self.network = network.eval().requires_grad_(False).to(torch.float32)
+        self.channels = channels
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 (B, C, H, W), C 1 or 3 -> float32 (B, d)."""
+        return self.with_logits(images)[0]
+
+    def with_logits(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features (B, d), and logits (B, classes) if the network has a head."""
+        x = self._door(images)
+        if len(x) == 0:
+            # Convolutions refuse an empty batch on some backends; one image shows the widths.
+            return tuple(
+                None if y is None else y[:0] for y in self.with_logits(images.new_zeros(1, *images.shape[1:]))
+            )
+        self.network.to(x.device)
+        with torch.inference_mode(), torch.autocast(x.device.type, enabled=False), _full_float32():
+            features, logits = self.network(x)
+        if features.shape != (len(x), self.id.d):
+            raise ConfigError(
+                f"{self.id} should give features (B, {self.id.d}), got {tuple(features.shape)}."
+            )
+        return features, logits
+
+    def _door(self, images: Tensor) -> Tensor:
+        """Checks; float32 in [0, 255] with the network's channels: grey is repeated, colour averaged."""
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise ConfigError(
+                f"Extractors take uint8 images (B, 1 or 3, H, W), got {images.dtype} {tuple(images.shape)}; "
+                "lit_gen.images.to_uint8 converts floats in [-1, 1]."
+            )
+        x = images.to(torch.float32)
+        if self.channels == 1:
+            return x.mean(1, keepdim=True)
+        return x.expand(-1, self.channels, -1, -1)
+
+
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    """No TF32 or bf16 inside float32 products, which moves features by 1e-3; deterministic cuDNN."""
+    wanted = [(torch.backends.cudnn, "deterministic", True), (torch.backends.cudnn, "benchmark", False)]
+    cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
+    if hasattr(
+        cuda.matmul, "fp32_precision"
+    ):  # from torch 2.9 on; the older switches refuse to be read after it
+        backends = (cuda.matmul, cudnn.conv, mkldnn.matmul, mkldnn.conv)
+        wanted += [(backend, "fp32_precision", "ieee") for backend in backends]
+    else:
+        wanted += [(backend, "allow_tf32", False) for backend in (cuda.matmul, cudnn)]
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in wanted]
+    try:
+        for owner, name, value in wanted:
+            setattr(owner, name, value)
+        yield
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, value)
+
+
+def digits64() -> Extractor:
+    """The embedded features of 8x8 handwritten digits (d = 64); needs no download."""
+    return _embedded("digits64")
+
+
+def digits_classifier() -> Extractor:
+    """The embedded judge of digits, trained independently of `digits64`; its logits (B, 10) give confident
+    shares.
+    """
+    return _embedded("digits-classifier")
+
+
+class _Resized(nn.Module):
+    """Images of other sizes are brought to size x size by torch's antialiased bilinear filter."""
+
+    def __init__(self, network: nn.Module, size: int):
+        super().__init__()
+        self.network, self.size = network, size
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if x.shape[-2:] != (self.size, self.size):
+            x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
+        return self.network(x)
+
+
+def _embedded(name: str) -> Extractor:
+    path = Path(__file__).parent / "weights" / f"{name}.safetensors"
+    with safe_open(path, "pt") as file:
+        about = json.loads(file.metadata()["about"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    network = DigitsNet(about["width"])
+    network.load_state_dict(tensors)
+    identity = ExtractorId(
+        name, about["version"], about["sha256"], about["resize"], about["layer"], about["width"]
+    )
+    return Extractor(identity, _Resized(network, 8), channels=1)

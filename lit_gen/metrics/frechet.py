@@ -1,0 +1,123 @@
+"""Streaming moments and the Frechet distance as `torchmetrics.Metric`s.
+
+Their states are float64 sums: n, the sum of the features and the sum of their outer products. Summed over
+ranks they are those of one process for any division of the images, also with an empty rank or batch; they are
+neither parameters nor in a state_dict.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from lit_gen.errors import ConfigError
+from lit_gen.metrics.distributed import all_reduce_sum, from_rank_zero, world_size
+from lit_gen.metrics.extractors import Extractor
+from lit_gen.metrics.functional import Moments, frechet_distance, moments_of_sums
+
+__all__ = ["AbstractFeatureSums", "FeatureStatistics", "FrechetDistance"]
+
+
+class AbstractFeatureSums(Metric):
+    """The states; a subclass says what `update` takes and what `compute` returns."""
+
+    full_state_update = False
+    n: Tensor
+    total: Tensor
+    outer: Tensor
+    non_finite: Tensor
+    first_bad: int | None = None
+
+    def __init__(self, d: int, **kwargs: Any):
+        super().__init__(dist_sync_fn=all_reduce_sum, **kwargs)
+        zeros = torch.zeros
+        self.add_state("n", zeros((), dtype=torch.int64), dist_reduce_fx="sum", persistent=False)
+        self.add_state("total", zeros(d, dtype=torch.float64), dist_reduce_fx="sum", persistent=False)
+        self.add_state("outer", zeros(d, d, dtype=torch.float64), dist_reduce_fx="sum", persistent=False)
+        self.add_state("non_finite", zeros((), dtype=torch.int64), dist_reduce_fx="sum", persistent=False)
+
+    def _add(self, features: Tensor) -> None:
+        d = len(self.total)
+        if features.ndim != 2 or features.shape[1] != d:
+            raise ConfigError(f"Expected features of shape (B, {d}), got {tuple(features.shape)}.")
+        with torch.inference_mode(), torch.autocast(self.outer.device.type, enabled=False):
+            x = features.to(self.outer.device, torch.float64)
+            bad = int((~x.isfinite()).any(1).sum())
+            self.n += len(x)
+            self.total += x.sum(0)
+            self.outer.addmm_(x.T, x)
+            self.non_finite += bad
+        if bad:
+            self.first_bad = self.first_bad or self.update_count
+            # A single rank that stopped here would leave the others waiting; there `_moments` stops them all.
+            if world_size() == 1:
+                self._refuse(bad)
+
+    def _moments(self) -> Moments:
+        if bad := int(self.non_finite):
+            self._refuse(bad)
+        return moments_of_sums(int(self.n), self.total, self.outer)
+
+    def _refuse(self, bad: int) -> None:
+        where = f"the first in batch {self.first_bad} (from 1)" if self.first_bad else "none on this rank"
+        raise ValueError(f"{bad} of {int(self.n)} feature vectors are NaN or infinite, {where}.")
+
+    def reset(self) -> None:
+        super().reset()
+        self.first_bad = None
+
+    @property
+    def update_called(self) -> bool:
+        return True  # an empty rank is no mistake; the sums say how many images there were
+
+    def _apply(self, fn: Callable, exclude_state: Sequence[str] = "") -> nn.Module:
+        # `module.to(torch.bfloat16)` would round the sums; they follow the device only.
+        return super()._apply(lambda x: x.to(fn(x.new_empty(0)).device), exclude_state)
+
+
+class FeatureStatistics(AbstractFeatureSums):
+    """`update(features)` with (B, d) features; `compute()` gives their `Moments` over all ranks."""
+
+    def update(self, features: Tensor) -> None:
+        self._add(features)
+
+    def compute(self) -> Moments:
+        return self._moments()
+
+
+class FrechetDistance(AbstractFeatureSums):
+    """`update(images)` with uint8 (B, C, H, W) generated images; `compute()` gives their distance to
+    `reference`, float64 ().
+
+    The distance is computed on rank 0 and is the same number on every rank; every rank must call `compute`.
+    """
+
+    is_differentiable = False
+    higher_is_better = False
+
+    def __init__(self, extractor: Extractor, reference: Moments, **kwargs: Any):
+        if reference.d != extractor.id.d:
+            raise ConfigError(
+                f"{extractor.id} gives {extractor.id.d} features, the reference has {reference.d}."
+            )
+        super().__init__(extractor.id.d, **kwargs)
+        self.extractor = extractor
+        self.reference = reference
+
+    def key(self, n: int) -> str:
+        """The only name that the distance of n images may be logged under."""
+        return self.extractor.id.key("fd", n)
+
+    def update(self, images: Tensor) -> None:
+        self._add(self.extractor(images))
+
+    def compute(self) -> Tensor:
+        generated = self._moments()
+
+        def distance() -> float:
+            return frechet_distance(self.reference, generated)
+
+        value = from_rank_zero(distance) if self._is_synced else distance()
+        return torch.tensor(value, dtype=torch.float64)

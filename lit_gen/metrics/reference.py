@@ -1,0 +1,162 @@
+"""A reference set's statistics, computed once and kept on disk under a key that holds all they depend on."""
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lit_gen.metrics.distributed import from_rank_zero, rank, world_size
+from lit_gen.metrics.evaluation import Evaluation, Summary
+from lit_gen.metrics.extractors import Extractor
+from lit_gen.metrics.frechet import FeatureStatistics
+from lit_gen.metrics.functional import Moments
+
+__all__ = ["cache_folder", "load_tensors", "reference_moments", "reference_summary", "save_tensors"]
+
+log = logging.getLogger(__name__)
+FORMAT = 2
+
+
+def cache_folder() -> Path:
+    """$LITGEN_CACHE, or lit_gen in $XDG_CACHE_HOME, or ~/.cache/lit_gen."""
+    if own := os.environ.get("LITGEN_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit_gen"
+
+
+def reference_moments(
+    batches: Callable[[], Iterable[Tensor]],
+    extractor: Extractor,
+    *,
+    data: str,
+    split: str,
+    n: int,
+    transform: str = "none",
+    folder: Path | None = None,
+) -> Moments:
+    """Moments of the features of a reference set, from the cache or, if absent there, from `batches()`.
+
+    `batches()` yields the set's uint8 (B, C, H, W) images, n in all, in the same order on every rank; each
+    rank takes its share, so every rank must call. `data`, `split`, `n`, `transform` and the extractor's id
+    make the key: `data` must change when the images do (a content hash, or name and version), `transform`
+    names what was done to them.
+    """
+
+    def compute() -> dict[str, Tensor]:
+        statistics = FeatureStatistics(extractor.id.d)
+        for i, images in enumerate(batches()):
+            if i % world_size() == rank():
+                statistics.to(images.device).update(extractor(images))
+        return _counted(statistics.compute(), n, data, split).tensors()
+
+    key = {"kind": "moments", "data": data, "split": split, "n": n, "transform": transform}
+    return Moments.from_tensors(_cached(key, extractor, folder, compute))
+
+
+def reference_summary(
+    batches: Callable[[], Iterable[tuple[Tensor, Tensor | None]]],
+    extractor: Extractor,
+    *,
+    data: str,
+    split: str,
+    n: int,
+    transform: str = "none",
+    reservoir: int = 10_000,
+    num_classes: int | None = None,
+    folder: Path | None = None,
+) -> Summary:
+    """As `reference_moments`, but the whole `Summary` that `compare` needs; `batches()` yields (images,
+    labels or None).
+    """
+
+    def compute() -> dict[str, Tensor]:
+        evaluation, start = Evaluation(extractor, reservoir=reservoir, num_classes=num_classes), 0
+        for i, (images, label) in enumerate(batches()):
+            if i % world_size() == rank():
+                evaluation.update(images, torch.arange(start, start + len(images)), label)
+            start += len(images)
+        summary = evaluation.summary()
+        _counted(summary.moments, n, data, split)
+        return summary.tensors()
+
+    key = {"kind": "summary", "data": data, "split": split, "n": n, "transform": transform}
+    key |= {"reservoir": reservoir, "num_classes": num_classes}
+    return Summary.from_tensors(extractor.id, _cached(key, extractor, folder, compute))
+
+
+def save_tensors(path: Path, key: dict, tensors: dict[str, Tensor]) -> None:
+    """Writes tensors and their key (any JSON) as safetensors, by rename: readers see all or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".partial")
+    os.close(handle)
+    try:
+        tensors = {name: x.contiguous() for name, x in tensors.items()}
+        save_file(tensors, partial, metadata={"key": json.dumps(key, sort_keys=True)})
+        os.chmod(partial, 0o644)  # a cache may be shared; mkstemp's file is its owner's alone
+        os.replace(partial, path)
+    finally:
+        Path(partial).unlink(missing_ok=True)
+
+
+def load_tensors(path: Path, key: dict) -> dict[str, Tensor] | None:
+    """What `save_tensors` wrote under the same key; None, with a warning, if the file is damaged or
+    another's.
+    """
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            stored = file.metadata()["key"]
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        if stored != json.dumps(key, sort_keys=True):
+            raise ValueError("its key is another one")
+        if not all(x.isfinite().all() for x in tensors.values()):
+            raise ValueError("its numbers are not finite")
+        return tensors
+    except Exception as error:  # whatever is wrong with a cache file, the remedy is to compute again
+        log.warning("Computing the reference statistics again: %s cannot be used (%s).", path, error)
+        return None
+
+
+def _cached(
+    key: dict, extractor: Extractor, folder: Path | None, compute: Callable[[], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Rank 0 says for all whether there is a file; `compute` is collective."""
+    key = key | {"extractor": asdict(extractor.id), "format": FORMAT}
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    name = "".join(c if c.isalnum() else "-" for c in f"{key['data']}-{key['split']}")[:60]
+    path = (folder or cache_folder() / "reference") / f"{name}-{digest}.safetensors"
+    found = from_rank_zero(lambda: load_tensors(path, key))
+    if found is not None:
+        return found
+    tensors = compute()
+    return from_rank_zero(lambda: _saved(path, key, tensors))
+
+
+def _saved(path: Path, key: dict, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    try:
+        save_tensors(path, key, tensors)
+    except OSError as error:
+        log.warning(
+            "The reference statistics could not be kept in %s (%s); the next run needs them again.",
+            path,
+            error,
+        )
+    return tensors
+
+
+def _counted(moments: Moments, n: int, data: str, split: str) -> Moments:
+    if moments.n != n:
+        raise ValueError(
+            f"The reference {data}/{split} was said to have {n} images, its batches gave {moments.n}."
+        )
+    return moments
