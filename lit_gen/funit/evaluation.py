@@ -1,0 +1,255 @@
+"""The evaluation protocol of FUNIT (Liu et al. 2019, section 4, https://arxiv.org/abs/1905.01723).
+
+N content images of source classes are translated into each target class, shown by K images that are the same
+for every method; then classifiers, feature networks and, where it exists, the true translation judge the N x
+T images. Images are uint8 (N, C, H, W) throughout. Networks come as plain callables, so that any may judge.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_gen.errors import ConfigError
+from lit_gen.images import to_float
+
+__all__ = [
+    "Judge",
+    "Measures",
+    "Translator",
+    "copy_content",
+    "dipd",
+    "evaluate",
+    "paired_l1",
+    "paste_example",
+    "ssim",
+    "sweep",
+    "translations",
+]
+
+Translator = Callable[[Tensor, Tensor], Tensor]
+"""Content images (N, C, H, W) and K class images (K, C, H, W), float in [-1, 1] -> translations, uint8 (N, C,
+H, W)."""
+
+
+# --- baselines
+# --------------------------------------------------------------------------------------------------------
+
+
+def copy_content(content: Tensor, classes: Tensor) -> Tensor:
+    """The baseline that changes nothing: perfect content, no translation."""
+    return _to_uint8(content)
+
+
+def paste_example(content: Tensor, classes: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """The baseline that answers with one of the K class images at random: perfect class, no content."""
+    pick = torch.randint(len(classes), (len(content),), generator=generator)
+    return _to_uint8(classes[pick.to(classes.device)])
+
+
+def _to_uint8(x: Tensor) -> Tensor:
+    """Exact inverse of `to_float`, so that baselines hand out the very pixels that they were given."""
+    return ((x + 1) * 127.5).round().to(torch.uint8)
+
+
+# --- judging pairs
+# ----------------------------------------------------------------------------------------------------
+
+
+def paired_l1(images: Tensor, truth: Tensor) -> Tensor:
+    """Mean absolute difference to the true translation, as a part of the full range: (N,), 0 is perfect."""
+    return (images.float() - truth.float()).abs().mean((1, 2, 3)) / 255
+
+
+def ssim(images: Tensor, truth: Tensor, sigma: float = 1.5, window: int = 11) -> Tensor:
+    """Structural similarity: (N,), 1 is perfect. Wang et al. 2004, eq. 13,
+    https://doi.org/10.1109/TIP.2003.819861.
+
+    Gaussian window of 11 x 11, K1 = 0.01, K2 = 0.03; mean over the places where the window fits, and over the
+    channels.
+    """
+    if min(images.shape[-2:]) < window:
+        raise ConfigError(
+            f"SSIM's window of {window} does not fit images of {tuple(images.shape[-2:])}; use larger ones."
+        )
+    x, y = images.double().flatten(0, 1)[:, None], truth.double().flatten(0, 1)[:, None]
+    places = torch.arange(window, dtype=torch.float64, device=x.device) - window // 2
+    line = torch.exp(-(places**2) / (2 * sigma**2))
+    kernel = (line[:, None] * line / line.sum() ** 2)[None, None]
+    mean_x, mean_y, xx, yy, xy = F.conv2d(torch.cat([x, y, x * x, y * y, x * y]), kernel).chunk(5)
+    var_x, var_y, covariance = xx - mean_x**2, yy - mean_y**2, xy - mean_x * mean_y
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    score = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    score = score / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+    return score.mean((1, 2, 3)).view(images.shape[:2]).mean(1).float()
+
+
+def dipd(a: Tensor, b: Tensor, eps: float = 1e-5) -> Tensor:
+    """Domain-invariant perceptual distance of two batches of feature maps (N, C, h, w): (N,), 0 is perfect.
+
+    Maps are instance-normalised, which takes the style out, then compared by their mean squared difference.
+    The paper takes conv5 of VGG of the content image and of its translation (MUNIT,
+    https://arxiv.org/abs/1804.04732, section B.2).
+    """
+    a, b = F.instance_norm(a.float(), eps=eps), F.instance_norm(b.float(), eps=eps)
+    return (a - b).square().mean((1, 2, 3))
+
+
+# --- the protocol
+# -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A classifier: `logits` of uint8 images are (N, number of its classes); `target[t]` is its number of
+    target class t."""
+
+    logits: Callable[[Tensor], Tensor]
+    target: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What to measure.
+
+    judges: by name, the paper's "all" (source and target classes) and "test" (target classes only).
+    content_features: uint8 images -> feature maps (N, C, h, w), for DIPD. features, distance: uint8 images ->
+    (N, D), and (features of all translations into a class, its name) -> distance to
+        the real images of that class. The mean over classes is the paper's mFID if the features are
+        Inception's; it is reported under `distance_name`.
+    truth: (content number, class name) -> the true translation, uint8 (C, H, W).
+    """
+
+    judges: dict[str, Judge] = field(default_factory=dict)
+    content_features: Callable[[Tensor], Tensor] | None = None
+    features: Callable[[Tensor], Tensor] | None = None
+    distance: Callable[[Tensor, str], float] | None = None
+    distance_name: str = "mean_fd"
+    truth: Callable[[int, str], Tensor] | None = None
+
+
+def translations(
+    translate: Translator, contents: Tensor, examples: dict[str, Tensor], batch_size: int = 64
+) -> Iterator[tuple[str, slice, Tensor]]:
+    """Class by class, batch by batch: (class name, which contents, their translations)."""
+    for name, shown in examples.items():
+        classes = to_float(shown)
+        for start in range(0, len(contents), batch_size):
+            rows = slice(start, min(start + batch_size, len(contents)))
+            yield name, rows, translate(to_float(contents[rows]), classes).cpu()
+
+
+@torch.no_grad()
+def evaluate(
+    translate: Translator,
+    contents: Tensor,
+    examples: dict[str, Tensor],
+    measures: Measures,
+    batch_size: int = 64,
+) -> dict[str, float]:
+    """Means over all N x T translations of N contents (N, C, H, W) into T classes {name: (K, C, H, W)}.
+
+    Names: "top1_<judge>", "top5_<judge>" (shares; of fewer than 5 classes, of all), "is_<judge>" (Inception
+    score of the whole set with that classifier), "dipd", the distance's name, "l1" and "ssim" to the true
+    translations.
+    """
+    if not len(contents) or not examples:
+        raise ConfigError(
+            f"{len(contents)} content images and {len(examples)} target classes: nothing to evaluate."
+        )
+    totals, judged = _Means(), {name: _Judgement(judge) for name, judge in measures.judges.items()}
+    distances, features = [], []
+    for t, (name, rows, images) in _numbered(translations(translate, contents, examples, batch_size)):
+        for judgement in judged.values():
+            judgement.add(images, t)
+        if measures.content_features is not None:
+            pair = measures.content_features(contents[rows]), measures.content_features(images)
+            totals.add("dipd", dipd(*pair))
+        if measures.truth is not None:
+            truth = torch.stack([measures.truth(i, name) for i in range(rows.start, rows.stop)])
+            totals.add("l1", paired_l1(images, truth))
+            totals.add("ssim", ssim(images, truth))
+        if measures.features is not None:
+            features.append(measures.features(images).cpu())
+            if rows.stop == len(contents):
+                distances.append(measures.distance(torch.cat(features), name))
+                features = []
+    results = {}
+    for name, judgement in judged.items():
+        results |= {f"{key}_{name}": value for key, value in judgement.results().items()}
+    results |= totals.results()
+    if distances:
+        results[measures.distance_name] = sum(distances) / len(distances)
+    return results
+
+
+def sweep(
+    translate: Translator,
+    contents: Tensor,
+    examples: dict[str, Tensor],
+    measures: Measures,
+    ks: Sequence[int] = (1, 5, 10, 15, 20),  # the paper's
+    batch_size: int = 64,
+) -> dict[int, dict[str, float]]:
+    """`evaluate` with the first K of each class's images, for each K. Raises ConfigError if a class has too
+    few."""
+    fewest = min(examples, key=lambda name: len(examples[name]), default=None)
+    wrong = [k for k in ks if k < 1 or (fewest is not None and k > len(examples[fewest]))]
+    if wrong:
+        raise ConfigError(
+            f"k={wrong[0]}: class {fewest!r} shows {len(examples[fewest])} images; choose 1 to that many."
+        )
+    return {
+        k: evaluate(
+            translate, contents, {name: shown[:k] for name, shown in examples.items()}, measures, batch_size
+        )
+        for k in ks
+    }
+
+
+def _numbered(
+    batches: Iterator[tuple[str, slice, Tensor]],
+) -> Iterator[tuple[int, tuple[str, slice, Tensor]]]:
+    number: dict[str, int] = {}
+    for batch in batches:
+        yield number.setdefault(batch[0], len(number)), batch
+
+
+class _Means:
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, name: str, values: Tensor) -> None:
+        self.sums[name] = self.sums.get(name, 0.0) + values.double().sum().item()
+        self.counts[name] = self.counts.get(name, 0) + len(values)
+
+    def results(self) -> dict[str, float]:
+        return {name: total / self.counts[name] for name, total in self.sums.items()}
+
+
+class _Judgement:
+    """Running accuracy and Inception score, exp(mean_x KL(p(y|x) || p(y))), of one classifier."""
+
+    def __init__(self, judge: Judge):
+        self.judge, self.means = judge, _Means()
+        self.probability: Tensor | float = 0.0
+
+    def add(self, images: Tensor, t: int) -> None:
+        logits = self.judge.logits(images).double().cpu()
+        target = self.judge.target[t]
+        rank = (logits > logits[:, target : target + 1]).sum(1)  # classes that are preferred to the target
+        for k in (1, 5):
+            self.means.add(f"top{k}", rank < k)
+        log_p = logits.log_softmax(1)
+        self.means.add("negative_entropy", (log_p.exp() * log_p).sum(1))
+        self.probability = self.probability + log_p.exp().sum(0)
+
+    def results(self) -> dict[str, float]:
+        means = self.means.results()
+        marginal = self.probability / self.probability.sum()
+        kl = means.pop("negative_entropy") - torch.special.xlogy(marginal, marginal).sum().item()
+        return means | {"is": math.exp(kl)}

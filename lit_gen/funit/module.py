@@ -1,0 +1,215 @@
+"""FUNITModule: trains a few-shot translator and translates with the average of its weights."""
+
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from lit_gen.errors import ConfigError
+from lit_gen.funit.losses import Parts
+from lit_gen.funit.networks import FewShotGenerator, PatchDiscriminator
+from lit_gen.funit.step import Batch, Objective, alternating_step, average_
+from lit_gen.images import to_uint8
+from lit_gen.module import BaseModule
+
+__all__ = ["FUNITModule"]
+
+
+class FUNITModule(BaseModule):
+    """FUNIT (Liu et al. 2019, https://arxiv.org/abs/1905.01723) in manual optimization; a batch has the
+    fields of `Batch`.
+
+    One batch is one step of everything: of both optimizers, their schedules, the average and
+    `trainer.global_step` (Lightning alone would count two). Any precision but float16 works. Under DDP the
+    gradients are averaged once per update, whatever `micro_batches` is, and equal those of one process with
+    the whole batch.
+
+    Arguments
+        generator, discriminator: the networks; `generator_ema`, made here, is the average that translates.
+        optimizer: parameters -> optimizer, for both networks; discriminator_optimizer: another one for D.
+        objective: loss weights and gradient penalty. schedule: step -> factor of both learning rates.
+        ema_decay: of the average, from the first step on (official: 0.999). gradient_clip_val: largest norm
+        of each network's gradient (Trainer's own option is refused by Lightning here). micro_batches: equal
+        parts in which a batch is worked off to save memory; the update stays the same. compile: torch.compile
+        for both networks (the pass that the penalty differentiates twice stays eager).
+    """
+
+    def __init__(
+        self,
+        generator: FewShotGenerator,
+        discriminator: PatchDiscriminator,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        discriminator_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
+        objective: Objective | None = None,
+        schedule: Callable[[int], float] | None = None,
+        ema_decay: float = 0.999,
+        gradient_clip_val: float | None = None,
+        micro_batches: int = 1,
+        compile: bool = False,
+        seed: int = 0,
+        log_every: int = 50,
+    ):
+        super().__init__(seed, log_every)
+        if not 0 <= ema_decay < 1:
+            raise ConfigError(f"model.ema_decay={ema_decay}: must lie in [0, 1), for instance 0.999.")
+        if micro_batches < 1:
+            raise ConfigError(f"model.micro_batches={micro_batches}: must be at least 1.")
+        if gradient_clip_val is not None and gradient_clip_val <= 0:
+            raise ConfigError(
+                f"model.gradient_clip_val={gradient_clip_val}: must be positive, or null for none."
+            )
+        self.automatic_optimization = False
+        self.generator, self.discriminator = generator, discriminator
+        self.generator_ema = copy.deepcopy(generator).requires_grad_(False)
+        self.optimizer, self.discriminator_optimizer = optimizer, discriminator_optimizer or optimizer
+        self.objective, self.schedule = objective or Objective(), schedule
+        self.ema_decay, self.gradient_clip_val, self.micro_batches = (
+            ema_decay,
+            gradient_clip_val,
+            micro_batches,
+        )
+        self._norms: dict[str, Tensor] = {}  # of the gradients, at steps that are logged
+        if compile:  # in place, so that the names in a state_dict stay clean
+            for network in (*generator.children(), discriminator):
+                network.compile()
+
+    # --- training
+    # ---------------------------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        if self.trainer.precision.startswith("16"):
+            raise ConfigError(
+                f"trainer.precision={self.trainer.precision}: the gradient penalty overflows in float16. "
+                "Use bf16-mixed."
+            )
+        if not isinstance(self.trainer.strategy, DDPStrategy | SingleDeviceStrategy):
+            raise ConfigError(
+                f"trainer.strategy is {type(self.trainer.strategy).__name__}; FUNIT trains on one device or "
+                "with strategy=ddp."
+            )
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        _uncounted(self.optimizers()[1])
+        part = Batch(*(batch[field] for field in Batch._fields))
+        self._check_labels(part)
+        parts = alternating_step(
+            self.generator,
+            self.discriminator,
+            part,
+            self.objective,
+            self._backward,
+            self._update,
+            self.micro_batches,
+        )
+        average_(self.generator_ema, self.generator, self.ema_decay)
+        for scheduler in self._schedulers():
+            scheduler.step()
+        self.guard(parts["discriminator/loss"] + parts["generator/loss"], parts)
+        if self.should_log:
+            scalars = parts | self._norms | self._rates()
+            self.log_scalars({f"train/{name}": value for name, value in scalars.items()})
+
+    def _backward(self, loss: Tensor) -> None:
+        if isinstance(self.trainer.strategy, DDPStrategy):
+            # One DDP wrapper holds both networks and would wait for gradients that a turn does not have.
+            with self.trainer.strategy.block_backward_sync():
+                self.manual_backward(loss)
+        else:
+            self.manual_backward(loss)
+
+    def _update(self, which: str, parts: Parts) -> None:
+        network = getattr(self, which)
+        optimizer = self.optimizers()[0 if which == "generator" else 1]
+        if self.trainer.world_size > 1:
+            _average_gradients(network, self.trainer.strategy.reduce)
+        if self.should_log:
+            gradients = [p.grad for p in network.parameters() if p.grad is not None]
+            self._norms[f"{which}/grad_norm"] = nn.utils.get_total_norm(gradients)
+        if self.gradient_clip_val is not None:
+            self.clip_gradients(optimizer, self.gradient_clip_val, gradient_clip_algorithm="norm")
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def _check_labels(self, batch: Batch) -> None:
+        if self.device.type != "cpu":  # a look would wait for the device; there an index error says it
+            return
+        highest, n = (
+            int(torch.cat([batch.content_label, batch.class_label]).max()),
+            self.discriminator.num_classes,
+        )
+        if highest >= n:
+            raise ConfigError(
+                f"A training label is {highest}, the discriminator has {n} classes: set num_classes."
+            )
+
+    def _schedulers(self) -> list[LambdaLR]:
+        return [] if self.schedule is None else self.lr_schedulers()
+
+    def _rates(self) -> dict[str, float]:
+        generator, discriminator = (optimizer.param_groups[0]["lr"] for optimizer in self.optimizers())
+        return {"generator/lr": generator, "discriminator/lr": discriminator}
+
+    def configure_optimizers(self) -> Any:
+        optimizers = [
+            self.optimizer(self.generator.parameters()),
+            self.discriminator_optimizer(self.discriminator.parameters()),
+        ]
+        schedules = [] if self.schedule is None else [LambdaLR(o, self.schedule) for o in optimizers]
+        return optimizers, schedules
+
+    # --- translating
+    # ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def class_code(self, images: Tensor) -> Tensor:
+        """Class images (K, C, H, W), float in [-1, 1] -> their mean code (code_size,); (N, K, C, H, W) -> (N,
+        code_size)."""
+        images = images.to(self.device)
+        code = self.generator_ema.class_code(images if images.ndim == 5 else images[None])
+        return code if images.ndim == 5 else code[0]
+
+    @torch.no_grad()
+    def translate(self, content: Tensor, classes: Tensor) -> Tensor:
+        """Content images (N, C, H, W), float in [-1, 1], into classes -> uint8 (N, C, H, W), by the averaged
+        weights.
+
+        `classes` are class codes, (code_size,) for all or (N, code_size), or K class images for all (K, C, H,
+        W) or for each (N, K, C, H, W). Images of another size than in training work as far as the networks
+        take them; else ConfigError.
+        """
+        code = self.class_code(classes) if classes.ndim >= 4 else classes.to(self.device)
+        code = code.expand(len(content), -1)
+        content_code = self.generator_ema.content_code(content.to(self.device))
+        return to_uint8(self.generator_ema.decode(content_code, code))
+
+    @torch.no_grad()
+    def interpolate(self, content: Tensor, first: Tensor, second: Tensor, steps: int = 8) -> Tensor:
+        """Content images (N, C, H, W) on the way from one class code (code_size,) to another: uint8 (N,
+        steps, C, H, W)."""
+        if steps < 2:
+            raise ConfigError(f"interpolate={steps}: a way has at least 2 steps, its ends.")
+        ways = [self.translate(content, torch.lerp(first, second, i / (steps - 1))) for i in range(steps)]
+        return torch.stack(ways, 1)
+
+
+def _uncounted(optimizer: LightningOptimizer) -> None:
+    """Keeps an optimizer's step out of `trainer.global_step`, for the batch at hand.
+
+    Lightning counts optimizer steps (https://github.com/Lightning-AI/pytorch-lightning/issues/17958) through
+    two private hooks that it sets before every batch; tests/funit/test_module.py watches that this goes on.
+    """
+    optimizer._on_before_step = optimizer._on_after_step = lambda: None
+
+
+def _average_gradients(network: nn.Module, reduce: Callable[..., Tensor]) -> None:
+    """Replaces every gradient by its mean over the processes, in one reduction."""
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    mean = reduce(torch.cat([g.flatten() for g in gradients]), reduce_op="mean")
+    for gradient, values in zip(gradients, mean.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(values.view_as(gradient))

@@ -1,0 +1,164 @@
+"""One iteration of FUNIT's training, without a framework (Liu et al. 2019, https://arxiv.org/abs/1905.01723).
+
+Discriminator first, then the generator on the same batch against the updated discriminator, then the average
+of the generator's weights. The generator does not change in between, so its one forward pass serves both; the
+discriminator is frozen in the generator's turn (nobody reads its weight gradients there) and looks at real
+images without a graph.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lit_gen.errors import ConfigError
+from lit_gen.funit import losses
+from lit_gen.funit.losses import Parts
+from lit_gen.funit.networks import FewShotGenerator, PatchDiscriminator
+
+__all__ = ["Batch", "Objective", "Outputs", "alternating_step", "average_", "run_generator"]
+
+
+class Batch(NamedTuple):
+    """Content images (B, C, H, W) and class images (B, C, H, W), in [-1, 1], each with labels int64 (B,)."""
+
+    content: Tensor
+    content_label: Tensor
+    classes: Tensor
+    class_label: Tensor
+
+    def split(self, n: int) -> list["Batch"]:
+        """n equal parts. Raises ConfigError if n does not divide the batch."""
+        size = len(self.content)
+        if n < 1 or size % n:
+            raise ConfigError(
+                f"A batch of {size} cannot be worked off in {n} equal parts; choose a divisor of {size}."
+            )
+        return [Batch(*part) for part in zip(*(tensor.chunk(n) for tensor in self), strict=True)]
+
+
+class Outputs(NamedTuple):
+    """What the generator makes of a batch: content in the class of the class images, and in its own."""
+
+    translated: Tensor
+    reconstructed: Tensor
+
+
+@dataclass(frozen=True)
+class Objective:
+    """FUNIT eq. 3 with its weights; the defaults are the paper's, but for the form of the penalty.
+
+    `penalty(logits, images) -> (loss, parts)` on real images carries its own weight:
+    `losses.gradient_penalty`, `losses.official_gradient_penalty`, either with other weights by
+    `functools.partial`, or None for no penalty.
+    """
+
+    adversarial: float = 1.0
+    reconstruction: float = 0.1
+    features: float = 1.0
+    penalty: Callable[[Tensor, Tensor], tuple[Tensor, Parts]] | None = losses.gradient_penalty
+
+    def discriminator(
+        self, network: PatchDiscriminator, batch: Batch, translated: Tensor
+    ) -> tuple[Tensor, Parts]:
+        """Class images are the real ones, translations the fake ones; (loss, parts) of D's turn."""
+        real = batch.classes.detach().requires_grad_(self.penalty is not None)
+        # `forward` itself: were the network compiled, its graph could not be differentiated twice.
+        real_logits, _ = network.forward(real, batch.class_label)
+        fake_logits, _ = network(translated.detach(), batch.class_label)
+        loss, parts = losses.hinge_discriminator(real_logits, fake_logits)
+        loss = self.adversarial * loss
+        if self.penalty is not None:
+            penalty, penalty_parts = self.penalty(real_logits, real)
+            loss, parts = loss + penalty, parts | penalty_parts
+        return loss, parts
+
+    def generator(self, network: PatchDiscriminator, batch: Batch, outputs: Outputs) -> tuple[Tensor, Parts]:
+        """(loss, parts) of G's turn, for a frozen `network`; it sees two batches, one made and one real."""
+        labels = torch.cat([batch.class_label, batch.content_label])
+        with torch.no_grad():
+            _, real = network(torch.cat([batch.classes, batch.content]), labels)
+        logits, fake = network(torch.cat(outputs), labels)
+        (f_translated, f_reconstructed), (f_classes, f_content) = fake.chunk(2), real.chunk(2)
+        adversarial, parts = losses.hinge_generator(*logits.chunk(2))
+        pixels, pixel_parts = losses.reconstruction(outputs.reconstructed, batch.content)
+        matching, matching_parts = losses.feature_matching(
+            f_translated, f_classes, f_reconstructed, f_content
+        )
+        loss = self.adversarial * adversarial + self.reconstruction * pixels + self.features * matching
+        return loss, parts | pixel_parts | matching_parts
+
+
+def run_generator(generator: FewShotGenerator, batch: Batch) -> Outputs:
+    """Encodes the content once, both kinds of class images as one batch, and decodes both as one batch."""
+    content = generator.content_code(batch.content)
+    codes = generator.class_code(torch.cat([batch.classes, batch.content]))
+    return Outputs(*generator.decode(torch.cat([content, content]), codes).chunk(2))
+
+
+def alternating_step(
+    generator: FewShotGenerator,
+    discriminator: PatchDiscriminator,
+    batch: Batch,
+    objective: Objective,
+    backward: Callable[[Tensor], None],
+    update: Callable[[str, Parts], None],
+    micro_batches: int = 1,
+) -> Parts:
+    """One update of the discriminator, then one of the generator.
+
+    `backward(loss)` accumulates gradients; `update("discriminator" or "generator", parts)` steps that
+    optimizer and clears its gradients. `micro_batches` works the batch off in that many equal parts: the same
+    update (of a penalty that does not depend on the batch size) for a fraction of the memory, and one more
+    decoding.
+
+    Returns the parts of both losses, named "discriminator/..." and "generator/...", "loss" being the weighted
+    total.
+    """
+    chunks = batch.split(micro_batches)
+    outputs = [run_generator(generator, batch)] if micro_batches == 1 else None
+    seen: list[Parts] = []
+    for i, chunk in enumerate(chunks):
+        with torch.no_grad():
+            translated = outputs[i].translated if outputs else generator(chunk.content, chunk.classes)
+        loss, parts = objective.discriminator(discriminator, chunk, translated)
+        backward(loss / micro_batches)
+        seen.append({"loss": loss.detach()} | parts)
+    parts_d = _named("discriminator", seen)
+    update("discriminator", parts_d)
+    seen = []
+    with frozen(discriminator):
+        for i, chunk in enumerate(chunks):
+            made = outputs[i] if outputs else run_generator(generator, chunk)
+            loss, parts = objective.generator(discriminator, chunk, made)
+            backward(loss / micro_batches)
+            seen.append({"loss": loss.detach()} | parts)
+    parts_g = _named("generator", seen)
+    update("generator", parts_g)
+    return parts_d | parts_g
+
+
+def _named(network: str, seen: list[Parts]) -> Parts:
+    return {f"{network}/{name}": torch.stack([parts[name] for parts in seen]).mean() for name in seen[0]}
+
+
+@contextmanager
+def frozen(network: nn.Module) -> Iterator[None]:
+    """No gradients of the network's weights inside; those that were trainable are again afterwards."""
+    trainable = [p for p in network.parameters() if p.requires_grad]
+    for p in trainable:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in trainable:
+            p.requires_grad_(True)
+
+
+@torch.no_grad()
+def average_(average: nn.Module, network: nn.Module, decay: float = 0.999) -> None:
+    """average <- decay * average + (1 - decay) * network, weight by weight, in place."""
+    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
