@@ -1,0 +1,153 @@
+"""Boxes under the image maps of `warps`: the official arithmetic, and the exact one.
+
+Boxes are few, so they are numpy arrays here (numpy's calls cost a fifth of torch's). Two layouts, (N, 4):
+the official code's float32 [ymin, xmin, ymax, xmax] in [0, 1], and float64 [x0, y0, x1, y1] in pixels, where
+the pixel (i, j) covers [j, j + 1] x [i, i + 1]. "Official" is tensorflow/tpu's autoaugment_utils.py
+(https://arxiv.org/abs/1906.11172).
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy import ndarray
+
+__all__ = [
+    "BOX_FORMATS",
+    "from_pixels",
+    "rotate_official",
+    "shear_x_official",
+    "shear_y_official",
+    "to_pixels",
+    "transform_boxes",
+    "translate_x_official",
+    "translate_y_official",
+    "usable",
+]
+
+BOX_FORMATS = ("xyxy", "xywh", "cxcywh", "yxyx_normalised")
+
+
+def to_pixels(boxes: ndarray, box_format: str, h: int, w: int) -> ndarray:
+    """(N, 4) in one of `BOX_FORMATS` -> float64 [x0, y0, x1, y1] in pixels."""
+    a, b, c, d = boxes.astype(np.float64).T
+    if box_format == "xywh":
+        a, b, c, d = a, b, a + c, b + d
+    elif box_format == "cxcywh":
+        a, b, c, d = a - c / 2, b - d / 2, a + c / 2, b + d / 2
+    elif box_format == "yxyx_normalised":
+        a, b, c, d = b * w, a * h, d * w, c * h
+    return np.stack([a, b, c, d], 1)
+
+
+def from_pixels(boxes: ndarray, box_format: str, h: int, w: int) -> ndarray:
+    """The inverse of `to_pixels`, float64."""
+    a, b, c, d = boxes.T
+    if box_format == "xywh":
+        a, b, c, d = a, b, c - a, d - b
+    elif box_format == "cxcywh":
+        a, b, c, d = (a + c) / 2, (b + d) / 2, c - a, d - b
+    elif box_format == "yxyx_normalised":
+        a, b, c, d = b / h, a / w, d / h, c / w
+    return np.stack([a, b, c, d], 1)
+
+
+def usable(boxes: ndarray, h: int, w: int) -> ndarray:
+    """bool (N,): which pixel boxes are finite, not inverted, and have area within the image."""
+    high = np.minimum(boxes[:, 2:], (w, h))
+    inside = high > np.maximum(boxes[:, :2], 0)  # False for NaN
+    return inside.all(1) & np.isfinite(boxes).all(1)
+
+
+def transform_boxes(boxes: ndarray, t: Sequence[float], h: int, w: int) -> tuple[ndarray, ndarray]:
+    """Boxes around the warped boxes' corners, clipped to the image, and the share (N,) of each that is left.
+
+    Repair: corners go through the inverse of the image's own map t at pixel centres, unrounded; the official
+    code rounds every corner to a whole pixel, outward on two sides, and rotates about (W/2, H/2) where its
+    image rotates about ((W-1)/2, (H-1)/2).
+    """
+    a, b, e, c, d, f = t
+    det = a * d - b * c
+    x = boxes[:, (0, 2, 0, 2)] - (0.5 + e)
+    y = boxes[:, (1, 1, 3, 3)] - (0.5 + f)
+    out = np.stack([x * (d / det) - y * (b / det), y * (a / det) - x * (c / det)]) + 0.5  # (2, N, 4)
+    low, high = out.min(2), out.max(2)
+    size = np.array([[w], [h]], np.float64)
+    low_in, high_in = low.clip(0, size), high.clip(0, size)
+    left = (high_in - low_in).prod(0) / np.maximum((high - low).prod(0), 1e-12)
+    return np.concatenate([low_in, high_in]).T, left
+
+
+def _official(y0: ndarray, x0: ndarray, y1: ndarray, x1: ndarray) -> ndarray:
+    """Clip to [0, 1]; a side of length exactly 0 on the border becomes a sliver of 5 %."""
+    y0, x0, y1, x1 = (v.clip(0, 1) for v in (y0, x0, y1, x1))
+
+    def widen(low: ndarray, high: ndarray) -> tuple[ndarray, ndarray]:
+        gone = high - low == 0
+        return np.where(gone, np.minimum(low, np.float32(0.95)), low), np.where(
+            gone, np.maximum(high, np.float32(0.05)), high
+        )
+
+    (y0, y1), (x0, x1) = widen(y0, y1), widen(x0, x1)
+    return np.stack([y0, x0, y1, x1], 1).astype(np.float32)
+
+
+def _quantised(boxes: ndarray, h: int, w: int) -> tuple[ndarray, ...]:
+    return tuple(np.trunc(boxes * np.array([h, w, h, w], np.float32)).T)
+
+
+def translate_x_official(boxes: ndarray, pixels: float, h: int, w: int) -> ndarray:
+    """Official boxes under `translation_x`; all four sides are rounded to pixels."""
+    y0, x0, y1, x1 = _quantised(boxes, h, w)
+    p = math.trunc(pixels)
+    return _official(y0 / h, np.maximum(x0 - p, 0) / w, y1 / h, np.minimum(x1 - p, w) / w)
+
+
+def translate_y_official(boxes: ndarray, pixels: float, h: int, w: int) -> ndarray:
+    """Official boxes under `translation_y`."""
+    y0, x0, y1, x1 = _quantised(boxes, h, w)
+    p = math.trunc(pixels)
+    return _official(np.maximum(y0 - p, 0) / h, x0 / w, np.minimum(y1 - p, h) / h, x1 / w)
+
+
+def _multiply(a0: float, b0: ndarray, a1: float, b1: ndarray) -> ndarray:
+    """fma(a1, b1, a0 b0) in float32, as TensorFlow's matrix product sums two terms, then trunc."""
+    with np.errstate(invalid="ignore"):  # boxes may be infinite
+        product = np.float64(np.float32(a1)) * b1.astype(np.float64)
+        return np.trunc((product + np.float32(a0) * b0).astype(np.float32))
+
+
+def _corners(y0: ndarray, x0: ndarray, y1: ndarray, x1: ndarray) -> tuple[ndarray, ndarray]:
+    return np.stack([y0, y0, y1, y1]), np.stack([x0, x1, x0, x1])
+
+
+def shear_x_official(boxes: ndarray, s: float, h: int, w: int) -> ndarray:
+    """Official boxes under `shear_x`: x' = -s y + x."""
+    y, x = _corners(*_quantised(boxes, h, w))
+    x = _multiply(-s, y, 1.0, x)
+    return _official(y.min(0) / h, x.min(0) / w, y.max(0) / h, x.max(0) / w)
+
+
+def shear_y_official(boxes: ndarray, s: float, h: int, w: int) -> ndarray:
+    """Official boxes under `shear_y`: y' = y - s x."""
+    y, x = _corners(*_quantised(boxes, h, w))
+    y = _multiply(1.0, y, -s, x)
+    return _official(y.min(0) / h, x.min(0) / w, y.max(0) / h, x.max(0) / w)
+
+
+def rotate_official(boxes: ndarray, degrees: float, h: int, w: int) -> ndarray:
+    """Official boxes under `rotation`, about (W / 2, H / 2)."""
+    c, s = cos_sin([degrees])
+    size = np.array([-h, w, -h, w], np.float32)
+    y, x = _corners(*np.trunc((boxes - np.float32(0.5)) * size).T)
+    up, right = _multiply(c[0], y, s[0], x), _multiply(-s[0], y, c[0], x)
+    half = np.float32(0.5)
+    return _official(
+        half - up.max(0) / h, right.min(0) / w + half, half - up.min(0) / h, right.max(0) / w + half
+    )
+
+
+def cos_sin(degrees: Sequence[float]) -> tuple[ndarray, ndarray]:
+    """float32 cosine and sine, the angle in float32 too."""
+    angle = np.asarray(degrees, np.float32) * np.float32(math.pi / 180)
+    return np.cos(angle), np.sin(angle)

@@ -1,0 +1,370 @@
+"""Policies: sub-policies of (op, probability, level), drawn apart from being applied.
+
+    policy = Policy.load("detection_v1")  # or a YAML/JSON file of your own
+    draws = policy.sample(num_boxes=len(boxes), generator=g)  # plain data: log it, keep it as JSON, replay it
+    image, boxes, keep = policy.apply(image, boxes, draws)
+    boxes, labels = boxes[keep], labels[keep]
+
+Contract of `apply`: image uint8 (C, H, W), C = 1 or 3; boxes (N, 4) in `box_format`; `keep` is bool (N,).
+Boxes come back in their order and number, so that labels are selected by `keep`.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from numpy import ndarray
+from torch import Tensor
+
+from lit_gen.augment import boxes as box_maps
+from lit_gen.augment.ops import Batch, Op, PairOp, Record
+from lit_gen.augment.tables import DETECTION_OFFICIAL, TABLES
+from lit_gen.errors import ConfigError
+
+__all__ = ["Augmentation", "Draws", "Policy", "shipped_policies", "uniform"]
+
+Draws = dict[str, Any]  # {"sub_policy": int, "ops": [record, ...]}, see ops.py
+SHIPPED = Path(__file__).parent / "policies"
+CHUNK_BYTES = 1 << 18  # of images processed at once on a CPU: what stays in its cache
+
+
+class Augmentation:
+    """What samples draws and applies them; `sample` is the subclass's, the rest is here.
+
+    `fill` is the value of uncovered pixels. A box of which less than `min_visibility` of the area is left in
+    the image loses its `keep`. `faithful` reproduces the official detection code bit for bit, quirks
+    included: boxes are then never dropped, and their native format is "yxyx_normalised" (other formats are
+    converted, which rounds).
+    """
+
+    def __init__(
+        self,
+        table: dict[str, Op],
+        *,
+        faithful: bool = False,
+        fill: int = 128,
+        min_visibility: float = 0.1,
+        box_format: str = "xyxy",
+    ):
+        if not (isinstance(fill, int) and 0 <= fill <= 255):
+            raise ConfigError(f"fill = {fill!r}: give an integer in 0..255.")
+        if not 0 <= min_visibility <= 1:
+            raise ConfigError(f"min_visibility = {min_visibility}: give a share in [0, 1].")
+        if box_format not in box_maps.BOX_FORMATS:
+            raise ConfigError(
+                f"box_format = {box_format!r}: choose one of {', '.join(box_maps.BOX_FORMATS)}."
+            )
+        self.table = table
+        self.faithful, self.fill = faithful, fill
+        self.min_visibility, self.box_format = min_visibility, _known_format(box_format)
+
+    def sample(self, num_boxes: int = 0, generator: torch.Generator | None = None) -> Draws:
+        """The draws for one image with this many boxes."""
+        raise NotImplementedError
+
+    def sample_batch(
+        self, num_boxes: int | Sequence[int], generator: torch.Generator | None = None
+    ) -> list[Draws]:
+        """Draws for a batch, image by image: the number of images (without boxes), or the number of boxes of
+        each.
+        """
+        counts = [0] * num_boxes if isinstance(num_boxes, int) else num_boxes
+        return [self.sample(n, generator) for n in counts]
+
+    def apply(
+        self,
+        image: Tensor,
+        boxes: Tensor | None,
+        draws: Draws,
+        masks: Tensor | None = None,
+        box_format: str | None = None,
+    ) -> tuple[Any, ...]:
+        """(image, boxes, keep) of one image; without boxes those two are None. With masks (K, H, W): also
+        the moved masks.
+        """
+        out = self.apply_batch(
+            image[None],
+            None if boxes is None else [boxes],
+            [draws],
+            None if masks is None else [masks],
+            box_format,
+        )
+        return tuple(x if x is None else x[0] for x in out)
+
+    def apply_batch(
+        self,
+        images: Tensor,
+        boxes: Sequence[Tensor] | None,
+        draws: Sequence[Draws],
+        masks: Sequence[Tensor] | None = None,
+        box_format: str | None = None,
+    ) -> tuple[Any, ...]:
+        """uint8 (B, C, H, W), B boxes (N_i, 4) and B draws -> (images, boxes, keeps), and the masks if there
+        were any.
+
+        Images are grouped by op, so that every op runs on all its images at once, each with its own
+        magnitude.
+        """
+        _check(images, boxes, draws)
+        box_format = _known_format(box_format or self.box_format)
+        h, w = images.shape[-2:]
+        inner, visible = None, None
+        if boxes is not None:
+            inner = [self._inward(b, box_format, h, w) for b in boxes]
+            visible = None if self.faithful else [box_maps.usable(b, h, w).astype(np.float64) for b in inner]
+        # A single image is replaced by each op, never written to; a batch is written to row by row, so it is
+        # copied.
+        own = images if len(images) == 1 else images.clone(memory_format=torch.contiguous_format)
+        batch = Batch(own, *(None if x is None else list(x) for x in (inner, visible, masks)))
+        for part in range(max((len(d["ops"]) for d in draws), default=0)):
+            step = {i: d["ops"][part] for i, d in enumerate(draws) if part < len(d["ops"])}
+            self._run_step(batch, step)
+        out_boxes, keeps = None, None
+        if boxes is not None:
+            pairs = zip(batch.boxes, inner, boxes, strict=True)
+            out_boxes = [self._outward(new, old, given, box_format, h, w) for new, old, given in pairs]
+            shares = batch.visible or [None] * len(boxes)
+            keeps = [self._keep(b, v, g.device) for b, v, g in zip(batch.boxes, shares, boxes, strict=True)]
+        return (
+            (batch.images, out_boxes, keeps)
+            if masks is None
+            else (batch.images, out_boxes, keeps, batch.masks)
+        )
+
+    def pixel_boxes(self, boxes: Tensor, h: int, w: int) -> Tensor:
+        """Boxes (N, 4) of this policy's format as float64 [x0, y0, x1, y1] in pixels."""
+        return torch.from_numpy(box_maps.to_pixels(boxes.cpu().numpy(), self.box_format, h, w))
+
+    def _run_step(self, batch: Batch, step: dict[int, Record]) -> None:
+        """One op for every image that has one left."""
+        groups: dict[str, list[int]] = {}
+        for i, record in step.items():
+            groups.setdefault(record["op"], []).append(i)
+        ops = {name: self._op(name) for name in groups}
+        before = batch.images.clone() if any(isinstance(op, PairOp) for op in ops.values()) else batch.images
+        for name, rows in groups.items():
+            for chunk in _chunks(rows, batch.images):
+                records = [step[i] for i in chunk]
+                part = batch.take(chunk)
+                if isinstance(ops[name], PairOp):
+                    partners = before[_partners(chunk, records, len(before))]
+                    part.images = ops[name].mix(part.images, partners, records)
+                else:
+                    part = ops[name].run(part, records, self.fill)
+                batch.put(chunk, part)
+
+    def _op(self, name: str) -> Op:
+        try:
+            return self.table[name]
+        except KeyError:
+            raise ConfigError(
+                f"The draws name the op {name!r}; this policy knows {', '.join(self.table)}."
+            ) from None
+
+    def _inward(self, boxes: Tensor, box_format: str, h: int, w: int) -> ndarray:
+        rows = boxes.detach().cpu().numpy()
+        if self.faithful and box_format == "yxyx_normalised":
+            return rows.astype(np.float32)
+        rows = box_maps.to_pixels(rows, box_format, h, w)
+        return (
+            box_maps.from_pixels(rows, "yxyx_normalised", h, w).astype(np.float32) if self.faithful else rows
+        )
+
+    def _outward(
+        self, boxes: ndarray, before: ndarray, given: Tensor, box_format: str, h: int, w: int
+    ) -> Tensor:
+        dtype = given.dtype if given.is_floating_point() else torch.float32
+        if boxes is before:  # nothing moved: no rounding either
+            return given.to(dtype)
+        if self.faithful and box_format != "yxyx_normalised":
+            boxes = box_maps.to_pixels(boxes, "yxyx_normalised", h, w)
+        if not self.faithful or box_format != "yxyx_normalised":
+            boxes = box_maps.from_pixels(boxes, box_format, h, w)
+        return torch.from_numpy(boxes).to(given.device, dtype)
+
+    def _keep(self, boxes: ndarray, visible: ndarray | None, device: torch.device) -> Tensor:
+        if visible is None:
+            return torch.ones(len(boxes), dtype=torch.bool, device=device)
+        return torch.from_numpy((visible > 0) & (visible >= self.min_visibility)).to(device)
+
+
+def _known_format(box_format: str) -> str:
+    if box_format not in box_maps.BOX_FORMATS:
+        raise ConfigError(f"box_format = {box_format!r}: choose one of {', '.join(box_maps.BOX_FORMATS)}.")
+    return box_format
+
+
+def _check(images: Tensor, boxes: Sequence[Tensor] | None, draws: Sequence[Draws]) -> None:
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ConfigError(
+            f"Augmentation takes uint8 images (C, H, W) with 1 or 3 channels, got {images.dtype} "
+            f"{tuple(images.shape[1:])}; put it before the conversion to floats."
+        )
+    if len(draws) != len(images) or (boxes is not None and len(boxes) != len(images)):
+        raise ConfigError(f"{len(images)} images need as many draws and boxes, got {len(draws)} draws.")
+    for b in boxes or ():
+        if b.ndim != 2 or b.shape[1] != 4:
+            raise ConfigError(f"Boxes are (N, 4), got {tuple(b.shape)}; no boxes are (0, 4).")
+
+
+def _chunks(rows: list[int], images: Tensor) -> list[list[int]]:
+    if len(rows) == 1 or images.device.type != "cpu":
+        return [rows]
+    size = max(1, CHUNK_BYTES // math.prod(images.shape[1:]))
+    return [rows[i : i + size] for i in range(0, len(rows), size)]
+
+
+def _partners(chunk: list[int], records: list[Record], n: int) -> list[int]:
+    if n < 2:
+        raise ConfigError(
+            "SamplePairing needs a batch of two images at least: augment batches, or leave this op out."
+        )
+    return [(i + 1 + int(r["partner"] * (n - 1))) % n for i, r in zip(chunk, records, strict=True)]
+
+
+class Policy(Augmentation):
+    """Sub-policies of (op, probability, level); one of them, uniformly drawn, is applied to an image, its
+    ops in order.
+
+    `ops` is the table: "detection" (25 ops, levels 0..10, https://arxiv.org/abs/1906.11172) or
+    "classification" (levels 0..9, https://arxiv.org/abs/1805.09501). Sub-policies may differ in length.
+    Raises ConfigError, naming file, sub-policy and op.
+    """
+
+    def __init__(
+        self,
+        sub_policies: Sequence[Sequence[Sequence[Any]]],
+        ops: str = "detection",
+        *,
+        name: str = "policy",
+        faithful: bool = False,
+        **options: Any,
+    ):
+        if faithful and ops != "detection":
+            raise ConfigError(
+                "faithful=True is about the official detection code; classification has no such mode."
+            )
+        self.sub_policies = _checked(sub_policies, ops, name)
+        self.ops, self.name = ops, name
+        super().__init__(DETECTION_OFFICIAL if faithful else TABLES[ops], faithful=faithful, **options)
+
+    @classmethod
+    def load(cls, source: str | Path, **options: Any) -> "Policy":
+        """A shipped policy by name (`shipped_policies()`), or a YAML or JSON file {ops, sub_policies: [[[op,
+        p, level], ...], ...]}.
+        """
+        path = SHIPPED / f"{source}.yaml"
+        if not path.is_file():
+            path = Path(source)
+        if not path.is_file():
+            raise ConfigError(
+                f"No policy {str(source)!r}: give a file, or one of {', '.join(shipped_policies())}."
+            )
+        try:
+            data = (
+                json.loads(path.read_text()) if path.suffix == ".json" else yaml.safe_load(path.read_text())
+            )
+        except (json.JSONDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path}: not readable as {path.suffix or 'YAML'}: {error}") from None
+        if not isinstance(data, dict) or not {"ops", "sub_policies"} <= data.keys() <= {
+            "ops",
+            "sub_policies",
+            "name",
+        }:
+            raise ConfigError(
+                f"{path}: a policy has the keys ops, sub_policies and perhaps name; see docs/augment.md."
+            )
+        return cls(
+            data["sub_policies"],
+            data["ops"],
+            name=str(path if path.parent != SHIPPED else path.stem),
+            **options,
+        )
+
+    def to_yaml(self, comment: str = "") -> str:
+        """The text of a policy file, one sub-policy a line; `comment` comes first."""
+        lines = [f"# {line}".rstrip() for line in comment.splitlines()]
+        rows = [json.dumps([list(op) for op in sub]) for sub in self.sub_policies]
+        return "\n".join([*lines, f"ops: {self.ops}", "sub_policies:", *(f"  - {row}" for row in rows), ""])
+
+    def sample(self, num_boxes: int = 0, generator: torch.Generator | None = None) -> Draws:
+        k = int(next(uniform(1, generator)) * len(self.sub_policies))
+        return self.sample_sub_policy(k, num_boxes, generator)
+
+    def sample_sub_policy(
+        self, k: int, num_boxes: int = 0, generator: torch.Generator | None = None
+    ) -> Draws:
+        """The draws of sub-policy k."""
+        ops = self.sub_policies[k]
+        count = sum(self.table[name].numbers(num_boxes) for name, _, _ in ops)
+        return {"sub_policy": k, "ops": self.draw_ops(ops, num_boxes, uniform(count, generator))}
+
+    def draw_ops(self, ops: Sequence[tuple], num_boxes: int, u: Iterator[float]) -> list[Record]:
+        """Records of the ops that happen, from uniform numbers in [0, 1)."""
+        records = []
+        for name, probability, level in ops:
+            op = self.table[name]
+            magnitude = None if op.magnitude is None else op.magnitude(level)
+            record = op.draw(magnitude, probability, num_boxes, u)
+            if record is not None:
+                records.append(record)
+        return records
+
+
+def uniform(count: int, generator: torch.Generator | None = None) -> Iterator[float]:
+    """`count` uniform numbers in [0, 1)."""
+    device = "cpu" if generator is None else generator.device
+    return iter(torch.rand(count, generator=generator, device=device).tolist())
+
+
+def shipped_policies() -> list[str]:
+    """The names `Policy.load` knows."""
+    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+
+
+def _checked(
+    sub_policies: Any, ops: str, source: str
+) -> tuple[tuple[tuple[str, float, float | None], ...], ...]:
+    if ops not in TABLES:
+        raise ConfigError(f"{source}: ops: {ops!r} is unknown; choose {' or '.join(TABLES)}.")
+    if not _is_list(sub_policies) or not sub_policies:
+        raise ConfigError(
+            f"{source}: sub_policies must be a list of at least one sub-policy, got {sub_policies!r}."
+        )
+    out = []
+    for k, sub in enumerate(sub_policies):
+        if not _is_list(sub) or not sub:
+            raise ConfigError(f"{source}, sub-policy {k}: a list of [op, probability, level], got {sub!r}.")
+        out.append(
+            tuple(_checked_op(op, ops, f"{source}, sub-policy {k}, op {j}") for j, op in enumerate(sub))
+        )
+    return tuple(out)
+
+
+def _checked_op(op: Any, ops: str, where: str) -> tuple[str, float, float | None]:
+    table, top = TABLES[ops], 9 if ops == "classification" else 10
+    if not _is_list(op) or len(op) != 3:
+        raise ConfigError(f"{where}: [op, probability, level], got {op!r}.")
+    name, probability, level = op
+    if name not in table:
+        raise ConfigError(f"{where}: {name!r} is no {ops} op; choose one of {', '.join(table)}.")
+    if not _is_number(probability) or not 0 <= probability <= 1:
+        raise ConfigError(f"{where} ({name}): probability {probability!r} is not a number in [0, 1].")
+    if level is None and table[name].magnitude is None:
+        return name, probability, None
+    if not _is_number(level) or not 0 <= level <= top:
+        raise ConfigError(f"{where} ({name}): level {level!r} is not a number in [0, {top}].")
+    return name, probability, level
+
+
+def _is_list(x: Any) -> bool:
+    return isinstance(x, Sequence) and not isinstance(x, str)
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)

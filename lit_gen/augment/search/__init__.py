@@ -1,0 +1,40 @@
+"""The search for augmentation policies.
+
+space.py (what may be chosen), methods.py and ppo.py (what chooses), rewards.py (what a choice is worth),
+loop.py (`run`).
+"""
+
+from lit_gen.augment.search.loop import Result, Reward, Trial, run
+from lit_gen.augment.search.methods import TPE, Grid, Method, Random
+from lit_gen.augment.search.ppo import PPO
+from lit_gen.augment.search.rewards import ClassifierReward, DensityReward, Labelled, PlantedReward
+from lit_gen.augment.search.space import (
+    PolicySpace,
+    RandAugmentSpace,
+    Space,
+    classification_space,
+    detection_space,
+    merge,
+)
+
+__all__ = [
+    "PPO",
+    "TPE",
+    "ClassifierReward",
+    "DensityReward",
+    "Grid",
+    "Labelled",
+    "Method",
+    "PlantedReward",
+    "PolicySpace",
+    "RandAugmentSpace",
+    "Random",
+    "Result",
+    "Reward",
+    "Space",
+    "Trial",
+    "classification_space",
+    "detection_space",
+    "merge",
+    "run",
+]

@@ -1,0 +1,90 @@
+"""A picture of what an augmentation does: rows are its sub-policies, columns are draws."""
+
+import PIL.Image
+import PIL.ImageDraw
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from lit_gen.augment.policy import Augmentation, Draws, Policy
+from lit_gen.errors import ConfigError
+
+__all__ = ["policy_sheet"]
+
+KEPT, LOST, INK, PAPER = (64, 255, 64), (96, 96, 96), (235, 235, 235), (24, 24, 24)
+GAP, LINE = 4, 12
+
+
+def policy_sheet(
+    policy: Augmentation,
+    image: Tensor,
+    boxes: Tensor | None = None,
+    *,
+    columns: int = 8,
+    rows: int = 8,
+    scale: int = 1,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """uint8 (3, H', W'): the image, and below it `columns` draws of each sub-policy under the sub-policy's
+    text.
+
+    `image` is uint8 (C, H, W), `boxes` (N, 4) in the policy's format; kept boxes are drawn in green, lost
+    ones in grey. Augmentations without sub-policies show `rows` rows of draws. `scale` enlarges the images
+    without smoothing.
+    """
+    if columns < 1 or rows < 1 or scale < 1:
+        raise ConfigError(
+            f"A sheet needs columns, rows and scale of at least 1, got {columns}, {rows}, {scale}."
+        )
+    h, w = (scale * s for s in image.shape[-2:])
+    titles = _titles(policy, rows)
+    height = GAP + h + len(titles) * (LINE + h + GAP) + GAP
+    sheet = PIL.Image.new("RGB", (GAP + columns * (w + GAP), height), PAPER)
+    pen = PIL.ImageDraw.Draw(sheet)
+    keep = None if boxes is None else torch.ones(len(boxes), dtype=torch.bool)
+    sheet.paste(_picture(policy, image, boxes, keep, scale), (GAP, GAP))
+    for r, title in enumerate(titles):
+        top = 2 * GAP + h + r * (LINE + h + GAP)
+        pen.text((GAP, top), title, INK)
+        for c in range(columns):
+            draws = _draws(policy, r, 0 if boxes is None else len(boxes), generator)
+            picture = _picture(policy, *policy.apply(image, boxes, draws), scale)
+            sheet.paste(picture, (GAP + c * (w + GAP), top + LINE))
+    return F.pil_to_tensor(sheet)
+
+
+def _titles(policy: Augmentation, rows: int) -> list[str]:
+    if not isinstance(policy, Policy):
+        return [f"{type(policy).__name__}" if r == 0 else "" for r in range(rows)]
+    return [f"{k}:  " + "   ".join(_words(*op) for op in sub) for k, sub in enumerate(policy.sub_policies)]
+
+
+def _words(name: str, probability: float, level: float | None) -> str:
+    return f"{name} {probability:g}" + ("" if level is None else f" {level:g}")
+
+
+def _draws(policy: Augmentation, row: int, num_boxes: int, generator: torch.Generator | None) -> Draws:
+    if isinstance(policy, Policy):
+        return policy.sample_sub_policy(row, num_boxes, generator)
+    return policy.sample(num_boxes, generator)
+
+
+def _picture(
+    policy: Augmentation, image: Tensor, boxes: Tensor | None, keep: Tensor | None, scale: int
+) -> PIL.Image.Image:
+    picture = F.to_pil_image(image.cpu()).convert("RGB")
+    h, w = image.shape[-2:]
+    picture = picture.resize((scale * w, scale * h), PIL.Image.Resampling.NEAREST)
+    pen = PIL.ImageDraw.Draw(picture)
+    if boxes is not None:
+        corners = policy.pixel_boxes(boxes, h, w)
+        for (x0, y0, x1, y1), kept in zip(corners.tolist(), keep.tolist(), strict=True):
+            if x1 > x0 and y1 > y0:
+                edge = [
+                    scale * x0,
+                    scale * y0,
+                    max(scale * x0, scale * x1 - 1),
+                    max(scale * y0, scale * y1 - 1),
+                ]
+                pen.rectangle(edge, outline=KEPT if kept else LOST)
+    return picture

@@ -1,0 +1,226 @@
+"""The published op tables: which ops there are and what their levels mean.
+
+`DETECTION_OFFICIAL` (https://arxiv.org/abs/1906.11172, tensorflow/tpu) and its repaired twin `DETECTION`,
+levels 0..10; `CLASSIFICATION` (https://arxiv.org/abs/1805.09501), levels 0..9 as torchvision bins them.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+
+from torch import Tensor
+
+from lit_gen.augment import boxes, pixels, warps
+from lit_gen.augment.ops import (
+    BoxCutoutOp,
+    CutoutOp,
+    Length,
+    OnlyBoxesOp,
+    Op,
+    PairOp,
+    PixelOp,
+    WarpOp,
+    regions,
+    regions_official,
+    regions_official_unclipped,
+)
+
+__all__ = [
+    "CLASSIFICATION",
+    "DETECTION",
+    "DETECTION_OFFICIAL",
+    "TABLES",
+    "OpTable",
+    "absolute",
+    "classification_table",
+    "fraction",
+]
+
+OpTable = dict[str, Op]
+
+CUTOUT, TRANSLATE, CUTOUT_BOX, TRANSLATE_BOX = 100, 250, 50, 120  # pixels at level 10
+REFERENCE_SIDE = 640  # of the COCO images these constants were made for
+
+
+def absolute(m: float, side: int, longer: int) -> float:
+    """Lengths are pixels, whatever the image's size."""
+    return m
+
+
+def _relative(m: float, side: int, longer: int) -> int:
+    """Repair: lengths are pixels of an image whose longer side is 640; whole, so that boxes and image move
+    alike.
+    """
+    return round(m * longer / REFERENCE_SIDE)
+
+
+def fraction(m: float, side: int, longer: int) -> int:
+    """Classification: lengths are shares of the image's side."""
+    return int(m * side)
+
+
+def _table(ops: Iterable[Op]) -> OpTable:
+    return {op.name: op for op in ops}
+
+
+def _enhance(level: float) -> float:
+    return level / 10 * 1.8 + 0.1
+
+
+# Functions of a module and partials of them, so that a table can be pickled.
+def _times(full: float) -> Callable[[float], float]:
+    return partial(_linear, full, 10)
+
+
+def _steps(full: float) -> Callable[[float], int]:
+    return partial(_whole, full)
+
+
+def _linear(full: float, levels: float, level: float) -> float:
+    return level / levels * full
+
+
+def _whole(full: float, level: float) -> int:
+    return int(level / 10 * full)
+
+
+def _bits(full: float, levels: float, level: float) -> int:
+    return 8 - round(full * level / levels)
+
+
+def _threshold(levels: float, level: float) -> int:
+    return 256 - int(256 * level / levels)
+
+
+def _around_one(function: Callable, images: Tensor, m: Sequence[float]) -> Tensor:
+    return function(images, [1 + v for v in m])
+
+
+def _pixel_ops(official: bool) -> list[Op]:
+    """The nine that change values alone."""
+    solarize = pixels.solarize_official if official else pixels.solarize
+    contrast = pixels.contrast_official if official else pixels.contrast
+    sharpness = pixels.sharpness_official if official else pixels.sharpness
+    return [
+        PixelOp("AutoContrast", apply=pixels.autocontrast),
+        PixelOp("Equalize", apply=pixels.equalize),
+        PixelOp("Posterize", _steps(4), apply=pixels.posterize),
+        PixelOp("Solarize", _steps(256), apply=solarize),
+        PixelOp("SolarizeAdd", _steps(110), apply=pixels.solarize_add),
+        PixelOp("Color", _enhance, apply=pixels.color),
+        PixelOp("Contrast", _enhance, apply=contrast),
+        PixelOp("Brightness", _enhance, apply=pixels.brightness),
+        PixelOp("Sharpness", _enhance, apply=sharpness),
+    ]
+
+
+def _warp_ops(official: bool, translate: float) -> dict[str, WarpOp]:
+    """The five geometric ones; `translate` is in pixels at level 10."""
+    length = absolute if official else _relative
+    settings = {
+        "Rotate": (30, {"maps": warps.rotation, "official": boxes.rotate_official}),
+        "ShearX": (0.3, {"maps": warps.shear_x, "official": boxes.shear_x_official}),
+        "ShearY": (0.3, {"maps": warps.shear_y, "official": boxes.shear_y_official}),
+        "TranslateX": (
+            translate,
+            {"maps": warps.translation_x, "official": boxes.translate_x_official, "length": length},
+        ),
+        "TranslateY": (
+            translate,
+            {
+                "maps": warps.translation_y,
+                "official": boxes.translate_y_official,
+                "length": length,
+                "axis": -2,
+            },
+        ),
+    }
+    return {
+        name: WarpOp(f"{name}_BBox", _times(full), True, **(more if official else more | {"official": None}))
+        for name, (full, more) in settings.items()
+    }
+
+
+def _detection(official: bool) -> OpTable:
+    """The 25 ops; the official and the repaired table differ in pixel functions, lengths and box
+    arithmetic."""
+    length, areas = (absolute, regions_official) if official else (_relative, regions)
+    in_box = regions_official_unclipped if official else regions
+    changing = _pixel_ops(official)
+    inside: dict[str, Op] = {
+        **_warp_ops(official, TRANSLATE_BOX),
+        "Flip": PixelOp("Flip", apply=pixels.flip),
+        **{op.name: op for op in changing if op.name in ("Solarize", "Equalize")},
+        "Cutout": CutoutOp("Cutout", _steps(CUTOUT_BOX), length=length),
+    }
+    only = [
+        OnlyBoxesOp(f"{name}_Only_BBoxes", op.magnitude, op.signed, inner=op, regions=areas)
+        for name, op in inside.items()
+    ]
+    return _table(
+        [
+            *changing,
+            CutoutOp("Cutout", _steps(CUTOUT), length=length),
+            BoxCutoutOp("BBox_Cutout", _times(0.75), regions=in_box, all_rows=official),
+            *_warp_ops(official, TRANSLATE).values(),
+            *only,
+        ]
+    )
+
+
+def classification_table(
+    *,
+    shear: float = 0.3,
+    translate: float = 150 / 331,
+    rotate: float = 30,
+    enhance: float = 0.9,
+    posterize: float = 4,
+    levels: float = 9,
+    length: Length = fraction,
+) -> OpTable:
+    """The classification ops for levels 0..`levels`; the arguments are the magnitudes at the highest level.
+
+    torchvision's ranges and signs (enhancing ops are 1 +- `enhance`), but `Solarize`'s threshold runs from
+    256, which changes nothing, where torchvision's runs from 255. Translations and cut-outs are shares of
+    the image's side.
+    """
+
+    def times(full: float) -> Callable[[float], float]:
+        return partial(_linear, full, levels)
+
+    def enhancing(name: str, function: Callable) -> PixelOp:
+        return PixelOp(name, times(enhance), signed=True, apply=partial(_around_one, function))
+
+    return _table(
+        [
+            WarpOp("ShearX", times(shear), signed=True, maps=warps.shear_x),
+            WarpOp("ShearY", times(shear), signed=True, maps=warps.shear_y),
+            WarpOp("TranslateX", times(translate), signed=True, maps=warps.translation_x, length=length),
+            WarpOp(
+                "TranslateY",
+                times(translate),
+                signed=True,
+                maps=warps.translation_y,
+                length=length,
+                axis=-2,
+            ),
+            WarpOp("Rotate", times(rotate), signed=True, maps=warps.rotation),
+            enhancing("Brightness", pixels.brightness),
+            enhancing("Color", pixels.color),
+            enhancing("Contrast", pixels.contrast),
+            enhancing("Sharpness", pixels.sharpness),
+            PixelOp("Posterize", partial(_bits, posterize, levels), apply=pixels.posterize),
+            PixelOp("Solarize", partial(_threshold, levels), apply=pixels.solarize),
+            PixelOp("AutoContrast", apply=pixels.autocontrast),
+            PixelOp("Equalize", apply=pixels.equalize),
+            PixelOp("Invert", apply=pixels.invert),
+            PixelOp("Identity", apply=pixels.identity),
+            CutoutOp("Cutout", times(30 / 331), length=fraction),  # half the side: 60 pixels of 331
+            PairOp("SamplePairing", times(0.4)),
+        ]
+    )
+
+
+DETECTION_OFFICIAL = _detection(official=True)
+DETECTION = _detection(official=False)
+CLASSIFICATION = classification_table()
+TABLES = {"detection": DETECTION, "classification": CLASSIFICATION}

@@ -1,0 +1,122 @@
+"""Nearest-neighbour affine warps of images and the same maps on boxes.
+
+A map is six float32 numbers `t`, from output to input, on pixel indices (the centre of the first pixel is
+the origin): in_x = t0 x + t1 y + t2, in_y = t3 x + t4 y + t5. What falls outside the image is filled.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy import ndarray
+from torch import Tensor
+
+from lit_gen.augment.boxes import cos_sin
+
+__all__ = ["rotation", "shear_x", "shear_y", "translation_x", "translation_y", "warp"]
+
+
+TILE = 1 << 16  # output pixels at once on a CPU, so that the indices stay in the cache
+
+
+def _maps(m: Sequence[float], columns: dict[int, ndarray | Sequence[float]]) -> ndarray:
+    """float32 (n, 6) from its columns; the others are the identity's."""
+    t = np.tile(np.array([1, 0, 0, 0, 1, 0], np.float32), (len(m), 1))
+    for i, value in columns.items():
+        t[:, i] = value
+    return t
+
+
+def translation_x(pixels: Sequence[float], h: int, w: int) -> ndarray:
+    """Content moves left by `pixels`; (n, 6)."""
+    return _maps(pixels, {2: pixels})
+
+
+def translation_y(pixels: Sequence[float], h: int, w: int) -> ndarray:
+    """Content moves up by `pixels`; (n, 6)."""
+    return _maps(pixels, {5: pixels})
+
+
+def shear_x(s: Sequence[float], h: int, w: int) -> ndarray:
+    """in_x = x + s y; (n, 6)."""
+    return _maps(s, {1: s})
+
+
+def shear_y(s: Sequence[float], h: int, w: int) -> ndarray:
+    """in_y = y + s x; (n, 6)."""
+    return _maps(s, {3: s})
+
+
+def rotation(degrees: Sequence[float], h: int, w: int) -> ndarray:
+    """About the image's centre, counter-clockwise on the screen; (n, 6). In float32 like the official one."""
+    c, s = cos_sin(degrees)
+    x, y = np.float32(w - 1), np.float32(h - 1)
+    return _maps(
+        degrees, {0: c, 1: -s, 2: (x - (c * x - s * y)) / 2, 3: s, 4: c, 5: (y - (s * x + c * y)) / 2}
+    )
+
+
+def warp(images: Tensor, t: ndarray, fill: int = 128) -> Tensor:
+    """`images` (n, C, H, W) of any dtype seen through the maps `t` float32 (n, 6); nearest, half away
+    from zero.
+
+    Exact to TensorFlow's ImageProjectiveTransform in float32. Only indices are computed in floats, never the
+    image.
+    """
+    n, c, h, w = images.shape
+    if n == 1 and (moved := _shift(images, t[0].tolist(), fill)) is not None:
+        return moved
+    framed = images.new_full((n, c, h + 2, w + 2), fill)
+    framed[..., 1:-1, 1:-1] = images
+    framed = framed.view(n, c, -1)
+    out = torch.empty_like(images)
+    step = max(1, TILE // (n * w)) if images.device.type == "cpu" else h
+    for top in range(0, h, step):
+        index = _frame_index(t, top, min(step, h - top), h, w, images.device)
+        index = index.view(n, 1, -1).expand(-1, c, -1)
+        out[..., top : top + step, :] = torch.gather(framed, 2, index).view(n, c, -1, w)
+    return out
+
+
+def _frame_index(t: ndarray, top: int, rows: int, h: int, w: int, device: torch.device) -> Tensor:
+    """int64 (n, rows, W): where output rows top, top + 1, ... come from in the image with a frame of one
+    pixel.
+    """
+    x = torch.arange(w, dtype=torch.float32, device=device)
+    y = torch.arange(top, top + rows, dtype=torch.float32, device=device)[:, None]
+    column, row = _nearest(t[:, 0:3], x, y, w), _nearest(t[:, 3:6], x, y, h)
+    if (h + 2) * (w + 2) > 1 << 24:  # beyond, float32 does not count every pixel
+        column, row = column.long(), row.long()
+    return torch.add(column, row, alpha=w + 2).add_(w + 3).to(torch.int32).long()
+
+
+def _nearest(t: ndarray, x: Tensor, y: Tensor, size: int) -> Tensor:
+    """Index 0 .. size + 1 into a framed axis: 1 + round(a x + b y + c) of t = (a, b, c), the outside on the
+    frame.
+
+    Broadcasts: (n, 1, W) if no b is needed, (n, H, 1) if no a is, else (n, H, W).
+    """
+    needs_x, needs_y = (bool(t[:, i].any()) for i in (0, 1))
+    a, b, offset = torch.from_numpy(t.T.reshape(3, -1, 1, 1)).to(x.device)
+    if needs_x and needs_y:
+        at = a * x + b * y
+        at += offset
+    else:
+        at = (b * y if needs_y else a * x) + offset
+    # floor(v + pred(0.5)) is round-half-up without the double rounding of v + 0.5; below zero only -0.5
+    # matters: outside, as it must be.
+    at += 0.49999997
+    return at.floor_().clamp_(-1, size)
+
+
+def _shift(images: Tensor, t: list[float], fill: int) -> Tensor | None:
+    """The warp as a copy of a rectangle, when the map is a translation by whole pixels along one axis."""
+    if t[:2] != [1, 0] or t[3:5] != [0, 1] or t[2] % 1 or t[5] % 1:
+        return None
+    h, w = images.shape[-2:]
+    dx, dy = (max(-s, min(s, int(d))) for d, s in ((t[2], w), (t[5], h)))
+    out = torch.full_like(images, fill)
+    out[..., max(0, -dy) : h - max(0, dy), max(0, -dx) : w - max(0, dx)] = images[
+        ..., max(0, dy) : h + min(0, dy), max(0, dx) : w + min(0, dx)
+    ]
+    return out
