@@ -1,0 +1,64 @@
+from itertools import islice
+
+import pytest
+import torch
+
+from lit_gen.data import KeyedBatches, KeyedDataset, digits
+from lit_gen.errors import ConfigError
+
+
+def take(batches, n):
+    return list(islice(iter(batches), n))
+
+
+def test_every_epoch_shows_every_image_once():
+    stream = [k for batch in take(KeyedBatches(10, 4), 5) for k in batch]
+    assert [e for e, _ in stream] == [0] * 10 + [1] * 10
+    first, second = [i for e, i in stream if e == 0], [i for e, i in stream if e == 1]
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+
+
+def test_a_later_start_reads_on():
+    assert take(KeyedBatches(10, 4, seed=3, start=7), 6) == take(KeyedBatches(10, 4, seed=3), 13)[7:]
+
+
+def test_iterating_twice_gives_the_same():
+    batches = KeyedBatches(10, 4)
+    assert take(batches, 3) == take(batches, 3)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_share_the_batch_of_one_process(world_size):
+    whole = take(KeyedBatches(11, 8, seed=1), 9)
+    parts = [take(KeyedBatches(11, 8, seed=1, rank=r, world_size=world_size), 9) for r in range(world_size)]
+    assert [[k for part in together for k in part] for together in zip(*parts, strict=True)] == whole
+
+
+def test_seeds_differ():
+    assert take(KeyedBatches(100, 10, seed=0), 1) != take(KeyedBatches(100, 10, seed=1), 1)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "world_size", "says"), [(11, 1, "10 images"), (0, 1, "between 1"), (9, 2, "multiple of 2")]
+)
+def test_what_does_not_fit_is_refused(batch_size, world_size, says):
+    with pytest.raises(ConfigError, match=says):
+        KeyedBatches(10, batch_size, world_size=world_size)
+
+
+def test_augmentation_depends_on_epoch_and_index_alone():
+    def shift(image, generator):
+        return image + torch.randint(0, 100, (), generator=generator).to(torch.uint8)
+
+    data = KeyedDataset(digits("train"), shift, seed=5)
+    together = data.__getitems__([(0, 3), (1, 3), (0, 4)])["image"]
+    assert torch.equal(together[0], data[(0, 3)]["image"][0])
+    assert torch.equal(together[1], data[(1, 3)]["image"][0])
+    assert not torch.equal(together[0], together[1])
+    assert not torch.equal(together[0], KeyedDataset(digits("train"), shift, seed=6)[(0, 3)]["image"][0])
+
+
+def test_conditions_of_a_transform_reach_the_batch():
+    data = KeyedDataset(digits("train"), lambda image, g: (image, torch.full((2,), 0.5)))
+    assert data.__getitems__([(0, 0), (0, 1)])["augment_label"].tolist() == [[0.5, 0.5]] * 2

@@ -1,0 +1,95 @@
+"""Flips, crops and resizes: exact, keyed, and those of torchvision."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.transforms import v2 as official
+
+from lit_gen.data import transforms as T
+from lit_gen.errors import ConfigError
+from lit_gen.rng import keyed_generator
+
+SIDES = st.integers(3, 40)
+
+
+def image(h: int, w: int) -> torch.Tensor:
+    return torch.randint(0, 256, (3, h, w), dtype=torch.uint8, generator=keyed_generator("image", h, w))
+
+
+def test_flip_is_an_involution_and_moves_boxes_with_the_pixels():
+    x = torch.zeros(1, 10, 12, dtype=torch.uint8)
+    boxes = torch.tensor([[1.0, 2, 4, 7], [5, 0, 12, 3]])
+    for k, (x0, y0, x1, y1) in enumerate(boxes.int().tolist(), 1):
+        x[:, y0:y1, x0:x1] = k
+    flipped, moved = T.flip(x), T.flip_boxes(boxes, 12)
+    for k, (x0, y0, x1, y1) in enumerate(moved.int().tolist(), 1):
+        assert (flipped[:, y0:y1, x0:x1] == k).all()
+    assert torch.equal(T.flip(flipped), x)
+    assert torch.equal(T.flip_boxes(moved, 12), boxes)
+
+
+@settings(max_examples=60, deadline=None)
+@given(h=SIDES, w=SIDES, size=st.integers(2, 40))
+def test_resizes_are_torchvisions(h, w, size):
+    x = image(h, w)
+    assert torch.equal(T.ResizeShorter(size)(x), official.Resize(size)(x))
+    pillow = Image.fromarray(x.permute(1, 2, 0).numpy()).resize((size, size), Image.Resampling.BILINEAR)
+    difference = T.Resize(size)(x).permute(1, 2, 0).numpy().astype(int) - np.asarray(pillow)
+    assert np.abs(difference).max() <= 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(h=SIDES, w=SIDES, size=st.integers(1, 3))
+def test_centre_crop_is_torchvisions(h, w, size):
+    assert torch.equal(T.CentreCrop(size)(image(h, w)), official.CenterCrop(size)(image(h, w)))
+
+
+def test_random_crops_reach_every_window_evenly():
+    x = torch.arange(30, dtype=torch.uint8).reshape(1, 5, 6)
+    seen = [int(T.RandomCrop(3)(x, keyed_generator(i))[0, 0, 0]) for i in range(2400)]
+    count = np.bincount(seen, minlength=30).reshape(5, 6)
+    assert (count[3:] == 0).all()
+    assert (count[:, 4:] == 0).all()
+    assert np.abs(count[:3, :4] - 200).max() < 5 * 200**0.5
+
+
+def test_padding_mirrors():
+    x = image(8, 8)
+    windows = {T.RandomCrop(8, padding=2)(x, keyed_generator(i)).numpy().tobytes() for i in range(600)}
+    padded = np.pad(x.numpy(), ((0, 0), (2, 2), (2, 2)), mode="reflect")
+    assert windows == {padded[:, i : i + 8, j : j + 8].tobytes() for i in range(5) for j in range(5)}
+
+
+def test_flips_come_as_often_as_asked():
+    x = image(4, 4)
+    flips = sum(not torch.equal(T.Flip(0.3)(x, keyed_generator(i)), x) for i in range(2000))
+    assert abs(flips - 600) < 5 * (2000 * 0.3 * 0.7) ** 0.5
+    assert torch.equal(T.Flip(0)(x, keyed_generator(0)), x)
+    assert torch.equal(T.Flip(1)(x, keyed_generator(0)), x.flip(-1))
+
+
+def test_the_same_key_gives_the_same_image():
+    chain = T.Compose([T.Flip(), T.ResizeShorter(20), T.RandomCrop(16)])
+    x = image(30, 24)
+    first = [chain(x, keyed_generator(1, i)) for i in range(8)]
+    again = [chain(x, keyed_generator(1, i)) for i in range(8)]
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert len({a.numpy().tobytes() for a in first}) > 1
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: T.Flip(1.5), "p=1.5"),
+        (lambda: T.RandomCrop(0), "size=0"),
+        (lambda: T.RandomCrop(9)(image(8, 10)), "No window of 9x9 fits into an image of 10x8"),
+        (lambda: T.CentreCrop(9)(image(8, 10)), "No window of 9x9"),
+        (lambda: T.RandomCrop(4, padding=8)(image(8, 10)), "padding=8"),
+    ],
+)
+def test_what_does_not_fit(call, message):
+    with pytest.raises(ConfigError, match=message):
+        call()

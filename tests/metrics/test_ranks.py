@@ -1,0 +1,134 @@
+"""Any division of the images over processes gives one process's numbers, also with uneven shards and an empty
+rank.
+"""
+
+import pytest
+import torch
+from torch import distributed as dist
+
+from lit_gen.errors import ConfigError
+from lit_gen.metrics import (
+    Evaluation,
+    FeatureStatistics,
+    FrechetDistance,
+    Summary,
+    compare,
+    frechet_distance,
+    moments,
+    reference_moments,
+)
+
+
+def draw(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Images, their indices and labels."""
+    g = torch.Generator().manual_seed(seed)
+    x = (torch.randn(n, 1, 4, 4, generator=g) * 40 + 120 + 5 * seed).clamp(0, 255).to(torch.uint8)
+    return x, torch.arange(n), torch.randint(0, 3, (n,), generator=g)
+
+
+def streaming(pixels, images, reference, shards) -> dict:
+    """What one rank sees of the metrics; runs on every rank."""
+    x = images.split(shards)[dist.get_rank()]
+    statistics, distance = FeatureStatistics(16), FrechetDistance(pixels, moments(pixels(reference)))
+    for batch in x.split(7) if len(x) else ():
+        statistics.update(pixels(batch))
+        distance.update(batch)
+    answer = {"moments": statistics.compute(), "fd": distance.compute(), "own": int(distance.n)}
+    distance.update(x)
+    answer["twice"] = distance.compute()
+    distance.reset()
+    distance.update(x)
+    answer["again"] = distance.compute()
+    statistics.update(torch.full((1, 16), torch.nan) if dist.get_rank() == 0 else torch.zeros(1, 16))
+    try:
+        statistics.compute()
+    except ValueError as error:
+        answer["error"] = error
+    return answer
+
+
+SHARDS = pytest.mark.parametrize("shards", [[120, 86], [206, 0], [0, 200, 6]], ids=str)
+
+
+@SHARDS
+def test_streaming_sums(pixels, on_ranks, shards):
+    (x, *_), (reference, *_) = draw(206, 0), draw(160, 1)
+    answers = on_ranks(len(shards), streaming, pixels, x, reference, shards)
+    expected, real = moments(pixels(x)), moments(pixels(reference))
+    value = frechet_distance(real, expected)
+    twice = frechet_distance(real, moments(pixels(torch.cat([x, x]))))
+    for rank, answer in enumerate(answers):
+        assert (answer["moments"].n, answer["own"]) == (206, shards[rank])  # own sums are back after compute
+        torch.testing.assert_close(answer["moments"].mean, expected.mean, rtol=1e-14, atol=0)
+        torch.testing.assert_close(answer["moments"].cov, expected.cov, rtol=1e-12, atol=1e-13)
+        assert torch.equal(answer["fd"], answers[0]["fd"])
+        numbers = [float(answer[name]) for name in ("fd", "twice", "again")]
+        assert numbers == pytest.approx([value, twice, value], abs=1e-12)
+        assert "1 of" in str(answer["error"]) and "are NaN or infinite" in str(answer["error"])
+
+
+def summary(pixels, images, index, labels, reservoir: int, shards=None) -> Summary:
+    """Of this rank's share of the images, or of all of them in one process."""
+    one = Evaluation(pixels, reservoir=reservoir, num_classes=3)
+    rank = dist.get_rank() if shards else 0
+    rows = torch.arange(len(images)).split(shards or len(images))[rank]
+    for part in rows.split(11) if len(rows) else ():
+        one.update(images[part], index[part], labels[part])
+    return one.summary()
+
+
+def evaluation(pixels, fake, real, shards, reservoir: int) -> tuple[Summary, dict]:
+    generated = summary(pixels, *fake, reservoir, shards)
+    # The reference is divided otherwise: all of it on the last rank.
+    reference = summary(pixels, *real, reservoir, [0] * (len(shards) - 1) + [len(real[0])])
+    return generated, compare(reference, generated, training=reference)
+
+
+@SHARDS
+@pytest.mark.parametrize("reservoir", [1000, 60])
+def test_evaluation(pixels, on_ranks, shards, reservoir):
+    fake, real = draw(206, 0), draw(160, 1)
+    answers = on_ranks(len(shards), evaluation, pixels, fake, real, shards, reservoir)
+    expected = summary(pixels, *fake, reservoir)
+    reference = summary(pixels, *real, reservoir)
+    results = compare(reference, expected, training=reference)
+    for got, numbers in answers:
+        for name in ("index", "features", "logits", "label"):
+            assert torch.equal(getattr(got, name), getattr(expected, name)), name
+        assert numbers == answers[0][1] and numbers.keys() == results.keys()
+        for name, estimate in results.items():
+            assert numbers[name] == pytest.approx(estimate, rel=1e-10, abs=1e-12), name
+
+
+def repeated(pixels, images) -> ConfigError:
+    one = Evaluation(pixels, reservoir=50)
+    one.update(images, torch.arange(len(images)))
+    with pytest.raises(ConfigError) as error:
+        one.summary()
+    return error.value
+
+
+def test_images_that_two_ranks_count_are_an_error_on_both(pixels, on_ranks):
+    errors = on_ranks(2, repeated, pixels, draw(20, 0)[0])
+    assert all("An image index was given twice" in str(error) for error in errors)
+
+
+def cached(pixels, images, folder) -> list:
+    loads = []
+
+    def batches():
+        loads.append(1)
+        return images.split(9)
+
+    options = {"data": "d", "split": "s", "n": len(images), "folder": folder}
+    found = [reference_moments(batches, pixels, **options) for _ in range(2)]
+    return [*found, len(loads), len(list(folder.iterdir()))]
+
+
+def test_the_reference_is_computed_by_all_and_written_once(pixels, on_ranks, tmp_path):
+    x, *_ = draw(160, 1)
+    expected = moments(pixels(x))
+    for computed, read, loads, files in on_ranks(2, cached, pixels, x, tmp_path / "cache"):
+        assert (loads, files) == (1, 1)
+        torch.testing.assert_close(computed.cov, expected.cov, rtol=1e-12, atol=1e-13)
+        assert torch.equal(read.cov, computed.cov) and torch.equal(read.factor, computed.factor)

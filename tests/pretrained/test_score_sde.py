@@ -1,0 +1,95 @@
+"""score_sde_pytorch checkpoints: architecture read off the tensors, the nameless average, both directions."""
+
+import pytest
+import torch
+from torch import nn
+
+from lit_gen.errors import ConfigError
+from lit_gen.pretrained import score_sde
+from lit_gen.score.networks.ddpm import DDPM
+from lit_gen.score.networks.ncsnpp import NCSNpp
+
+VE = {"embedding": "fourier", "fir": (1, 3, 3, 1), "input_pyramid": "residual"}
+NETWORKS = {
+    "ncsnpp": (NCSNpp, {"image_size": 32, "channel_mult": (1, 2, 2), "num_blocks": 2} | VE),
+    "deep": (NCSNpp, {"image_size": 16, "channel_mult": (1, 2), "num_blocks": 4, "channels": 1} | VE),
+    "discrete": (NCSNpp, {"image_size": 32, "channel_mult": (1, 2)} | VE | {"embedding": "positional"}),
+    "ddpmpp": (NCSNpp, {"image_size": 32, "channel_mult": (1, 2), "num_blocks": 1}),
+    "256px": (
+        NCSNpp,
+        {"image_size": 64, "channel_mult": (1, 1, 2, 2), "num_blocks": 2, "output_pyramid": "skip"}
+        | VE
+        | {"input_pyramid": "skip"},
+    ),
+    "no attention": (NCSNpp, {"image_size": 32, "channel_mult": (2, 1), "attention_resolutions": ()}),
+    "ddpm": (DDPM, {"image_size": 32, "base_channels": 32, "channel_mult": (1, 2, 2)}),
+    "flat ddpm": (DDPM, {"image_size": 16, "base_channels": 32, "channel_mult": (1, 1), "num_blocks": 1}),
+}
+
+
+def network(name):
+    torch.manual_seed(0)
+    cls, arguments = NETWORKS[name]
+    net = cls(**{"base_channels": 8} | arguments).eval()
+    for p in net.parameters():
+        nn.init.normal_(p, std=0.3)
+    return net
+
+
+def checkpoint(net):
+    """The official layout; the moving average is ten times the weights."""
+    model = score_sde.to_state_dict(net)
+    trainable = [v for k, v in model.items() if not k.endswith("all_modules.0.W")]
+    model = {"module.sigmas": torch.linspace(50, 0.01, 10, dtype=torch.float64)} | model
+    ema = {"decay": 0.999, "num_updates": 7, "shadow_params": [10 * p for p in trainable]}
+    return {"optimizer": {}, "model": model, "ema": ema, "step": 7}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_architecture_is_read_off_the_tensors(tmp_path, name):
+    net = network(name)
+    torch.save(checkpoint(net), tmp_path / "c.pth")
+    size = net.resolutions[0]
+    read, info = score_sde.load(tmp_path / "c.pth", weights="model", image_size=size)
+    assert type(read) is type(net) and info.step == 7 and len(info.sigmas) == 10 and info.weights == "model"
+    x, c = torch.randn(2, net.channels, size, size), torch.tensor([0.2, 1.4])
+    assert torch.equal(read(x, c), net(x, c))
+    official, again = score_sde.to_state_dict(net), score_sde.to_state_dict(read)
+    assert official.keys() == again.keys() and all(torch.equal(again[k], v) for k, v in official.items())
+
+
+@pytest.mark.parametrize("name", ["ncsnpp", "ddpmpp", "ddpm"])
+def test_moving_average_skips_the_frozen_frequencies(tmp_path, name):
+    net = network(name)
+    torch.save(checkpoint(net), tmp_path / "c.pth")
+    read, info = score_sde.load(tmp_path / "c.pth")
+    assert info.weights == "ema" and info.network["image_size"] == net.resolutions[0]
+    for key, value in net.state_dict().items():
+        scale = 1 if key == "noise.embedding.frequencies" else 10
+        assert torch.equal(read.state_dict()[key], scale * value)
+
+
+def test_official_order_of_parameters_is_the_order_of_use():
+    """The nameless list relies on it: our writer emits all_modules.0, 1, 2 ... in order."""
+    numbers = [int(k.split(".")[2]) for k in score_sde.to_state_dict(network("256px"))]
+    assert numbers == sorted(numbers)
+
+
+def test_files_that_do_not_fit_are_named(tmp_path):
+    path = tmp_path / "c.pth"
+    torch.save([{"a": torch.zeros(1)}], path)
+    with pytest.raises(ConfigError, match="is not a score_sde_pytorch checkpoint"):
+        score_sde.load(path)
+    good = checkpoint(network("ddpmpp"))
+    torch.save(good, path)
+    with pytest.raises(ConfigError, match="weights='best' is not known"):
+        score_sde.load(path, weights="best")
+    with pytest.raises(ConfigError, match="does not fit NCSNpp"):
+        score_sde.load(path, NCSNpp(32, base_channels=8, channel_mult=(1, 2), num_blocks=2))
+    with pytest.raises(ConfigError, match="does not match"):
+        torch.save(good | {"ema": {"shadow_params": [torch.zeros(1)]}}, path)
+        score_sde.load(path)
+    with pytest.raises(ConfigError, match="no numbered 'all_modules'"):
+        score_sde.from_state_dict({"module.conv.weight": torch.zeros(1)})
+    with pytest.raises(ConfigError, match="without labels only"):
+        score_sde.to_state_dict(NCSNpp(8, base_channels=8, channel_mult=(1,), num_classes=2))

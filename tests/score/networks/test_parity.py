@@ -1,0 +1,409 @@
+"""Networks, readers and training steps against numbers of the official codes; see the README beside them.
+
+Generic over what lies in the folder: a case is a .json with its .io.npz and weights, and says itself what it
+is.
+"""
+
+import json
+import os
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from lit_gen.pretrained import edm, ncsn, score_sde, unpickle
+from lit_gen.score.denoiser import Denoiser
+from lit_gen.score.losses import (
+    DenoisingLoss,
+    EDMWeight,
+    half_sum_of_pixels,
+    mean_of_pixels,
+    snr,
+)
+from lit_gen.score.precondition import EDMPrecondition, PredictNoise, PredictScaledScore, StepIndex
+from lit_gen.score.sde import EDM, VE, VP, DiscreteVP, SubVP, cosine_betas
+
+pytestmark = pytest.mark.parity
+
+FOLDER = Path(os.environ.get("LITGEN_GOLDENS") or Path(__file__).parents[2] / "goldens") / "score"
+ROWS = {
+    "EDMPrecond": (EDM(), EDMPrecondition()),
+    "Precond": (EDM(), EDMPrecondition()),
+    "VPPrecond": (VP(), PredictNoise()),
+    "VEPrecond": (VE(), PredictScaledScore()),
+    "iDDPMPrecond": (DiscreteVP(cosine_betas()), PredictNoise(StepIndex(nearest=True))),
+}
+
+
+class Case:
+    """One golden network: its JSON, arrays and weights, read when first asked for."""
+
+    def __init__(self, path: Path):
+        self.stem, self.json = path.with_suffix(""), json.loads(path.read_text())
+
+    def __repr__(self):
+        return self.stem.name
+
+    @cached_property
+    def io(self) -> dict[str, Tensor]:
+        return {k: torch.from_numpy(v) for k, v in np.load(f"{self.stem}.io.npz").items()}
+
+    def files(self, pattern: str) -> list[Path]:
+        return sorted(self.stem.parent.glob(self.stem.name + pattern))
+
+    @cached_property
+    def state(self) -> dict[str, Tensor]:
+        """The official state dict that `out` and the gradients were computed with."""
+        found = self.files(".init_model.*") or self.files(".state_dict*.pt") or self.files(".state_dict*")
+        if found:
+            return {k: v for path in found for k, v in unpickle.load(path).items()}
+        checkpoint = unpickle.load(self.files(".ckpt.pth")[0])
+        return checkpoint["model"] if isinstance(checkpoint, dict) else checkpoint[0]
+
+    @property
+    def config(self) -> dict:
+        return self.json["config"]
+
+    def draws(self, step: int) -> list[Tensor]:
+        return [self.io[k] for k in sorted(self.io) if k.startswith(f"step{step}_draw")]
+
+    @property
+    def tolerance(self) -> float:
+        fourier = any(k.endswith(("all_modules.0.W", "map_noise.freqs", "fourier.freqs")) for k in self.state)
+        return 2e-5 if fourier else 1e-5
+
+
+def _cases(kind: str) -> list[Case]:
+    """`kind` is a key that only the JSONs of one release have."""
+    found = [Case(p) for p in sorted(FOLDER.glob("*.json")) if p.with_suffix(".io.npz").is_file()]
+    return [case for case in found if kind in case.json]
+
+
+SONG, ERMON, KARRAS = _cases("base_config"), _cases("cls"), _cases("constructor_kwargs")
+
+
+def close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
+    scale = expected.abs().max().item()
+    assert (actual.detach() - expected).abs().max().item() <= tolerance * scale
+
+
+# Networks as functions of the official tensors, so that gradients are those of the official parameters
+
+
+def song_arguments(case: Case) -> dict:
+    model = case.config["model"]
+    arguments = {"image_size": case.config["data"]["image_size"], "dropout": model["dropout"]}
+    if model["name"] == "ncsnpp":
+        arguments["fir"] = tuple(model["fir_kernel"]) if model["fir"] else (1, 1)
+    return arguments
+
+
+def song(case: Case, tensors: dict[str, Tensor], x: Tensor, labels: Tensor) -> Tensor:
+    """score_sde's `model(x, labels)`."""
+    model = case.config["model"]
+    net, _ = score_sde.from_state_dict(case.state, **song_arguments(case))
+    fourier = "noise.embedding.frequencies" in net.state_dict()
+    out = official(
+        net, score_sde.rules(net), tensors, as_net_sees(case, x), labels.log() if fourier else labels
+    )
+    if model["scale_by_sigma"]:
+        sigma = labels if fourier else case.state["module.sigmas"][labels.long()].float()
+        out = out / sigma[:, None, None, None]
+    return out
+
+
+def ermon(case: Case, tensors: dict[str, Tensor], x: Tensor, labels: Tensor) -> Tensor:
+    """`scorenet(x, labels)` of ncsn and ncsnv2."""
+    net, info = ncsn.from_state_dict(case.state, image_size=case.config["data"]["image_size"])
+    rescaled = case.config["data"].get("rescaled", False) or case.config["data"]["logit_transform"]
+    out = official(net, ncsn.rules(net), tensors, x if rescaled else 2 * x - 1, labels.float())
+    return 2 * out if info.release == "ncsn" else out / info.sigmas[labels][:, None, None, None]
+
+
+def karras(case: Case, tensors: dict[str, Tensor], x: Tensor, noise_labels: Tensor, **labels) -> Tensor:
+    net, _ = karras_net(case)
+    return official(net, edm.rules(net), tensors, x, noise_labels, **labels)
+
+
+def karras_net(case: Case):
+    return edm.from_state_dict(case.state, hidden=edm.hidden_arguments(case.json["constructor_kwargs"]))
+
+
+def official(net, rules, tensors: dict[str, Tensor], *args, **labels) -> Tensor:
+    own = {ours: layout.to_ours([tensors[k] for k in keys]) for ours, keys, layout in rules}
+    return functional_call(net, own, args, labels)
+
+
+def as_net_sees(case: Case, x: Tensor) -> Tensor:
+    return x if case.config["data"]["centered"] else 2 * x - 1
+
+
+def leaves(case: Case) -> dict[str, Tensor]:
+    """The official tensors by name without prefix, float32; those that train ask for gradients."""
+    tensors = {}
+    for key, value in case.state.items():
+        key = key.removeprefix("module.").removeprefix("model.").removeprefix("unet.")
+        tensors[key] = value.float().clone()
+        if any(name.endswith(key) for name in case.json["grad_l2"]):
+            tensors[key].requires_grad_()
+    return tensors
+
+
+# Outputs and gradients
+
+
+def check_gradients(case: Case, tensors: dict[str, Tensor], out: Tensor) -> None:
+    """L2 norm of d/dp sum(out v) of every parameter; those far below the largest to its rounding only."""
+    wanted = {name: value for name, value in case.json["grad_l2"].items() if value is not None}
+    short = {
+        name: name.removeprefix("model.").removeprefix("unet.").removeprefix("module.") for name in wanted
+    }
+    used = {name: tensors[key] for name, key in short.items() if key in tensors}
+    assert len(used) >= 0.9 * len(wanted)
+    grads = torch.autograd.grad((out * case.io["grad_cotangent"]).sum(), list(used.values()))
+    floor = 1e-5 * max(wanted.values())
+    for name, grad in zip(used, grads, strict=True):
+        assert grad.norm().item() == pytest.approx(wanted[name], rel=2e-4, abs=floor), name
+
+
+@pytest.mark.parametrize("case", SONG, ids=repr)
+def test_score_sde_outputs_and_gradients(case):
+    tensors = leaves(case)
+    out = song(case, tensors, case.io["x"], case.io["labels"])
+    close(out, case.io["out"].float(), case.tolerance)
+    check_gradients(case, tensors, out)
+
+
+@pytest.mark.parametrize("case", ERMON, ids=repr)
+def test_ncsn_outputs_and_gradients(case):
+    tensors = leaves(case)
+    out = ermon(case, tensors, case.io["x"], case.io["labels"])
+    close(out, case.io["out"], case.tolerance)
+    check_gradients(case, tensors, out)
+
+
+@pytest.mark.parametrize("case", [c for c in KARRAS if "raw_out" in c.io], ids=repr)
+def test_edm_outputs_and_gradients(case):
+    io, tensors = case.io, leaves(case)
+    labels = {"label": io.get("class_labels"), "augment_label": io.get("augment_labels")}
+    out = karras(case, tensors, io["x"], io["raw_noise_labels"], **labels)
+    close(out, io["raw_out"], case.tolerance)
+    check_gradients(case, tensors, out)
+    if "raw_out_no_augment" in io:
+        plain = karras(case, tensors, io["x"], io["raw_noise_labels"], label=labels["label"])
+        close(plain, io["raw_out_no_augment"], case.tolerance)
+
+
+ROW_CASES = [(c, n) for c in KARRAS for n in ROWS if f"D_{n}" in c.io]
+
+
+@pytest.mark.parametrize(("case", "name"), ROW_CASES, ids=repr)
+def test_edm_preconditioned_outputs_and_losses(case, name):
+    """D(x; sigma) and the loss of each of EDM's rows, x = x_0 + sigma n taken to the row's own process."""
+    io, (net, _), (process, row) = case.io, karras_net(case), ROWS[name]
+    if name == "iDDPMPrecond" and net.out_channels == net.channels:
+        pytest.skip("made with another network, of twice the output channels")
+    denoiser, t = Denoiser(net, process, row), process.time(io["sigma"])
+    x_t = process.alpha(t)[:, None, None, None] * io["x"].double()
+    extra = {"augment_label": io["augment_labels"]} if "augment_labels" in io else {}
+    # The peer inverts sigma(t) in float32, and Fourier features see 999 t: there is no more in these numbers.
+    fourier = "noise.embedding.frequencies" in net.state_dict()
+    tolerance = 2e-3 if fourier and name == "VPPrecond" else case.tolerance
+    close(denoiser(x_t, t, io.get("class_labels"), **extra), io[f"D_{name}"], tolerance)
+    if f"D_uncond_{name}" in io:
+        close(denoiser(x_t, t, **extra), io[f"D_uncond_{name}"], tolerance)
+    draws = [io[k] for k in sorted(io) if k.startswith(f"loss_{name}_draw")]
+    if draws:
+        sigma, weight = edm_sigma_and_weight(name, draws[0].flatten().double())
+        loss = DenoisingLoss(None, weight, mean_of_pixels)
+        per_image = loss(denoiser, io["images"], process.time(sigma), draws[1], io.get("class_labels"))
+        expected = io[f"loss_{name}_per_element_mean"]
+        torch.testing.assert_close(per_image.float(), expected, rtol=10 * tolerance, atol=0.0)
+
+
+def edm_sigma_and_weight(name: str, draw: Tensor):
+    """The noise levels and weights that EDM's three losses make of their first draw."""
+    if name == "VPPrecond":
+        t = 1 + draw * (1e-5 - 1)
+        return VP().noise_level(t), snr
+    if name == "VEPrecond":
+        return 0.02 * 5000**draw, snr
+    return (-1.2 + 1.2 * draw).exp(), EDMWeight()
+
+
+@pytest.mark.parametrize("case", [c for c in KARRAS if any("logvar" in k for k in c.io)], ids=repr)
+def test_edm2_uncertainty(case):
+    io = case.io
+    c_noise = io["sigma"].flatten().log() / 4 if "sigma" in io else io["raw_noise_labels"]
+    u = edm.uncertainty(case.state)(c_noise)
+    close(u, next(v for k, v in io.items() if "logvar" in k).flatten(), case.tolerance)
+
+
+# Three training steps with recorded draws
+
+
+class Average:
+    """score_sde's moving average of nameless tensors, with its warm-up (1 + n) / (10 + n)."""
+
+    def __init__(self, tensors: list[Tensor], decay: float, warmup: bool):
+        self.tensors, self.decay, self.warmup, self.n = (
+            [t.detach().clone() for t in tensors],
+            decay,
+            warmup,
+            0,
+        )
+
+    def update(self, tensors: list[Tensor]) -> None:
+        self.n += 1
+        decay = min(self.decay, (1 + self.n) / (10 + self.n)) if self.warmup else self.decay
+        for mine, theirs in zip(self.tensors, tensors, strict=True):
+            mine.lerp_(theirs.detach(), 1 - decay)
+
+
+def song_loss(case: Case, forward, draws: list[Tensor]) -> Tensor:
+    """The objective of score_sde's losses.py at given draws; `forward(x, labels)` is the official model."""
+    training, model = case.config["training"], case.config["model"]
+    data, z, vp = case.io["data"], draws[1], training["sde"] != "vesde"
+    reduce = mean_of_pixels if training["reduce_mean"] else half_sum_of_pixels
+    if not training["continuous"]:
+        return reduce(discrete_residual(case, forward, data, draws).square()).mean()
+    kind = {"vpsde": VP, "subvpsde": SubVP}.get(training["sde"])
+    process = kind(model["beta_min"], model["beta_max"]) if vp else VE(model["sigma_min"], model["sigma_max"])
+    t = draws[0].double() * (1 - 1e-5) + 1e-5
+    sigma = process.sigma(t).float()[:, None, None, None]
+    x_t = process.marginal(data.double(), t, z.double()).float()
+    # The network says -sigma times the score in VP models, the score in VE ones.
+    residual = z - forward(x_t, 999 * t.float()) if vp else sigma * forward(x_t, sigma.flatten()) + z
+    per_image = reduce(residual.square())
+    if training["likelihood_weighting"]:
+        per_image = per_image * (process.diffusion(t) / process.sigma(t)).square()
+    return per_image.mean()
+
+
+def discrete_residual(case: Case, forward, data: Tensor, draws: list[Tensor]) -> Tensor:
+    """z + sigma score for a table of noise levels (VE), z - net for DDPM's steps (VP)."""
+    model, (labels, z) = case.config["model"], draws
+    n = model["num_scales"]
+    if case.config["training"]["sde"] == "vesde":
+        ends = np.log(model["sigma_max"]), np.log(model["sigma_min"])
+        sigma = torch.linspace(*ends, n, dtype=torch.float64).exp()[labels].float()[:, None, None, None]
+        return z + sigma * forward(data + sigma * z, labels)
+    betas = torch.linspace(model["beta_min"] / n, model["beta_max"] / n, n, dtype=torch.float64)
+    signal = (1 - betas).cumprod(0)[labels][:, None, None, None]
+    return z - forward((signal.sqrt() * data + (1 - signal).sqrt() * z).float(), labels)
+
+
+def ermon_loss(case: Case, forward, draws: list[Tensor]) -> Tensor:
+    """Annealed denoising score matching, 0.5 sum (sigma score + z)^2 at the recorded labels."""
+    sigma = case.io["sigmas"][case.io["labels"]][:, None, None, None]
+    data, z = case.io["data"], draws[-1]
+    residual = sigma * forward(data + sigma * z, case.io["labels"]) + z
+    return half_sum_of_pixels(residual.square()).mean()
+
+
+def train(case: Case, call, loss, optimizer, average: Average | None, warmup: int = 0, clip: float = 0.0):
+    """(losses, tensors) after the recorded steps; the tensors are those of `optimizer`, in place."""
+    parameters, losses = optimizer.param_groups[0]["params"], []
+    lr = optimizer.param_groups[0]["lr"]
+    for step in range(len(case.json["train_losses"])):
+        value = loss(case, call, case.draws(step))
+        optimizer.zero_grad()
+        value.backward()
+        if warmup:
+            optimizer.param_groups[0]["lr"] = lr * min(step / warmup, 1)
+        if clip:
+            torch.nn.utils.clip_grad_norm_(parameters, clip)
+        optimizer.step()
+        if average:
+            average.update(parameters)
+        losses.append(value.item())
+    return losses
+
+
+@pytest.mark.parametrize("case", [c for c in SONG if c.json["train_losses"]], ids=repr)
+def test_score_sde_training_steps(case):
+    tensors, optim = leaves(case), case.config["optim"]
+    parameters = [t for t in tensors.values() if t.requires_grad]
+    average = Average(parameters, case.config["model"]["ema_rate"], warmup=True)
+    adam = torch.optim.Adam(parameters, optim["lr"], (optim["beta1"], 0.999), optim["eps"])
+    losses = train(
+        case,
+        lambda x, labels: song(case, tensors, x, labels),
+        song_loss,
+        adam,
+        average,
+        optim["warmup"],
+        optim["grad_clip"],
+    )
+    assert losses == pytest.approx(case.json["train_losses"], rel=2 * case.tolerance)
+    io, tolerance = case.io, 5 * case.tolerance  # Adam's first steps are signs of gradients, however small
+    close(song(case, tensors, io["x"], io["labels"]), io["out_after"].float(), tolerance)
+    with torch.no_grad():
+        for tensor, mean in zip(parameters, average.tensors, strict=True):
+            tensor.copy_(mean)
+    close(song(case, tensors, io["x"], io["labels"]), io["out_after_ema"].float(), tolerance)
+    if "eval_draw000_rand" in io or case.draws("eval"):
+        draws = [io[k] for k in sorted(io) if k.startswith("eval_draw")]
+        value = song_loss(case, lambda x, labels: song(case, tensors, x, labels), draws)
+        assert value.item() == pytest.approx(case.json["eval_loss_with_ema"], rel=2 * tolerance)
+
+
+@pytest.mark.parametrize("case", [c for c in ERMON if c.json["train_losses"]], ids=repr)
+def test_ncsn_training_steps(case):
+    tensors, optim = leaves(case), case.config["optim"]
+    parameters = [t for t in tensors.values() if t.requires_grad]
+    rate = case.config["model"].get("ema_rate")
+    average = Average(parameters, rate, warmup=False) if rate else None
+    adam = torch.optim.Adam(
+        parameters, optim["lr"], (optim["beta1"], 0.999), optim.get("eps", 1e-8), optim["weight_decay"]
+    )
+    losses = train(case, lambda x, labels: ermon(case, tensors, x, labels), ermon_loss, adam, average)
+    assert losses == pytest.approx(case.json["train_losses"], rel=2 * case.tolerance)
+    io = case.io
+    close(ermon(case, tensors, io["x"], io["labels"]), io["out_after"], 5 * case.tolerance)
+    for path in case.files(".ckpt.pth"):
+        saved = unpickle.load(path)
+        if average and len(saved) > 4:
+            names = [name for name, tensor in tensors.items() if tensor.requires_grad]
+            for name, mean in zip(names, average.tensors, strict=True):
+                torch.testing.assert_close(mean, saved[4][name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("case", [c for c in SONG if c.files(".ckpt.pth")], ids=repr)
+def test_score_sde_checkpoint(case):
+    """The file after training: its last weights and its nameless moving average give the recorded outputs."""
+    for weights, name in (("model", "out_after"), ("ema", "out_after_ema")):
+        key = name if name in case.io else "out"
+        net, info = score_sde.load(case.files(".ckpt.pth")[0], weights=weights, **song_arguments(case))
+        tensors = {k.removeprefix("module."): v for k, v in score_sde.to_state_dict(net).items()}
+        close(song(case, tensors, case.io["x"], case.io["labels"]), case.io[key].float(), case.tolerance)
+        assert info.weights == weights or key == "out"
+
+
+@pytest.mark.parametrize("case", [c for c in ERMON if c.files(".ckpt.pth")], ids=repr)
+def test_ncsn_checkpoint(case):
+    net, _ = ncsn.load(
+        case.files(".ckpt.pth")[0], weights="model", image_size=case.config["data"]["image_size"]
+    )
+    tensors = {k.removeprefix("module."): v for k, v in ncsn.to_state_dict(net).items()}
+    close(ermon(case, tensors, case.io["x"], case.io["labels"]), case.io["out_after"], case.tolerance)
+
+
+@pytest.mark.parametrize("case", [c for c in SONG if c.config["training"]["continuous"]], ids=repr)
+def test_score_sde_scores_through_the_denoiser(case):
+    """A checkpoint behind our process and precondition, on [-1, 1] images, has the score of get_score_fn."""
+    model, io = case.config["model"], case.io
+    net, _ = score_sde.from_state_dict(case.state, **song_arguments(case))
+    if case.config["training"]["sde"] == "vesde":
+        process, row, unit = VE(2 * model["sigma_min"], 2 * model["sigma_max"]), PredictScaledScore(), 0.5
+    else:
+        kind = VP if case.config["training"]["sde"] == "vpsde" else SubVP
+        process, row, unit = kind(model["beta_min"], model["beta_max"]), PredictNoise(), 1.0
+    score = Denoiser(net, process, row).score(as_net_sees(case, io["x"]), io["t"].double())
+    # In float32 the peer's std is off by per mille at small t, its label by rounding 999 t.
+    worst = 1e-3 if io["t"].min() < 1e-2 else 5 * case.tolerance
+    close(score, io["score"].float() * unit, worst)

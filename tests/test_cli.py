@@ -1,0 +1,169 @@
+"""What a user sees who types something wrong: one message, exit code 2, nothing written."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lit_gen import checkpoints, evaluate, sample, train
+
+
+@pytest.fixture
+def command(monkeypatch, capfd, tmp_path):
+    """`command(main, *arguments) -> (exit code, stdout, stderr)`, run in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(main, *arguments):
+        monkeypatch.setattr(sys, "argv", [main.__module__, *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run
+
+
+MISTAKES = {
+    "experiment=nope": "Available options in 'experiment':",
+    "data=nope": "Available options in 'data':",
+    "trainer.max_steps=abc": "could not be converted to Integer",
+    "trainer.max_stesp=3": "trainer.max_stesp",
+    "trainer.max_steps=0": "at least 1",
+    "data.batch_size=5000": "1437 images",
+    "data.num_workers=-1": "0 (load in the main process)",
+    "data.image_size=10": "image_size 8",
+    "model.net.channel_mult=[1,1,1,1,1,1]": "8",
+    "callbacks.ema.decay=2": "[0, 1)",
+    "model.label_dropout=1.5": "probability",
+    "+model.net.bogus=1": "bogus",
+    "model.process._target_=os.system": "allow_targets",
+    "resume=nowhere/at/all": "no run folder",
+    "seed=[": "seed",
+}
+
+
+@pytest.mark.parametrize(("mistake", "says"), MISTAKES.items(), ids=list(MISTAKES))
+def test_mistakes_end_with_one_message(command, tmp_path, mistake, says):
+    code, _, err = command(train.main, "trainer=cpu", mistake)
+    assert code == 2
+    assert says in err
+    assert "Traceback" not in err and "Error executing job" not in err
+    assert not list(tmp_path.rglob("*.ckpt")) and not list(tmp_path.rglob("config.yaml"))
+
+
+def test_an_existing_run_is_not_overwritten(command, tmp_path, tiny):
+    folder = f"hydra.run.dir={tmp_path}/run"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("seed: 0")
+    code, _, err = command(train.main, folder, *tiny)
+    assert code == 2 and f"resume={tmp_path}/run" in err
+    assert (tmp_path / "run" / "config.yaml").read_text() == "seed: 0"
+
+
+def test_a_folder_that_cannot_be_written(command, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = command(train.main, f"hydra.run.dir={tmp_path}/file/run")
+    assert code != 0 and "file/run" in err
+
+
+@pytest.mark.parametrize("main", [sample.main, evaluate.main])
+def test_a_run_is_needed(command, main):
+    code, _, err = command(main)
+    assert code == 2 and "run" in err and "Traceback" not in err
+
+
+def test_help_helps(command):
+    code, out, _ = command(train.main, "--help")
+    assert code == 0
+    assert "experiment=NAME" in out and "trainer: auto" in out and "resume=" in out
+
+
+def test_train_sample_evaluate_resume(command, tmp_path, tiny):
+    """The whole life of a run, as README tells it."""
+    run = tmp_path / "run"
+    code, out, err = command(train.main, f"hydra.run.dir={run}", "trainer=cpu", *tiny)
+    assert code == 0, err
+    assert f"python -m lit_gen.sample run={run}" in out
+    for name in (
+        "config.yaml",
+        "summary.json",
+        "checkpoints/last.ckpt",
+        "checkpoints/best.ckpt",
+        "grids/grid_0000020.png",
+    ):
+        assert (run / name).is_file(), name
+    assert (run / "grids" / "trajectory_0000020.png").is_file()
+    assert list(run.glob("wandb/offline-run-*/*.wandb"))
+    code, out, err = command(sample.main, f"run={run}", "num=5", "batch_size=2", f"out={tmp_path}/s1")
+    assert code == 0, err
+    assert len(list((tmp_path / "s1" / "images").glob("*.png"))) == 5
+    code, _, err = command(
+        sample.main,
+        f"run={run}",
+        "num=3",
+        "first=2",
+        "format=npz",
+        "sampler=heun",
+        "sampler.num_steps=3",
+        "sampler.S_churn=10",
+        f"out={tmp_path}/s2",
+    )
+    assert code == 0, err
+    code, _, err = command(sample.main, f"run={run}", "num=3", f"out={tmp_path}/s2")
+    assert code == 2 and "already holds samples" in err
+    code, out, err = command(evaluate.main, f"run={run}", "num=16", f"out={tmp_path}/e")
+    assert code == 0, err
+    assert "fd_digits64_" in out and (tmp_path / "e" / "evaluation.json").is_file()
+    code, out, err = command(train.main, f"resume={run}", "trainer.max_steps=22")
+    assert code == 0, err
+    assert "resumed from" in out
+    code, _, err = command(train.main, f"resume={run}", "model=score")
+    assert code == 2 and "keeps its model" in err
+    code, _, err = command(train.main, f"resume={run}", "trainer.max_stepss=22")
+    assert code == 2 and "Could not override 'trainer.max_stepss'" in err
+
+    import numpy as np
+    from PIL import Image
+
+    from lit_gen.runs import history
+
+    rows = np.load(tmp_path / "s2" / "images.npz")["arr_0"]
+    for i, row in zip((2, 3, 4), rows, strict=True):
+        single = np.asarray(Image.open(tmp_path / "s1" / "images" / f"{i:06d}.png"))
+        assert (
+            np.abs(single.astype(int) - row[..., 0].astype(int)).max() <= 1
+        )  # image i is the same in any batch
+    assert sorted(history(run)["train/loss"]) == list(range(1, 23))
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_command_with_its_code_and_a_checkpoint(tmp_path, tiny, signum, code):
+    run = tmp_path / "run"
+    options = [o for o in tiny if not o.startswith(("trainer.max_steps", "callbacks.checkpoint"))]
+    command = [
+        sys.executable,
+        "-m",
+        "lit_gen.train",
+        f"hydra.run.dir={run}",
+        "trainer=cpu",
+        "logger=csv",
+        *options,
+    ]
+    process = subprocess.Popen(
+        [*command, "trainer.max_steps=1000000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 300
+    while not list(run.glob("grids/grid_*.png")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signum)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == code, err
+    assert f"Stopped by {signum.name} after batch" in err and "Traceback" not in err
+    last = checkpoints.read(run / "checkpoints" / "last.ckpt")
+    assert last["batches_seen"] == int(re.search(r"after batch (\d+)", err)[1])

@@ -1,0 +1,137 @@
+"""conf/: every option composes; every experiment has the network of the published model."""
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from lit_gen import runs, training
+from lit_gen.cli import CONF_DIR
+from lit_gen.instantiate import instantiate
+from lit_gen.score.module import ScoreModule
+
+COUNTS = {
+    "celeba64_ncsnpp_ve": 62_693_251,
+    "celeba64_ncsnv2": 29_694_083,
+    "church256_ncsnpp_ve": 65_574_549 - 128,
+    "cifar10_ddpm": 35_218_947,
+    "cifar10_ddpmpp_subvp": 61_804_419,
+    "cifar10_ddpmpp_vp": 61_804_419,
+    "cifar10_edm_cond": 55_735_299,
+    "cifar10_edm_ve": 56_397_827,
+    "cifar10_edm_vp": 55_733_891,
+    "cifar10_ncsnpp_deep_ve": 107_587_075 - 128,
+    "cifar10_ncsnpp_ve": 62_758_787,
+    "cifar10_ncsnv2": 29_694_083,
+    "ffhq64_edm_ve": 62_761_091,
+    "ffhq64_edm_vp": 61_805_571,
+}
+"""Trainable parameters of the official networks. The official counts of two have 128 frozen frequencies."""
+LAPTOP = [
+    "digits_ddpm",
+    "digits_edm",
+    "digits_flow",
+    "digits_ncsnv2",
+    "digits_subvp",
+    "digits_ve",
+    "digits_vp",
+]
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+
+
+FAMILIES = [name for name in options("model") if name not in ("funit", "detector")]
+
+
+def without_network(config) -> dict:
+    container = {key: config.model[key] for key in config.model if key != "net"}
+    return {
+        k: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v
+        for k, v in container.items()
+    }
+
+
+def model_of(config) -> ScoreModule:
+    """The model with a network that takes no memory."""
+    with torch.device("meta"):
+        net = instantiate(config.model.net)
+    return instantiate(without_network(config), net=net)
+
+
+def plain(compose, *overrides):
+    return compose("~experiment", "name=x", "trainer.max_steps=10", *overrides)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_experiments_have_the_published_networks(compose, name):
+    config = compose(f"experiment={name}")
+    module = model_of(config)
+    assert config.name == name
+    assert sum(p.numel() for p in module.denoiser.net.parameters()) == COUNTS[name]
+    assert module.denoiser.net.augment_dim == (module.augment.label_dim if module.augment else 0)
+    text = (CONF_DIR / "experiment" / f"{name}.yaml").read_text()
+    assert text.splitlines()[1].startswith(f"# python -m lit_gen.train experiment={name}")
+
+
+@pytest.mark.parametrize("name", LAPTOP)
+def test_laptop_experiments_share_one_budget_and_train(compose, tmp_path, name):
+    config = compose(f"experiment={name}")
+    assert (config.name, config.trainer.max_steps, config.data.batch_size) == (name, 3000, 256)
+    short = ["trainer=cpu", "trainer.max_steps=2", "data.batch_size=8", "log_every=1", "sampler.num_steps=2"]
+    off = [f"~callbacks.{name}" for name in ("quality", "grid", "validation", "progress", "checkpoint")]
+    logger = ["logger=csv", f"logger.csv.save_dir={tmp_path}"]
+    training._quiet()
+    experiment = runs.build(compose(f"experiment={name}", *short, *off, *logger), tmp_path)
+    experiment.trainer.fit(experiment.module, datamodule=experiment.data)
+    assert experiment.module.batches_seen == 2
+    assert experiment.module.last_scalars["train/grad_norm"] > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_compose(compose, family):
+    module = model_of(plain(compose, "data=cifar10", f"model={family}"))
+    x = torch.randn(2, 3, 32, 32)
+    t = torch.full((2,), 0.5)
+    row = module.denoiser.precondition(module.denoiser.process, t)
+    assert all(torch.isfinite(c).all() for c in row)
+    draws = module.loss.draw(module.denoiser.process, x)
+    assert len(draws[0]) == 2
+
+
+@pytest.mark.parametrize("group", ["net", "process", "precondition", "loss", "optimizer", "schedule"])
+def test_parts_of_a_model_compose(compose, group):
+    for name in options(f"model/{group}"):
+        extra = ["model/process=ve"] if name in ("score", "scaled_score_level") else []
+        config = plain(compose, "data=cifar10", f"model/{group}={name}", *extra)
+        config.data.image_size = 64
+        with torch.device("meta" if group == "net" else "cpu"):
+            instantiate(config.model[group])
+
+
+def test_samplers_and_their_parts_compose(compose):
+    for name in options("sampler"):
+        assert callable(instantiate(plain(compose, f"sampler={name}").sampler)), name
+    for name in options("sampler/grid"):
+        grid = instantiate(plain(compose, f"sampler/grid={name}").sampler).keywords["grid"]
+        assert grid.func.__name__ == name
+    for part in ("predictor", "corrector", "discretization"):
+        for name in options(f"sampler/{part}"):
+            sampler = instantiate(plain(compose, "sampler=pc", f"sampler/{part}={name}").sampler)
+            assert sampler.keywords[part] is not None
+    assert instantiate(plain(compose, "sampler=euler_maruyama").sampler).keywords["corrector"] is None
+
+
+def test_restoration_options_compose(compose):
+    for name in options("operator"):
+        config = compose(f"operator={name}", "image_size=8", config_name="restore")
+        instantiate(config.operator)
+    for name in options("method"):
+        assert callable(instantiate(compose(f"method={name}", config_name="restore").method))
+    compose("data=cifar10", config_name="suggest")
+
+
+def test_every_experiment_is_known():
+    """A new experiment is added to a test here, or belongs to another system's tests."""
+    score = {n for n in options("experiment") if "funit" not in n and "detect" not in n and "search" not in n}
+    assert {*COUNTS, *LAPTOP, "omniglot"} <= score

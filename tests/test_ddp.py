@@ -1,0 +1,110 @@
+"""Two processes are one: same losses, same distances, same weights; and they resume exactly."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lit_gen import checkpoints, runs
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "lit_gen.train", *arguments]
+
+
+def launch(*arguments):
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def weights(folder, name="last"):
+    return checkpoints.read(checkpoints.folder(folder) / f"{name}.ckpt")
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory, tiny):
+    """The tiny experiment by two gloo processes from the command line, 20 steps, saved at 10 and 20."""
+    folder = tmp_path_factory.mktemp("ddp") / "two"
+    options = [*tiny, "model.net.dropout=0", "callbacks.checkpoint.every=10", "logger=csv"]
+    launch(f"hydra.run.dir={folder}", "trainer=ddp_cpu", *options)
+    return folder
+
+
+def test_two_processes_equal_one(two, fit, tmp_path):
+    one = tmp_path / "one"
+    fit(one, "model.net.dropout=0")
+    a, b = runs.history(one), runs.history(two)
+    names = [n for n in a if not n.startswith(("throughput", "memory"))]
+    assert {"train/loss", "train/grad_norm", "train/loss_noise_q1", "val/loss"} <= set(names)
+    assert any(n.startswith("fd_digits64") for n in names)
+    for name in names:
+        assert a[name].keys() == b[name].keys(), name
+        for step, value in a[name].items():
+            assert b[name][step] == pytest.approx(value, rel=2e-5, abs=1e-6), (name, step)
+    for key, value in weights(one)["state_dict"].items():
+        torch.testing.assert_close(weights(two)["state_dict"][key], value, rtol=1e-4, atol=2e-5)
+    assert len(list(two.glob("csv/version_*"))) == 1  # rank 0 alone logs
+    for name in ("grid_0000010.png", "grid_0000020.png"):
+        picture, other = (np.asarray(Image.open(run / "grids" / name)).astype(int) for run in (one, two))
+        assert np.abs(picture - other).max() <= 1, name
+
+
+def test_two_processes_resume_bit_identically(two, tmp_path):
+    folder = tmp_path / "again"
+    where = checkpoints.folder(folder)
+    where.mkdir(parents=True)
+    (folder / "config.yaml").write_bytes((two / "config.yaml").read_bytes())
+    (where / "last.ckpt").write_bytes((checkpoints.folder(two) / "previous.ckpt").read_bytes())
+    assert weights(folder)["batches_seen"] == 10
+    launch(f"resume={folder}")
+    for key in ("state_dict", "optimizer_states", "callbacks"):
+        assert_same(weights(folder)[key], weights(two)[key])
+
+
+def assert_same(a, b):
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for k in a:
+            assert_same(a[k], b[k])
+    elif isinstance(a, list | tuple):
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    else:
+        assert a == b
+
+
+def test_multirun_trials_with_ddp_have_one_configuration_each(tmp_path, tiny):
+    launch(
+        "-m",
+        "seed=1,2",
+        "trainer=ddp_cpu",
+        f"hydra.sweep.dir={tmp_path}",
+        *tiny,
+        "trainer.max_steps=2",
+        "logger=csv",
+    )
+    for number, seed in enumerate((1, 2)):
+        folder = tmp_path / str(number)
+        assert runs.saved_config(folder).seed == seed
+        assert weights(folder)["batches_seen"] == 2
+        assert len(list(folder.glob("csv/version_*"))) == 1
+    a, b = (weights(tmp_path / n)["state_dict"] for n in "01")
+    assert not all(torch.equal(a[k], b[k]) for k in a)
+    assert not list(tmp_path.glob("*/*/config.yaml"))  # no rank ran a sweep of its own
+
+
+def test_a_failing_trial_does_not_end_the_sweep(tmp_path, tiny):
+    tiny = [o for o in tiny if not o.startswith("data.batch_size")]
+    options = ["-m", "data.batch_size=5000,64", f"hydra.sweep.dir={tmp_path}", *tiny, "trainer.max_steps=2"]
+    sweep = command(*options, "trainer=cpu", "logger=csv")
+    done = subprocess.run(sweep, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 1
+    assert "exit code 2" in done.stderr and "output.log" in done.stderr
+    assert "1437 images" in (tmp_path / "0" / "output.log").read_text()
+    assert weights(tmp_path / "1")["batches_seen"] == 2
