@@ -65,7 +65,9 @@ def wandb(
         "settings": settings,
     }
     if mode == "online":
-        logger = _logger(resume="allow", **options)
+        # said again in the settings: an earlier run of this process may have left another mode behind
+        online = options | {"settings": settings.model_copy(update={"mode": "online"})}
+        logger = _logger(resume="allow", **online)
         try:
             _ = logger.experiment
             return logger

@@ -11,6 +11,16 @@ import pytest
 from lit_gen import loggers
 
 
+@pytest.fixture(autouse=True)
+def own_wandb():
+    """W&B reads its environment once a process: every test begins and leaves with none read."""
+    import wandb
+
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
 @pytest.fixture
 def no_account(monkeypatch, tmp_path):
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
