@@ -11,6 +11,7 @@ models/official/detection/utils/autoaugment_utils.py.
 
 import math
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +27,7 @@ from lit_gen.augment import warps
 __all__ = [
     "Batch",
     "BoxCutoutOp",
+    "CropOp",
     "CutoutOp",
     "OnlyBoxesOp",
     "Op",
@@ -45,13 +47,14 @@ ONLY_BOXES_DIVISOR = (
 @dataclass
 class Batch:
     """Images of one size with what moves along: `boxes[i]` (N_i, 4), `visible[i]` (N_i,) the share left,
-    `masks[i]` (K_i, H, W).
+    `masks[i]` (K_i, H, W); `partners`, of the images' shape, are what a `PairOp` mixes in.
     """
 
     images: Tensor
     boxes: list[ndarray] | None = None
     visible: list[ndarray] | None = None
     masks: list[Tensor] | None = None
+    partners: Tensor | None = None
 
     def with_images(self, images: Tensor) -> "Batch":
         """The same boxes and masks with other images."""
@@ -95,7 +98,7 @@ def _float32(x: float) -> float:
 
 
 @dataclass(frozen=True)
-class Op:
+class Op(ABC):
     """`magnitude(level)` in the op's own unit (None: the op has none); `signed`: negated with probability
     1/2.
     """
@@ -124,15 +127,23 @@ class Op:
     def _details(self, record: Record, num_boxes: int, u: Iterator[float]) -> Record:
         return record
 
+    @abstractmethod
     def run(self, batch: Batch, records: Sequence[Record], fill: int) -> Batch:
         """The batch after the op, row i by records[i]; the input stays as it is."""
-        return batch.with_images(self.pixels(batch.images, records, fill, tuple(batch.images.shape[-2:])))
 
+
+@dataclass(frozen=True)
+class CropOp(Op):
+    """An op that also works on a part of an image."""
+
+    @abstractmethod
     def pixels(self, images: Tensor, records: Sequence[Record], fill: int, size: tuple[int, int]) -> Tensor:
         """The images alone; lengths are relative to `size`, the (H, W) of the whole image where `images` are
         crops.
         """
-        raise NotImplementedError
+
+    def run(self, batch: Batch, records: Sequence[Record], fill: int) -> Batch:
+        return batch.with_images(self.pixels(batch.images, records, fill, tuple(batch.images.shape[-2:])))
 
 
 def _magnitudes(records: Sequence[Record]) -> list[float]:
@@ -140,7 +151,7 @@ def _magnitudes(records: Sequence[Record]) -> list[float]:
 
 
 @dataclass(frozen=True)
-class PixelOp(Op):
+class PixelOp(CropOp):
     """`apply(images, magnitudes)` of `pixels`; boxes and masks unchanged."""
 
     apply: Callable[[Tensor, Sequence[float]], Tensor] = field(kw_only=True)
@@ -153,7 +164,7 @@ Length = Callable[[float, int, int], float]  # (magnitude, side of the image, it
 
 
 @dataclass(frozen=True)
-class WarpOp(Op):
+class WarpOp(CropOp):
     """`maps(magnitudes, H, W)` of `warps`. With `length` the magnitude is one along `axis`. `official` is
     the box arithmetic of the official code; without it boxes follow the image's map exactly."""
 
@@ -200,7 +211,7 @@ def _fill(image: Tensor, cy: int, cx: int, half_h: int, half_w: int, fill: int) 
 
 
 @dataclass(frozen=True)
-class CutoutOp(Op):
+class CutoutOp(CropOp):
     """A square of side twice the magnitude around a random pixel."""
 
     length: Length = field(kw_only=True)
@@ -263,7 +274,7 @@ class BoxCutoutOp(Op):
 class OnlyBoxesOp(Op):
     """An op on the content of each box by itself, with a third of the probability a box; the boxes stay."""
 
-    inner: Op = field(kw_only=True)
+    inner: CropOp = field(kw_only=True)
     regions: Callable[[ndarray, int, int], list[Region | None]] = field(kw_only=True)
 
     def numbers(self, num_boxes: int) -> int:
@@ -309,10 +320,11 @@ class PairOp(Op):
     def _details(self, record: Record, num_boxes: int, u: Iterator[float]) -> Record:
         return record | {"partner": next(u)}
 
-    def mix(self, images: Tensor, partners: Tensor, records: Sequence[Record]) -> Tensor:
+    def run(self, batch: Batch, records: Sequence[Record], fill: int) -> Batch:
         """(1 - m) image + m partner, rounded; the labels stay, as in the paper."""
-        m = torch.tensor(_magnitudes(records), device=images.device).view(-1, 1, 1, 1)
-        return torch.lerp(images.float(), partners.float(), m).round_().to(torch.uint8)
+        m = torch.tensor(_magnitudes(records), device=batch.images.device).view(-1, 1, 1, 1)
+        mixed = torch.lerp(batch.images.float(), batch.partners.float(), m)
+        return batch.with_images(mixed.round_().to(torch.uint8))
 
 
 def regions(boxes: ndarray, h: int, w: int) -> list[Region | None]:

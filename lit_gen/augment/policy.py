@@ -11,6 +11,7 @@ Boxes come back in their order and number, so that labels are selected by `keep`
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ SHIPPED = Path(__file__).parent / "policies"
 CHUNK_BYTES = 1 << 18  # of images processed at once on a CPU: what stays in its cache
 
 
-class Augmentation:
+class Augmentation(ABC):
     """What samples draws and applies them; `sample` is the subclass's, the rest is here.
 
     `fill` is the value of uncovered pixels. A box of which less than `min_visibility` of the area is left in
@@ -63,9 +64,9 @@ class Augmentation:
         self.faithful, self.fill = faithful, fill
         self.min_visibility, self.box_format = min_visibility, _known_format(box_format)
 
+    @abstractmethod
     def sample(self, num_boxes: int = 0, generator: torch.Generator | None = None) -> Draws:
         """The draws for one image with this many boxes."""
-        raise NotImplementedError
 
     def sample_batch(
         self, num_boxes: int | Sequence[int], generator: torch.Generator | None = None
@@ -152,11 +153,8 @@ class Augmentation:
                 records = [step[i] for i in chunk]
                 part = batch.take(chunk)
                 if isinstance(ops[name], PairOp):
-                    partners = before[_partners(chunk, records, len(before))]
-                    part.images = ops[name].mix(part.images, partners, records)
-                else:
-                    part = ops[name].run(part, records, self.fill)
-                batch.put(chunk, part)
+                    part.partners = before[_partners(chunk, records, len(before))]
+                batch.put(chunk, ops[name].run(part, records, self.fill))
 
     def _op(self, name: str) -> Op:
         try:

@@ -12,6 +12,7 @@ from torch import Tensor
 from lit_gen.augment import boxes, pixels, warps
 from lit_gen.augment.ops import (
     BoxCutoutOp,
+    CropOp,
     CutoutOp,
     Length,
     OnlyBoxesOp,
@@ -146,7 +147,7 @@ def _detection(official: bool) -> OpTable:
     length, areas = (absolute, regions_official) if official else (_relative, regions)
     in_box = regions_official_unclipped if official else regions
     changing = _pixel_ops(official)
-    inside: dict[str, Op] = {
+    inside: dict[str, CropOp] = {
         **_warp_ops(official, TRANSLATE_BOX),
         "Flip": PixelOp("Flip", apply=pixels.flip),
         **{op.name: op for op in changing if op.name in ("Solarize", "Equalize")},
