@@ -77,7 +77,7 @@ def test_experiments_have_the_published_networks(compose, name):
 @pytest.mark.parametrize("name", LAPTOP)
 def test_laptop_experiments_share_one_budget_and_train(compose, tmp_path, name):
     config = compose(f"experiment={name}")
-    assert (config.name, config.trainer.max_steps, config.data.batch_size) == (name, 3000, 256)
+    assert (config.name, config.trainer.max_steps, config.data.batch_size) == (name, 1500, 128)
     short = ["trainer=cpu", "trainer.max_steps=2", "data.batch_size=8", "log_every=1", "sampler.num_steps=2"]
     off = [f"~callbacks.{name}" for name in ("quality", "grid", "validation", "progress", "checkpoint")]
     logger = ["logger=csv", f"logger.csv.save_dir={tmp_path}"]
