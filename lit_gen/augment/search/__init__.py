@@ -1,9 +1,10 @@
 """The search for augmentation policies.
 
 space.py (what may be chosen), methods.py and ppo.py (what chooses), rewards.py (what a choice is worth),
-loop.py (`run`).
+loop.py (`run`), density.py (Fast AutoAugment, made of these).
 """
 
+from lit_gen.augment.search.density import density_folds, fast_autoaugment
 from lit_gen.augment.search.loop import Result, Reward, Trial, run
 from lit_gen.augment.search.methods import TPE, Grid, Method, Random
 from lit_gen.augment.search.ppo import PPO
@@ -34,7 +35,9 @@ __all__ = [
     "Space",
     "Trial",
     "classification_space",
+    "density_folds",
     "detection_space",
+    "fast_autoaugment",
     "merge",
     "run",
 ]
