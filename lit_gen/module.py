@@ -6,7 +6,7 @@ undisturbed one would have drawn.
 """
 
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
@@ -25,6 +25,13 @@ class BaseModule(pl.LightningModule):
     names the network that the EMA callback averages, and `guard(loss, parts)` watches for NaN.
     """
 
+    clipping_option = "trainer.gradient_clip_val"  # where gradient clipping is set, for advice
+    next_commands: ClassVar[dict[str, str]] = {
+        "more samples": "python -m lit_gen.sample run={run} num=64",
+        "evaluate": "python -m lit_gen.evaluate run={run}",
+    }
+    """What to type after a training."""
+
     def __init__(self, seed: int = 0, log_every: int = 50):
         super().__init__()
         self.seed, self.log_every = seed, log_every
@@ -39,6 +46,7 @@ class BaseModule(pl.LightningModule):
             str, tuple[int, float]
         ] = {}  # name -> (batches seen, value): what checkpoints are chosen by
         self.summary: dict[str, Any] = {}  # what callbacks want in summary.json
+        self.closing: dict[str, str] = {}  # what callbacks want in the closing table
 
     # --- the counter ---
 

@@ -6,6 +6,8 @@ from lit_gen.runs import history
 
 __all__ = ["curves"]
 
+LOSSES = ("train/loss", "val/loss", "train/generator/loss", "train/discriminator/loss")
+
 
 def curves(run: str | Path) -> Path | None:
     """Draws losses, Frechet distances, gradient norm and throughput into `curves.png` of the run folder.
@@ -19,9 +21,10 @@ def curves(run: str | Path) -> Path | None:
 
     numbers = history(run)
     panels = {
-        "loss": [n for n in ("train/loss", "val/loss") if n in numbers],
+        "loss": [n for n in LOSSES if n in numbers],
         "Frechet distance": sorted(n for n in numbers if n.startswith(("fd_", "fid"))),
-        "gradient norm": [n for n in ("train/grad_norm",) if n in numbers],
+        "K-shot translation": sorted(n for n in numbers if n.startswith("k_shot/")),
+        "gradient norm": sorted(n for n in numbers if n.startswith("train/") and n.endswith("grad_norm")),
         "images/s": [n for n in ("throughput/images_per_second",) if n in numbers],
     }
     panels = {title: names for title, names in panels.items() if names}
@@ -36,7 +39,9 @@ def curves(run: str | Path) -> Path | None:
             axis.plot(
                 steps, values, marker="o" if len(steps) < 20 else None, markersize=3, linewidth=1, label=name
             )
-        axis.set(title=title, xlabel="batches", yscale="linear" if title == "images/s" else "log")
+        signed = any(value <= 0 for name in names for value in numbers[name].values())
+        linear = signed or title in ("images/s", "K-shot translation")
+        axis.set(title=title, xlabel="batches", yscale="linear" if linear else "log")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
     path = Path(run) / "curves.png"

@@ -144,10 +144,10 @@ def _finish(experiment: runs.Experiment, folder: Path, seconds: float) -> None:
     for logger in experiment.trainer.loggers:
         logger.save()
     curves(folder)
-    _table(summary, folder)
+    _table(summary, module, folder)
 
 
-def _table(summary: dict[str, Any], folder: Path) -> None:
+def _table(summary: dict[str, Any], module: Any, folder: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -161,14 +161,12 @@ def _table(summary: dict[str, Any], folder: Path) -> None:
     if "confident_share" in summary:
         rows["samples that the classifier is sure of (p > 0.9)"] = f"{100 * summary['confident_share']:.1f} %"
         rows["classes found"] = str(summary["classes_found"])
-    for name, value in rows.items():
+    for name, value in (rows | module.closing).items():
         table.add_row(name, value)
     console = Console()
     console.print(table)
     console.print(f"run folder: {folder}", soft_wrap=True, highlight=False)
-    for what, command in {
-        "more samples": f"python -m lit_gen.sample run={folder} num=64",
-        "evaluate": f"python -m lit_gen.evaluate run={folder}",
-        "train on": f"python -m lit_gen.train resume={folder} trainer.max_steps={2 * summary['steps']}",
-    }.items():
+    commands = {what: command.format(run=folder) for what, command in module.next_commands.items()}
+    commands["train on"] = f"python -m lit_gen.train resume={folder} trainer.max_steps={2 * summary['steps']}"
+    for what, command in commands.items():
         console.print(f"{what}: {command}", soft_wrap=True, highlight=False)

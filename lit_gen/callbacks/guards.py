@@ -90,9 +90,13 @@ class NaNGuard(pl.Callback):
         good = f"The last good checkpoint is {last}." if last.exists() else "No checkpoint had been saved."
         raise NotFiniteError(
             f"The loss is not finite at batch {step} (rank {trainer.global_rank}). {details}. {good} "
-            "Try a smaller learning rate, gradient clipping (trainer.gradient_clip_val=1) "
+            f"Try a smaller learning rate, gradient clipping ({_clipping(trainer)}=1) "
             "or trainer.precision=32-true."
         )
+
+
+def _clipping(trainer: pl.Trainer) -> str:
+    return getattr(trainer.lightning_module, "clipping_option", "trainer.gradient_clip_val")
 
 
 def _brief(value: Tensor) -> str:

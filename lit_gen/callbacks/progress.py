@@ -75,10 +75,11 @@ class ProgressBar(pl.Callback):
 
     @staticmethod
     def _numbers(pl_module: Any) -> str:
+        scalars = pl_module.last_scalars
         shown = {
-            "loss": pl_module.last_scalars.get("train/loss"),
-            "img/s": pl_module.last_scalars.get("throughput/images_per_second"),
+            n.removeprefix("train/"): v for n, v in scalars.items() if n.endswith("/loss") and n != "val/loss"
         }
+        shown["img/s"] = scalars.get("throughput/images_per_second")
         shown |= {name: value for name, (_, value) in pl_module.scores.items()}
         return ", ".join(f"{name} {value:.4g}" for name, value in shown.items() if value is not None)
 

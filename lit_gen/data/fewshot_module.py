@@ -3,14 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from lit_gen.data.fewshot import KeyedPairs, Selection, examples, select_classes, select_listed, split_classes
 from lit_gen.data.images import as_images
-from lit_gen.data.keyed import KeyedBatches, KeyedDataset, first
+from lit_gen.data.keyed import KeyedBatches, KeyedDataModule, KeyedDataset
 from lit_gen.data.transforms import Transform
 from lit_gen.errors import ConfigError
 from lit_gen.images import to_float
@@ -19,7 +17,7 @@ from lit_gen.rng import keyed_generator
 __all__ = ["FewShotDataModule"]
 
 
-class FewShotDataModule(pl.LightningDataModule):
+class FewShotDataModule(KeyedDataModule):
     """Source classes to train on, target classes to translate into.
 
     - `images`: a data set with classes (see `lit_gen.data.images`), or a function that makes one.
@@ -56,18 +54,13 @@ class FewShotDataModule(pl.LightningDataModule):
         channels: int | None = None,
         num_classes: int | None = None,
     ):
-        super().__init__()
+        super().__init__(batch_size, num_workers, seed, pin_memory)
         if (train_list is None) != (test_list is None):
             raise ConfigError("train_list and test_list go together: give both, or neither and say target=.")
-        if num_workers < 0:
-            raise ConfigError(
-                f"data.num_workers={num_workers}: must be 0 (load in the main process) or more."
-            )
         self._images, self._lists = images, (train_list, test_list)
         self._target, self._source = target, source
         self._sets: tuple[Selection, Selection] | None = None
-        self.batch_size, self.num_workers, self.pin_memory = batch_size, num_workers, pin_memory
-        self.augment, self.view, self.seed, self.split_seed = augment, view, seed, split_seed
+        self.augment, self.view, self.split_seed = augment, view, split_seed
         self.said = {"image_size": image_size, "channels": channels, "num_classes": num_classes}
 
     def prepare_data(self) -> None:
@@ -104,7 +97,7 @@ class FewShotDataModule(pl.LightningDataModule):
         """Raises ConfigError for what would fail later: empty sides, a batch size or a configuration that
         does not fit."""
         KeyedBatches(len(self.train), self.batch_size, world_size=world_size)
-        image = self._pairs()[0, 0]["content"]
+        image = self.keyed_train()[0, 0]["content"]
         true = {
             "image_size": image.shape[-1],
             "channels": image.shape[1],
@@ -114,20 +107,23 @@ class FewShotDataModule(pl.LightningDataModule):
             if value is not None and value != true[name]:
                 raise ConfigError(f"data.{name}={value}: the source images have {true[name]}.")
 
-    def examples(self, k: int, on_error: str = "raise") -> tuple[dict[str, Tensor], dict[str, int]]:
+    def examples(
+        self, k: int, on_error: str = "raise", seed: int | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, int]]:
         """K images of every target class, uint8 (K, C, H, W), and the classes left out; see the function
-        `examples`."""
-        chosen, left_out = examples(self.test, k, self.split_seed, on_error)
+        `examples`. Another `seed` than `split_seed` draws others."""
+        chosen, left_out = examples(self.test, k, self.split_seed if seed is None else seed, on_error)
         return {
             c: torch.stack([self.test[int(i)]["image"] for i in some]) for c, some in chosen.items()
         }, left_out
 
-    def contents(self, n: int) -> Tensor:
-        """The numbers in `train` of n content images drawn by `split_seed`, without repetition as long as
-        there are enough."""
+    def contents(self, n: int, seed: int | None = None) -> Tensor:
+        """The numbers in `train` of n content images drawn by `seed` (default: `split_seed`), without
+        repetition as long as there are enough."""
         rounds = -(-n // len(self.train))
+        seed = self.split_seed if seed is None else seed
         orders = [
-            torch.randperm(len(self.train), generator=keyed_generator(self.split_seed, "contents", r))
+            torch.randperm(len(self.train), generator=keyed_generator(seed, "contents", r))
             for r in range(rounds)
         ]
         return torch.cat(orders)[:n] if orders else torch.empty(0, dtype=torch.int64)
@@ -141,7 +137,7 @@ class FewShotDataModule(pl.LightningDataModule):
         image = base.paired(int(self.train.indices[content]), target)
         return image if self.view is None else self.view(image, None)
 
-    def _pairs(self) -> KeyedPairs:
+    def keyed_train(self) -> KeyedPairs:
         source = self.train
         if self.augment is None:
             return KeyedPairs(source, seed=self.seed)
@@ -150,37 +146,8 @@ class FewShotDataModule(pl.LightningDataModule):
         )  # `augment` crops, not `view`
         return KeyedPairs(whole, self.augment, self.seed)
 
-    def train_dataloader(self) -> DataLoader:
-        rank, world_size, start = 0, 1, 0
-        if self.trainer is not None:
-            rank, world_size = self.trainer.global_rank, self.trainer.world_size
-            start = getattr(self.trainer.lightning_module, "batches_seen", 0)
-        pairs = self._pairs()
-        batches = KeyedBatches(
-            len(pairs), self.batch_size, self.seed, rank=rank, world_size=world_size, start=start
-        )
-        return self._loader(pairs, batches)
-
-    def val_dataloader(self) -> DataLoader:
-        """The target images once, rank r of W taking every W-th."""
-        rank, world_size = (
-            (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
-        )
-        size = max(self.batch_size // world_size, 1)
-        keys = [(0, i) for i in range(rank, len(self.test), world_size)]
-        return self._loader(KeyedDataset(self.test), [keys[i : i + size] for i in range(0, len(keys), size)])
-
-    def _loader(self, dataset: KeyedDataset, batches: Any) -> DataLoader:
-        on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return DataLoader(
-            dataset,
-            batch_sampler=batches,
-            num_workers=self.num_workers,
-            collate_fn=first,
-            pin_memory=self.pin_memory and on_cuda,
-            persistent_workers=self.num_workers > 0,
-            generator=keyed_generator(self.seed, "workers"),
-        )
+    def keyed_test(self) -> KeyedDataset:
+        return KeyedDataset(self.test)
 
     def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
         return {

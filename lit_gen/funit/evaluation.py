@@ -121,6 +121,7 @@ class Measures:
         the real images of that class. The mean over classes is the paper's mFID if the features are
         Inception's; it is reported under `distance_name`.
     truth: (content number, class name) -> the true translation, uint8 (C, H, W).
+    content_logits, content_label: a classifier of what the content images show, and the right answers (N,).
     """
 
     judges: dict[str, Judge] = field(default_factory=dict)
@@ -129,6 +130,8 @@ class Measures:
     distance: Callable[[Tensor, str], float] | None = None
     distance_name: str = "mean_fd"
     truth: Callable[[int, str], Tensor] | None = None
+    content_logits: Callable[[Tensor], Tensor] | None = None
+    content_label: Tensor | None = None
 
 
 def translations(
@@ -154,7 +157,7 @@ def evaluate(
 
     Names: "top1_<judge>", "top5_<judge>" (shares; of fewer than 5 classes, of all), "is_<judge>" (Inception
     score of the whole set with that classifier), "dipd", the distance's name, "l1" and "ssim" to the true
-    translations.
+    translations, "content" (the share whose content the classifier still reads).
     """
     if not len(contents) or not examples:
         raise ConfigError(
@@ -168,6 +171,9 @@ def evaluate(
         if measures.content_features is not None:
             pair = measures.content_features(contents[rows]), measures.content_features(images)
             totals.add("dipd", dipd(*pair))
+        if measures.content_logits is not None:
+            read = measures.content_logits(images).argmax(1).cpu()
+            totals.add("content", read == measures.content_label[rows])
         if measures.truth is not None:
             truth = torch.stack([measures.truth(i, name) for i in range(rows.start, rows.stop)])
             totals.add("l1", paired_l1(images, truth))

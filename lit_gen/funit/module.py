@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -37,8 +37,15 @@ class FUNITModule(BaseModule):
         ema_decay: of the average, from the first step on (official: 0.999). gradient_clip_val: largest norm
         of each network's gradient (Trainer's own option is refused by Lightning here). micro_batches: equal
         parts in which a batch is worked off to save memory; the update stays the same. compile: torch.compile
-        for both networks (the pass that the penalty differentiates twice stays eager).
+        for both networks (the pass that the penalty differentiates twice stays eager). channels_last: the
+        layout of their weights, which a CPU and a GPU's convolutions prefer.
     """
+
+    clipping_option = "model.gradient_clip_val"
+    next_commands: ClassVar[dict[str, str]] = {
+        "translate": "python -m lit_gen.translate run={run} content=<image or folder> classes=<folder>",
+        "evaluate": "python -m lit_gen.evaluate run={run} k=[1,5,10,15,20]",
+    }
 
     def __init__(
         self,
@@ -52,6 +59,7 @@ class FUNITModule(BaseModule):
         gradient_clip_val: float | None = None,
         micro_batches: int = 1,
         compile: bool = False,
+        channels_last: bool = False,
         seed: int = 0,
         log_every: int = 50,
     ):
@@ -65,6 +73,9 @@ class FUNITModule(BaseModule):
                 f"model.gradient_clip_val={gradient_clip_val}: must be positive, or null for none."
             )
         self.automatic_optimization = False
+        if channels_last:
+            generator.to(memory_format=torch.channels_last)
+            discriminator.to(memory_format=torch.channels_last)
         self.generator, self.discriminator = generator, discriminator
         self.generator_ema = copy.deepcopy(generator).requires_grad_(False)
         self.optimizer, self.discriminator_optimizer = optimizer, discriminator_optimizer or optimizer

@@ -1,0 +1,202 @@
+"""What a few-shot translator does with unseen classes while it trains: a picture, and numbers."""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from lit_gen.callbacks.ema import evaluating
+from lit_gen.callbacks.grid import show
+from lit_gen.errors import ConfigError
+from lit_gen.funit.classifier import predict
+from lit_gen.funit.evaluation import Judge, Measures, copy_content, evaluate, paste_example
+from lit_gen.images import grid, to_float
+from lit_gen.judging import Schooling, has_contents, judge
+from lit_gen.rng import keyed_generator
+
+__all__ = ["Translations", "contact_sheet"]
+
+
+class Translations(pl.Callback):
+    """Every `every` batches and at the end, with the averaged generator: translations of source images into
+    every target class, which K images show.
+
+    A picture, `grids/translations_<batches>.png` and W&B's `samples/translations`: content down the side, the
+    class images along the top, translations inside. Numbers for each K of `ks`: `k_shot/top1_k<K>`, the
+    share that a classifier of the target classes finds (`lit_gen.judging`, trained at the first run and
+    kept), and where the data know the answers `k_shot/l1_k<K>` to the true translation and
+    `k_shot/content_k<K>`, the share whose content is still read. Those of the largest K are the scores
+    `top1`, `l1` and `content`, by which a checkpoint can be chosen.
+
+    Arguments
+        contents: source images that are translated for the numbers.
+        rows, columns: contents and target classes in the picture.
+        judging: how the classifiers are trained; None leaves accuracies out.
+        seed: of the content images and of the pasted images in the baseline.
+    """
+
+    def __init__(
+        self,
+        every: int = 1000,
+        ks: Sequence[int] = (1, 5),
+        contents: int = 32,
+        rows: int = 8,
+        columns: int = 8,
+        judging: Schooling | None = None,
+        batch_size: int = 64,
+        seed: int = 0,
+    ):
+        counts = {
+            "every": every,
+            "contents": contents,
+            "rows": rows,
+            "columns": columns,
+            "batch_size": batch_size,
+        }
+        for name, value in counts.items():
+            if value < 1:
+                raise ConfigError(f"callbacks.translations.{name}={value}: must be at least 1.")
+        if not ks or min(ks) < 1:
+            raise ConfigError(
+                f"callbacks.translations.ks={list(ks)}: give numbers of class images, such as [1, 5]."
+            )
+        self.every, self.ks, self.num_contents = every, sorted(set(ks)), contents
+        self.rows, self.columns, self.judging = rows, columns, judging
+        self.batch_size, self.seed = batch_size, seed
+        self._done = -1
+
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        data = trainer.datamodule
+        self.examples, _ = data.examples(self.ks[-1])
+        self.content_index = data.contents(self.num_contents, self.seed)
+        items = [data.train[int(i)] for i in self.content_index]
+        self.contents = torch.stack([item["image"] for item in items])
+        self.measures = self._measures(data, items)
+
+    def _measures(self, data: Any, items: list[dict[str, Any]]) -> Measures:
+        def truth(i: int, name: str) -> Tensor:
+            return data.truth(int(self.content_index[i]), name)
+
+        options: dict[str, Any] = {}
+        if data.truth(int(self.content_index[0]), next(iter(self.examples))) is not None:
+            options["truth"] = truth
+        if self.judging is not None:
+            classes = judge(data, "test", self.judging).network
+            options["judges"] = {"test": Judge(partial(predict, classes), range(len(self.examples)))}
+            if has_contents(data):
+                letters = judge(data, "content", self.judging).network
+                options["content_logits"] = partial(predict, letters)
+                options["content_label"] = torch.tensor([item["content"] for item in items])
+        return Measures(**options)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        if pl_module.batches_seen % self.every == 0:
+            self.look(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        start = time.perf_counter()
+        if self._done != pl_module.batches_seen:
+            self.look(trainer, pl_module)
+        pl_module.summary |= {f"k_shot/{name}": round(value, 5) for name, value in self.newest.items()}
+        k = self.ks[-1]
+        paste = partial(paste_example, generator=keyed_generator(self.seed, "paste"))
+        for name, baseline in {"copying": copy_content, "pasting": paste}.items():
+            found = self._numbers(trainer, baseline, k)
+            pl_module.summary |= {f"{name}/{key}": round(value, 5) for key, value in found.items()}
+        pl_module.summary["k_shot/seconds"] = round(time.perf_counter() - start, 1)
+        pl_module.closing |= self._closing(k, pl_module.summary)
+
+    def look(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Measures and draws. Every rank translates its share of the contents; rank 0 draws."""
+        step = pl_module.batches_seen
+        self._done, self.newest = step, {}
+        with evaluating(trainer):
+            for k in self.ks:
+                found = self._numbers(trainer, pl_module.translate, k)
+                self.newest |= {f"{name}_k{k}": value for name, value in found.items()}
+            if trainer.is_global_zero:
+                self._draw(trainer, pl_module)
+        pl_module.write({f"k_shot/{name}": value for name, value in self.newest.items()}, step)
+        for name in ("top1", "l1", "content"):
+            if f"{name}_k{self.ks[-1]}" in self.newest:
+                pl_module.scores[name] = (step, self.newest[f"{name}_k{self.ks[-1]}"])
+
+    def _numbers(
+        self, trainer: pl.Trainer, translate: Callable[[Tensor, Tensor], Tensor], k: int
+    ) -> dict[str, float]:
+        """Means over all contents and target classes, on every rank the same."""
+        mine = torch.arange(trainer.global_rank, self.num_contents, trainer.world_size)
+        measures = self.measures
+        chosen = Measures(
+            judges=measures.judges,
+            truth=measures.truth and (lambda i, name: measures.truth(int(mine[i]), name)),
+            content_logits=measures.content_logits,
+            content_label=None if measures.content_label is None else measures.content_label[mine],
+        )
+        if not len(mine):
+            raise ConfigError(
+                f"callbacks.translations.contents={self.num_contents}: fewer than devices; "
+                f"give each of the {trainer.world_size} one."
+            )
+        shown = {name: images[:k] for name, images in self.examples.items()}
+        found = evaluate(translate, self.contents[mine], shown, chosen, self.batch_size)
+        names = {"top1_test": "top1", "l1": "l1", "content": "content"}
+        found = {short: found[name] for name, short in names.items() if name in found}
+        if trainer.world_size > 1 and found:
+            weighted = torch.tensor([*found.values(), 1.0], dtype=torch.float64) * len(mine)
+            total = trainer.strategy.reduce(weighted.to(trainer.strategy.root_device), reduce_op="sum")
+            found = dict(zip(found, (total[:-1] / total[-1]).tolist(), strict=True))
+        return found
+
+    def _draw(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        step, k = pl_module.batches_seen, self.ks[-1]
+        names = list(self.examples)[:: max(1, len(self.examples) // self.columns)][: self.columns]
+        contents = self.contents[: self.rows]
+        columns = [
+            pl_module.translate(to_float(contents), to_float(self.examples[name])).cpu() for name in names
+        ]
+        picture = contact_sheet(contents, [self.examples[name] for name in names], torch.stack(columns, 1))
+        show(trainer, "translations", picture, step, f"batch {step}, K = {k}, {', '.join(names)}")
+
+    def _closing(self, k: int, summary: dict[str, Any]) -> dict[str, str]:
+        """Rows of the closing table: what was reached, and what copying and pasting reach."""
+        titles = {
+            "top1": f"translations that the classifier puts into the target class (K = {k})",
+            "content": "translations whose content is read",
+            "l1": "mean difference to the true translation",
+        }
+        return {
+            title: f"{summary[f'k_shot/{name}_k{k}']:.3f} (copying {summary[f'copying/{name}']:.3f}, "
+            f"pasting {summary[f'pasting/{name}']:.3f})"
+            for name, title in titles.items()
+            if f"k_shot/{name}_k{k}" in summary
+        }
+
+
+def contact_sheet(
+    contents: Tensor,
+    examples: Sequence[Tensor],
+    translations: Tensor,
+    truth: Tensor | None = None,
+    shown: int = 3,
+    scale: int = 0,
+) -> Tensor:
+    """Content down the side, the class images along the top, translations inside: one RGB picture (3, H, W).
+
+    contents: uint8 (N, C, H, W). examples: T times uint8 (K, C, H, W), of which the first `shown` are drawn.
+    translations, truth: (N, T, C, H, W); below every row of translations a row of the true ones.
+    """
+    empty = torch.full_like(contents[:1], 96)
+    rows = []
+    for k in range(min(shown, max(len(e) for e in examples))):
+        rows.append(torch.cat([empty, *(e[k : k + 1] if k < len(e) else empty for e in examples)]))
+    for i, content in enumerate(contents):
+        rows.append(torch.cat([content[None], translations[i]]))
+        if truth is not None:
+            rows.append(torch.cat([empty, truth[i]]))
+    scale = scale or max(1, 64 // contents.shape[-1])
+    return grid(torch.cat(rows), columns=len(examples) + 1, scale=scale)
