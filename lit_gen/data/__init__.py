@@ -4,11 +4,12 @@ from typing import Any
 
 from lit_gen.data.digits import digits
 from lit_gen.data.images import TensorImages, WrappedImages, as_images
-from lit_gen.data.keyed import KeyedBatches, KeyedDataset
+from lit_gen.data.keyed import KeyedBatches, KeyedDataModule, KeyedDataset
 
 __all__ = [
     "ImageDataModule",
     "KeyedBatches",
+    "KeyedDataModule",
     "KeyedDataset",
     "TensorImages",
     "WrappedImages",

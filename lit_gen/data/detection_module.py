@@ -3,12 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from lit_gen.data.keyed import KeyedBatches, KeyedDataset, first
+from lit_gen.data.keyed import KeyedBatches, KeyedDataModule, KeyedDataset
 from lit_gen.errors import ConfigError
 from lit_gen.images import to_float
 from lit_gen.rng import keyed_generator
@@ -61,8 +59,8 @@ class KeyedBoxes(KeyedDataset):
         return {"image": image, "boxes": boxes, "labels": labels}
 
 
-class DetectionDataModule(pl.LightningDataModule):
-    """Training batches without end and a pass over the test images, in the order of `lit_gen.data.keyed`.
+class DetectionDataModule(KeyedDataModule):
+    """A training and a test set of images with boxes.
 
     `train` and `test` are detection sets with the same classes, or functions that make one. `augment(image,
     boxes, labels, generator) -> (image, boxes, labels)` changes training images only and keeps their size
@@ -82,15 +80,10 @@ class DetectionDataModule(pl.LightningDataModule):
         image_size: int | None = None,
         num_classes: int | None = None,
     ):
-        super().__init__()
-        if num_workers < 0:
-            raise ConfigError(
-                f"data.num_workers={num_workers}: must be 0 (load in the main process) or more."
-            )
+        super().__init__(batch_size, num_workers, seed, pin_memory)
         self._sources = {"train": train, "test": test}
         self._sets: dict[str, Any] = {}
-        self.batch_size, self.num_workers, self.augment = batch_size, num_workers, augment
-        self.seed, self.pin_memory = seed, pin_memory
+        self.augment = augment
         self.said = {"image_size": image_size, "num_classes": num_classes}
 
     def dataset(self, split: str) -> Any:
@@ -126,36 +119,11 @@ class DetectionDataModule(pl.LightningDataModule):
             if value is not None and value != true[name]:
                 raise ConfigError(f"data.{name}={value}, but the training set has {true[name]}.")
 
-    def train_dataloader(self) -> DataLoader:
-        rank, world_size, start = 0, 1, 0
-        if self.trainer is not None:
-            rank, world_size = self.trainer.global_rank, self.trainer.world_size
-            start = getattr(self.trainer.lightning_module, "batches_seen", 0)
-        batches = KeyedBatches(
-            len(self.train), self.batch_size, self.seed, rank=rank, world_size=world_size, start=start
-        )
-        return self._loader(KeyedBoxes(self.train, self.augment, self.seed), batches)
+    def keyed_train(self) -> KeyedBoxes:
+        return KeyedBoxes(self.train, self.augment, self.seed)
 
-    def val_dataloader(self) -> DataLoader:
-        """The test images once, rank r of W taking every W-th."""
-        rank, world_size = (
-            (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
-        )
-        size = max(self.batch_size // world_size, 1)
-        keys = [(0, i) for i in range(rank, len(self.test), world_size)]
-        return self._loader(KeyedBoxes(self.test), [keys[i : i + size] for i in range(0, len(keys), size)])
-
-    def _loader(self, dataset: KeyedBoxes, batches: Any) -> DataLoader:
-        on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return DataLoader(
-            dataset,
-            batch_sampler=batches,
-            num_workers=self.num_workers,
-            collate_fn=first,
-            pin_memory=self.pin_memory and on_cuda,
-            persistent_workers=self.num_workers > 0,
-            generator=keyed_generator(self.seed, "workers"),
-        )
+    def keyed_test(self) -> KeyedBoxes:
+        return KeyedBoxes(self.test)
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         image = batch["image"]

@@ -6,17 +6,19 @@ on; nothing is replayed or left out, and neither workers nor ranks change what s
 augmentation is keyed by (seed, epoch, index).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler, default_collate
+from torch.utils.data import DataLoader, Sampler, default_collate
 
 from lit_gen.errors import ConfigError
 from lit_gen.rng import keyed_generator
 
-__all__ = ["KeyedBatches", "KeyedDataset"]
+__all__ = ["KeyedBatches", "KeyedDataModule", "KeyedDataset"]
 
 Key = tuple[int, int]  # (epoch, index)
 
@@ -101,6 +103,71 @@ class KeyedDataset:
         return {"image": torch.stack(results)}
 
 
-def first(batch: Any) -> Any:
-    """The collate function of loaders over a KeyedDataset: the data set has made the batch."""
+class KeyedDataModule(pl.LightningDataModule, ABC):
+    """Training batches without end and a pass over the test images, both the same for any number of workers
+    and devices.
+
+    A data module says what is read by keys (`keyed_train`, `keyed_test`) and what has to hold before training
+    time is spent (`check`). `batch_size` counts the images of all devices together.
+    """
+
+    def __init__(self, batch_size: int, num_workers: int, seed: int, pin_memory: bool):
+        super().__init__()
+        if num_workers < 0:
+            raise ConfigError(
+                f"data.num_workers={num_workers}: must be 0 (load in the main process) or more."
+            )
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.seed, self.pin_memory = seed, pin_memory
+
+    @abstractmethod
+    def keyed_train(self) -> KeyedDataset:
+        """What training batches are read from."""
+
+    @abstractmethod
+    def keyed_test(self) -> KeyedDataset:
+        """What validation batches are read from."""
+
+    @abstractmethod
+    def check(self, world_size: int = 1) -> None:
+        """Raises ConfigError for what would fail later: empty sets, a batch size that does not fit."""
+
+    def train_dataloader(self) -> DataLoader:
+        # The count of batches seen is restored with the module, before Lightning asks for this loader.
+        rank, world_size = self._place()
+        start = 0 if self.trainer is None else getattr(self.trainer.lightning_module, "batches_seen", 0)
+        dataset = self.keyed_train()
+        return self._loader(
+            dataset,
+            KeyedBatches(
+                len(dataset), self.batch_size, self.seed, rank=rank, world_size=world_size, start=start
+            ),
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        """The test images once, rank r of W taking every W-th; parts may differ in length by one."""
+        rank, world_size = self._place()
+        dataset, size = self.keyed_test(), max(self.batch_size // world_size, 1)
+        keys = [(0, i) for i in range(rank, len(dataset), world_size)]
+        return self._loader(dataset, [keys[i : i + size] for i in range(0, len(keys), size)])
+
+    def _place(self) -> tuple[int, int]:
+        """(rank, number of processes)"""
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _loader(self, dataset: KeyedDataset, batches: Any) -> DataLoader:
+        on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=self.num_workers,
+            collate_fn=_as_it_is,
+            pin_memory=self.pin_memory and on_cuda,
+            persistent_workers=self.num_workers > 0,
+            generator=keyed_generator(self.seed, "workers"),  # iter() must not draw from the global generator
+        )
+
+
+def _as_it_is(batch: Any) -> Any:
+    """Collates nothing: a KeyedDataset makes whole batches."""
     return batch
