@@ -68,9 +68,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[Any], Any]], Callable[[
             failures.clear()
             schema.register()
             OmegaConf.register_new_resolver("run_folder", _run_folder, use_cache=True, replace=True)
-            OmegaConf.register_new_resolver(
-                "run_out", lambda run: run if Path(run).is_dir() else str(Path(run).parent), replace=True
-            )
+            OmegaConf.register_new_resolver("run_out", _run_out, replace=True)
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands the exception on instead of formatting it
             logging.captureWarnings(True)
             try:
@@ -110,6 +108,13 @@ def _users_mistake(error: BaseException | None) -> str | None:
     return ": ".join(str(link).strip() for link in typed) or None
 
 
+def _run_out(run: str | None) -> str:
+    """Where the results of a run go: into its folder (of a checkpoint, the file's); without a run, here."""
+    if not run:
+        return "."
+    return run if Path(run).is_dir() else str(Path(run).parent)
+
+
 def _run_folder(resume: str | None, name: str) -> str:
     """Where a run lives: the folder that is resumed, else a new one under runs/<name>/."""
     if resume and resume != "auto":
@@ -117,9 +122,7 @@ def _run_folder(resume: str | None, name: str) -> str:
             raise ConfigError(f"resume={resume}: there is no run folder {resume}.")
         return resume
     if resume == "auto":
-        earlier = sorted(
-            Path("runs", name).glob("*/checkpoints/last.ckpt"), key=lambda p: p.stat().st_mtime_ns
-        )
+        earlier = sorted(Path("runs", name).glob("*/checkpoints/*.ckpt"), key=lambda p: p.stat().st_mtime_ns)
         if earlier:
             return str(earlier[-1].parent.parent)
     return str(Path("runs", name, datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")))

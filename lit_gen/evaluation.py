@@ -1,102 +1,352 @@
-"""What a trained model is worth: the table and the JSON record of `python -m lit_gen.evaluate`."""
+"""What a trained model, or any set of images, is worth: the table and the JSON record of `python -m
+lit_gen.evaluate`."""
 
 import json
+import math
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
+from torch import Tensor
 
 from lit_gen import __version__, runs
-from lit_gen.callbacks.quality import uint8_batches
+from lit_gen.data.images import batches
 from lit_gen.errors import ConfigError
-from lit_gen.images import grid, save_png
+from lit_gen.image_sets import classes_of, open_images, open_reference
+from lit_gen.images import grid, save_png, to_float
 from lit_gen.instantiate import instantiate
-from lit_gen.metrics import FeatureStatistics, frechet_distance, reference_moments
-from lit_gen.sampling import sample_images
+from lit_gen.metrics import (
+    Estimate,
+    Evaluation,
+    Extractor,
+    Moments,
+    Summary,
+    as_json,
+    check_measures,
+    compare,
+    frechet_distance,
+    records,
+    reference_summary,
+)
+from lit_gen.metrics.functional import mean_estimate
+from lit_gen.metrics.neighbours import nearest
+from lit_gen.rng import PerSample
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "summarise", "with_error"]
 
 
 def evaluate(cfg: DictConfig, out: Path) -> dict[str, Any]:
-    """Samples as `cfg` says, measures them with the extractor of the run's own `callbacks.quality`, writes
-    `out/evaluation.json` and `out/grid.png`, prints the table and returns the record.
+    """Measures the samples of `cfg.run`, or the images of `cfg.images`, against the reference; writes
+    `out/evaluation.json`, `out/grid.png` and, where training images are known, `out/nearest.png`, prints the
+    table and returns the record.
 
-    Raises ConfigError for a run without a measure, besides what `runs.load` raises.
+    Raises ConfigError for what does not fit together, besides what `runs.load` raises.
     """
+    if (cfg.run is None) == (cfg.images is None):
+        raise ConfigError(
+            "Give run=<run folder or checkpoint>, or images=<folder, zip or npz> with "
+            "reference=<folder, zip, npz or statistics file>."
+        )
+    check_measures(cfg.measures)
+    if cfg.batch_size < 1 or cfg.k < 1:
+        raise ConfigError(f"batch_size={cfg.batch_size} and k={cfg.k} must be at least 1.")
+    if (out / "evaluation.json").exists():
+        raise ConfigError(f"{out} already holds an evaluation: choose another out=.")
+    return _of_images(cfg, out) if cfg.run is None else _of_run(cfg, out)
+
+
+@dataclass
+class _Sets:
+    """The images that generated ones are held against: data sets or, of a reference, its moments alone."""
+
+    extractor: Extractor
+    reference: Any
+    training: Any | None
+    reference_name: str
+
+
+def _of_images(cfg: DictConfig, out: Path) -> dict[str, Any]:
+    if cfg.reference is None:
+        raise ConfigError(f"images={cfg.images} need reference=<folder, zip, npz or statistics file>.")
+    if cfg.sampler is not None or cfg.bits_per_dim:
+        raise ConfigError("sampler and bits_per_dim are of a run=; images= are measured as they are.")
+    extractor = _extractor(cfg.extractor or {"_target_": "lit_gen.metrics.inception2015"}, cfg)
+    sets = _sets(cfg, extractor, None)
+    generated = open_images(cfg.images, cfg.image_size, cfg.fit)
+    n = len(generated) if cfg.num is None else cfg.num
+    if not 2 <= n <= len(generated):
+        raise ConfigError(f"num={n}: {cfg.images} has {len(generated)} images, and two are needed at least.")
+    classes = classes_of(generated, sets.reference) if cfg.per_class else None
+
+    def rows(indices: Sequence[int]) -> Tensor:
+        return torch.stack([generated[int(i)]["image"] for i in indices])
+
+    def parts() -> Any:
+        start = 0
+        for images, labels in batches(generated, cfg.batch_size):
+            keep = n - start
+            if keep <= 0:
+                return
+            yield images[:keep], None if labels is None else labels[:keep]
+            start += len(images)
+
+    summary = summarise(parts(), n, extractor, cfg, classes, "generated images")
+    record = {"images": str(cfg.images), "n_fake": n}
+    return _measured(cfg, out, sets, summary, classes, rows, record)
+
+
+def _of_run(cfg: DictConfig, out: Path) -> dict[str, Any]:
     allow = list(cfg.allow_targets)
     module, run_cfg, path = runs.load(cfg.run, cfg.checkpoint, ema=cfg.ema, allow=allow, device=cfg.device)
-    quality = run_cfg.callbacks.get("quality")
-    if not quality:
+    quality = run_cfg.callbacks.get("quality") or {}
+    if not quality and cfg.extractor is None:
         raise ConfigError(
-            f"{cfg.run} was trained without a measure: it has no callbacks.quality (train with metrics=...)."
+            f"{cfg.run} was trained without a measure: it has no callbacks.quality. Choose "
+            "extractor=digits64, extractor=inception or another of conf/extractor."
         )
-    extractor = instantiate(quality.extractor, allow)
+    extractor = _extractor(cfg.extractor or quality.extractor, cfg)
     classifier = instantiate(quality.classifier, allow) if quality.get("classifier") else None
     data = instantiate(run_cfg.data, allow)
-    n = cfg.num or len(data.train)
+    n = len(data.train) if cfg.num is None else cfg.num
     if n < 2:
         raise ConfigError(f"num={n}: a Frechet distance needs at least 2 samples.")
     sampler = instantiate(cfg.sampler, allow) if cfg.sampler else None
+    sets = _sets(cfg, extractor, data)
+    classes = classes_of(sets.reference, data.train) if cfg.per_class else None
+    if classes and classes != module.num_classes:
+        raise ConfigError(f"per_class=true: the model draws {module.num_classes} classes, not {classes}.")
 
-    reference, training = (_moments(data, split, extractor, cfg.batch_size) for split in ("test", "train"))
+    def rows(indices: Sequence[int]) -> Tensor:
+        return module.sample([int(i) for i in indices], cfg.seed, sampler).cpu()
+
+    confident: list[Tensor] = []
+
+    def parts() -> Any:
+        for start in range(0, n, cfg.batch_size):
+            indices = range(start, min(start + cfg.batch_size, n))
+            images = rows(indices)
+            if classifier is not None:
+                p, found = classifier.with_logits(images)[1].softmax(1).max(1)
+                confident.append(found[p > 0.9])
+            yield images, torch.tensor([i % classes for i in indices]) if classes else None
+
     start = time.perf_counter()
-    images = sample_images(module, range(n), cfg.seed, cfg.batch_size, sampler, progress=True)
+    summary = summarise(parts(), n, extractor, cfg, classes, "samples")
     seconds = time.perf_counter() - start
-    statistics = FeatureStatistics(extractor.id.d)
-    confident: list[torch.Tensor] = []
-    for batch in images.split(cfg.batch_size):
-        statistics.update(extractor(batch))
-        if classifier is not None:
-            p, classes = classifier.with_logits(batch)[1].softmax(1).max(1)
-            confident.append(classes[p > 0.9])
     record = {
         "checkpoint": str(path),
-        "key": extractor.id.key("fd", n),
-        "fd": frechet_distance(reference, statistics.compute()),
-        "fd_floor": frechet_distance(reference, training),
-        "extractor": str(extractor.id),
-        "n_real": reference.n,
         "n_fake": n,
         "seed": cfg.seed,
         "sampler": str(cfg.sampler or run_cfg.sampler),
         "samples_per_second": n / seconds,
-        "versions": {"lit_gen": __version__, "torch": torch.__version__},
     }
     if classifier is not None:
         sure = torch.cat(confident)
         record |= {"confident_share": len(sure) / n, "classes_found": len(sure.unique())}
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "evaluation.json").write_text(json.dumps(record, indent=2) + "\n")
-    save_png(grid(images[:64], scale=max(1, 64 // images.shape[-1])), out / "grid.png")
-    _print(record, out)
-    return record
+    extra = {}
+    if cfg.bits_per_dim:
+        extra["bits_per_dim"] = _bits_per_dim(module, data.test, cfg)
+    return _measured(cfg, out, sets, summary, classes, rows, record, extra)
 
 
-def _moments(data: Any, split: str, extractor: Any, batch_size: int) -> Any:
-    dataset = data.dataset(split)
-    return reference_moments(
-        lambda: uint8_batches(dataset, batch_size),
+def _extractor(node: Any, cfg: DictConfig) -> Extractor:
+    return instantiate(node, list(cfg.allow_targets))
+
+
+def _sets(cfg: DictConfig, extractor: Extractor, data: Any | None) -> _Sets:
+    """What `cfg` names, or the splits of a run's data."""
+    given = {"n": cfg.reference_n, "resize": cfg.reference_resize, "section": cfg.reference_section}
+    if cfg.reference is not None:
+        reference, name = (
+            open_reference(cfg.reference, extractor, **given, image_size=cfg.image_size, fit=cfg.fit),
+            str(cfg.reference),
+        )
+    else:
+        reference, name = data.test, f"{data.test.fingerprint()}/test"
+    if cfg.training is not None:
+        training = open_images(cfg.training, cfg.image_size, cfg.fit)
+    else:
+        training = None if data is None else data.train
+    if isinstance(reference, Moments) and cfg.per_class:
+        raise ConfigError(f"per_class=true needs images, {cfg.reference} holds statistics.")
+    return _Sets(extractor, reference, training, name)
+
+
+def summarise(
+    parts: Any, n: int, extractor: Extractor, cfg: DictConfig, classes: int | None, what: str
+) -> Summary:
+    """One pass over `parts`, batches of (uint8 images, labels or None), n images in all."""
+    device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    evaluation, start = Evaluation(extractor, reservoir=cfg.reservoir, num_classes=classes), 0
+    batch_count = -(-n // cfg.batch_size)
+    console = Console(stderr=True)
+    for images, labels in track(parts, what, total=batch_count, console=console, disable=batch_count < 2):
+        index = torch.arange(start, start + len(images))
+        evaluation.update(images.to(device), index, labels)
+        start += len(images)
+    return evaluation.summary()
+
+
+def _stored(dataset: Any, extractor: Extractor, cfg: DictConfig, classes: int | None, what: str) -> Summary:
+    """The summary of a set of real images, from the cache where it is known."""
+    device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    total = -(-len(dataset) // cfg.batch_size)
+
+    def parts() -> Any:
+        console = Console(stderr=True)
+        shown = track(batches(dataset, cfg.batch_size), what, total=total, console=console, disable=total < 2)
+        for images, labels in shown:
+            yield images.to(device), labels
+
+    return reference_summary(
+        parts,
         extractor,
         data=dataset.fingerprint(),
-        split=split,
+        split="all",
         n=len(dataset),
+        reservoir=cfg.reservoir,
+        num_classes=classes,
     )
 
 
-def _print(record: dict[str, Any], out: Path) -> None:
-    table = Table(show_header=False, title=record["checkpoint"])
-    table.add_row(record["key"], f"{record['fd']:.4f}")
-    table.add_row("  floor (training split against test split)", f"{record['fd_floor']:.4f}")
+def _measured(
+    cfg: DictConfig,
+    out: Path,
+    sets: _Sets,
+    generated: Summary,
+    classes: int | None,
+    rows: Callable[[Sequence[int]], Tensor],
+    record: dict[str, Any],
+    extra: dict[str, Estimate] | None = None,
+) -> dict[str, Any]:
+    """The numbers and pictures of the generated images, whose `rows(indices)` are uint8 (N, C, H, W)."""
+    extractor = sets.extractor
+    reference = sets.reference
+    if not isinstance(reference, Moments):
+        reference = _stored(reference, extractor, cfg, classes, "reference")
+    training = None
+    if sets.training is not None:
+        training = _stored(sets.training, extractor, cfg, None, "training images")
+    results = compare(reference, generated, training=training, k=cfg.k, only=tuple(cfg.measures))
+    key = extractor.id.key("fd", generated.n)
+    moments = reference if isinstance(reference, Moments) else reference.moments
+    record = {"key": key, "extractor": str(extractor.id), "reference": sets.reference_name} | record
+    record |= {"n_real": moments.n}
+    if key in results:
+        record["fd"] = results[key].value
+    if training is not None:
+        record["fd_floor"] = frechet_distance(moments, training.moments)
+    entries = records(
+        results | (extra or {}),
+        extractor,
+        n_real=moments.n,
+        n_fake=generated.n,
+        reference=sets.reference_name,
+        seed=record.get("seed"),
+    )
+    record["results"] = json.loads(as_json(entries))
+    record["versions"] = {"lit_gen": __version__, "torch": torch.__version__}
+    out.mkdir(parents=True, exist_ok=True)
+    shown = rows(range(min(64, generated.n)))
+    scale = max(1, 64 // shown.shape[-1])
+    save_png(grid(shown, scale=scale), out / "grid.png")
+    if training is not None:
+        sheet = _nearest_training(sets.training, training, generated, rows)
+        save_png(grid(sheet.flatten(0, 1), columns=sheet.shape[1], scale=scale), out / "nearest.png")
+    (out / "evaluation.json").write_text(json.dumps(record, indent=2) + "\n")
+    _print(record, results | (extra or {}), out)
+    return record
+
+
+def _nearest_training(
+    dataset: Any,
+    training: Summary,
+    generated: Summary,
+    rows: Callable[[Sequence[int]], Tensor],
+    num: int = 8,
+    k: int = 5,
+) -> Tensor:
+    """uint8 (num, 1 + k, C, H, W): the generated images nearest to a training image, each followed by its k
+    nearest training images. A model that remembers shows pairs of equal pictures here.
+    """
+    distance, index = nearest(training.features, generated.features, min(k, len(training.features)))
+    closest = distance[:, 0].argsort(stable=True)[:num]
+    left = rows(generated.index[closest].tolist())
+    right = [torch.stack([dataset[int(i)]["image"] for i in training.index[index[row]]]) for row in closest]
+    if right[0].shape[1:] != left.shape[1:]:  # other channels or size: shown as the generated images are
+        right = [_like(images, left) for images in right]
+    return torch.stack([torch.cat([a[None], b]) for a, b in zip(left, right, strict=True)])
+
+
+def _like(images: Tensor, other: Tensor) -> Tensor:
+    resized = torch.nn.functional.interpolate(images.float(), other.shape[-2:], mode="area")
+    if resized.shape[1] != other.shape[1]:
+        resized = resized.mean(1, keepdim=True).expand(-1, other.shape[1], -1, -1)
+    return resized.round().to(torch.uint8)
+
+
+def _bits_per_dim(module: Any, test: Any, cfg: DictConfig) -> Estimate:
+    """Of the first `cfg.bits_per_dim` test images, dequantised by uniform noise: the model's density by the
+    probability-flow ODE, one probe of random signs an image.
+    """
+    from lit_gen.score.likelihood import bits_per_dim, dequantize, log_likelihood, random_probes
+
+    if not hasattr(module, "denoiser"):
+        raise ConfigError(f"bits_per_dim={cfg.bits_per_dim}: {type(module).__name__} has no density.")
+    if not 2 <= cfg.bits_per_dim <= len(test):
+        raise ConfigError(
+            f"bits_per_dim={cfg.bits_per_dim}: must be between 2 and the {len(test)} test images."
+        )
+    indices = range(cfg.bits_per_dim)
+    generator = PerSample.keyed(cfg.seed, indices)
+    images = torch.stack([test[i]["image"] for i in indices])
+    label = torch.tensor([test[i]["label"] for i in indices]) if module.num_classes else None
+    x, probes = dequantize(images, generator), random_probes(to_float(images), generator=generator)
+    parts = []
+    for rows in torch.arange(len(indices)).split(cfg.batch_size):
+        found = log_likelihood(
+            module.denoiser,
+            x[rows].to(module.device),
+            probes=probes[:, rows].to(module.device),
+            label=None if label is None else label[rows].to(module.device),
+        )
+        parts.append(bits_per_dim(found.log_prob, images[0].numel()).cpu())
+    return mean_estimate(torch.cat(parts))
+
+
+def with_error(estimate: Estimate) -> str:
+    """The value and its standard error, to the digits that the error leaves."""
+    value, se = estimate
+    if not math.isfinite(value):
+        return "none"
+    if not se:
+        return f"{value:.4g}"
+    decimals = max(0, 1 - math.floor(math.log10(se)))
+    return f"{value:.{decimals}f} ± {se:.{decimals}f}"
+
+
+def _print(record: dict[str, Any], results: dict[str, Estimate], out: Path) -> None:
+    table = Table(title=record.get("checkpoint") or f"{record['images']} against {record['reference']}")
+    table.add_column("")
+    table.add_column("value ± standard error", justify="right")
+    for name, estimate in results.items():
+        table.add_row(name, with_error(estimate))
+        if name == record["key"] and "fd_floor" in record:
+            table.add_row("  floor (training images against the reference)", f"{record['fd_floor']:.4f}")
     if "confident_share" in record:
         table.add_row(
             "samples that the classifier is sure of (p > 0.9)", f"{100 * record['confident_share']:.1f} %"
         )
         table.add_row("classes found", str(record["classes_found"]))
-    table.add_row("samples/s", f"{record['samples_per_second']:.0f}")
+    if "samples_per_second" in record:
+        table.add_row("samples/s", f"{record['samples_per_second']:.0f}")
     console = Console()
     console.print(table)
     console.print(f"written to {out}", soft_wrap=True, highlight=False)

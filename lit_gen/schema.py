@@ -103,7 +103,21 @@ class SuggestSchema:
 
 @dataclass
 class EvaluateSchema:
-    run: str = MISSING
+    run: str | None = None
+    images: str | None = None
+    reference: str | None = None
+    reference_n: int | None = None
+    reference_resize: str | None = None
+    reference_section: str = "fid"
+    training: str | None = None
+    image_size: int | None = None
+    fit: str = "crop"
+    extractor: Any = None
+    measures: list[str] = field(default_factory=list)
+    per_class: bool = False
+    reservoir: int = 10_000
+    k: int = 5
+    bits_per_dim: int = 0
     checkpoint: str = "best"
     ema: bool = True
     num: int | None = None

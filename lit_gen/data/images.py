@@ -6,7 +6,7 @@ content does.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lit_gen.errors import ConfigError
 
-__all__ = ["TensorImages", "WrappedImages", "as_images"]
+__all__ = ["TensorImages", "WrappedImages", "as_images", "batches"]
 
 
 class TensorImages:
@@ -81,6 +81,17 @@ def as_images(dataset: Any) -> Any:
     if len(dataset) == 0:
         raise ConfigError(f"{type(dataset).__name__} has no images.")
     return dataset if isinstance(dataset[0], dict) else WrappedImages(dataset)
+
+
+def batches(dataset: Any, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """A data set's images in order, uint8 (B, C, H, W), with their labels, int64 (B,), if it has any."""
+    for start in range(0, len(dataset), size):
+        rows = range(start, min(start + size, len(dataset)))
+        if hasattr(dataset, "batch"):
+            images = dataset.batch(rows)["image"]
+        else:
+            images = torch.stack([dataset[i]["image"] for i in rows])
+        yield images, None if dataset.labels is None else dataset.labels[rows.start : rows.stop]
 
 
 def _to_chw(picture: Any) -> Tensor:

@@ -2,7 +2,7 @@
 their extractor.
 """
 
-from lit_gen.metrics.evaluation import Evaluation, Summary, compare
+from lit_gen.metrics.evaluation import MEASURES, Evaluation, Summary, check_measures, compare
 from lit_gen.metrics.extractors import Extractor, ExtractorId, digits64, digits_classifier
 from lit_gen.metrics.files import Record, as_json, read_images, read_reference, records
 from lit_gen.metrics.foundation import clip, dinov2
@@ -18,6 +18,7 @@ from lit_gen.metrics.inception import inception2015, inception2015_clean
 from lit_gen.metrics.reference import reference_moments, reference_summary
 
 __all__ = [
+    "MEASURES",
     "Estimate",
     "Evaluation",
     "Extractor",
@@ -28,6 +29,7 @@ __all__ = [
     "Record",
     "Summary",
     "as_json",
+    "check_measures",
     "clip",
     "compare",
     "digits64",

@@ -2,6 +2,7 @@
 and ranks.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +24,12 @@ from lit_gen.metrics.functional import (
 from lit_gen.metrics.kernels import cmmd, kernel_distance
 from lit_gen.metrics.neighbours import authenticity, precision_recall_density_coverage
 
-__all__ = ["Evaluation", "Summary", "compare"]
+__all__ = ["MEASURES", "Evaluation", "Summary", "check_measures", "compare"]
+
+MEASURES = (
+    "fd", "fdinf", "kd", "cmmd", "precision", "recall", "density", "coverage", "is", "authpct", "fdclass",
+)  # fmt: skip
+"""What `compare` can compute, by the first part of the metrics' names."""
 
 ABSENT = torch.iinfo(torch.int64).max
 
@@ -169,8 +175,19 @@ class Evaluation:
             kept[free] = values[new].to(kept.dtype)
 
 
+def check_measures(measures: Collection[str]) -> None:
+    """Raises ConfigError for a name that is none of `MEASURES`."""
+    if unknown := [name for name in measures if name not in MEASURES]:
+        raise ConfigError(f"There is no measure {unknown[0]!r}: choose among {', '.join(MEASURES)}.")
+
+
 def compare(
-    reference: Summary, generated: Summary, *, training: Summary | None = None, k: int = 5
+    reference: Summary | Moments,
+    generated: Summary,
+    *,
+    training: Summary | None = None,
+    k: int = 5,
+    only: Collection[str] = (),
 ) -> dict[str, Estimate]:
     """Every metric that the summaries allow, under its full name (`ExtractorId.key`), with its standard
     error.
@@ -178,31 +195,62 @@ def compare(
     `fd` Frechet distance, `fdinf` FID-infinity (from 4 d images on), `kd` unbiased kernel distance, `cmmd`
     for CLIP's features, `precision`, `recall`, `density`, `coverage`, `is` Inception Score (if the network
     has a head), `fdclass` the mean over classes of the distances within each, and `fdclass<c>`; with
-    `training`, `authpct` against that set. The names' n counts the generated images that the metric saw.
-    Computed on rank 0, the same numbers everywhere.
+    `training`, `authpct` against that set. Of a reference whose moments alone are known: fd, fdinf, is and
+    authpct. `only` chooses among them (`MEASURES`); one chosen that the summaries do not allow is a
+    ConfigError. The names' n counts the generated images that the metric saw. Computed on rank 0, the same
+    numbers everywhere.
     """
-    if reference.id != generated.id or (training is not None and training.id != generated.id):
-        raise ConfigError(f"Features of {reference.id} and of {generated.id} cannot be compared.")
-    return from_rank_zero(lambda: _compare(reference, generated, training, k))
+    check_measures(only)
+    ids = [s.id for s in (reference, training) if isinstance(s, Summary)]
+    if any(id != generated.id for id in ids):
+        raise ConfigError(f"Features of {ids[0]} and of {generated.id} cannot be compared.")
+    return from_rank_zero(lambda: _compare(reference, generated, training, k, only))
 
 
-def _compare(reference: Summary, generated: Summary, training: Summary | None, k: int) -> dict[str, Estimate]:
-    real, fake = reference.features, generated.features
-    n, m, d = generated.n, len(fake), fake.shape[1]
-    key = generated.id.key
-    results = {key("fd", n): frechet_estimate(reference.moments, generated.moments, fake)}
-    if m >= 4 * d:
-        results[key("fdinf", m)] = frechet_infinity(reference.moments, fake)
-    results[key("kd", m)] = kernel_distance(real, fake)
-    if generated.id.name.startswith("clip-"):
+def _compare(
+    reference: Summary | Moments,
+    generated: Summary,
+    training: Summary | None,
+    k: int,
+    only: Collection[str],
+) -> dict[str, Estimate]:
+    moments = reference if isinstance(reference, Moments) else reference.moments
+    real = None if isinstance(reference, Moments) else reference.features
+    fake, n, m, key = generated.features, generated.n, len(generated.features), generated.id.key
+    images = "the reference's images, not their statistics alone"
+    absent = {
+        "fdinf": m < 4 * generated.id.d and f"{4 * generated.id.d} generated images, there are {m}",
+        "kd": real is None and images,
+        "cmmd": (real is None and images)
+        or (not generated.id.name.startswith("clip-") and "CLIP's features"),
+        **dict.fromkeys(("precision", "recall", "density", "coverage"), real is None and images),
+        "is": generated.logits is None and "a network with a head",
+        "authpct": training is None and "the training images",
+        "fdclass": not (real is not None and reference.classes and generated.classes)
+        and "both sets in the same classes",
+    }
+    for name in only:
+        if why := absent.get(name):
+            raise ConfigError(f"{name} needs {why}.")
+    wanted = [name for name in MEASURES if not absent.get(name) and (not only or name in only)]
+    results = {}
+    if "fd" in wanted:
+        results[key("fd", n)] = frechet_estimate(moments, generated.moments, fake)
+    if "fdinf" in wanted:
+        results[key("fdinf", m)] = frechet_infinity(moments, fake)
+    if "kd" in wanted:
+        results[key("kd", m)] = kernel_distance(real, fake)
+    if "cmmd" in wanted:
         results[key("cmmd", m)] = cmmd(normalize(real), normalize(fake))
-    for name, estimate in precision_recall_density_coverage(real, fake, k).items():
-        results[key(name, m)] = estimate
-    if generated.logits is not None:
+    if neighbours := {"precision", "recall", "density", "coverage"} & set(wanted):
+        for name, estimate in precision_recall_density_coverage(real, fake, k).items():
+            if name in neighbours:
+                results[key(name, m)] = estimate
+    if "is" in wanted:
         results[key("is", m)] = inception_score(generated.logits)
-    if training is not None:
+    if "authpct" in wanted:
         results[key("authpct", m)] = authenticity(training.features, fake)
-    if reference.classes and generated.classes:
+    if "fdclass" in wanted:
         results |= _by_class(reference, generated)
     return results
 

@@ -22,7 +22,7 @@ from lit_gen.metrics.distributed import world_size
 from lit_gen.metrics.extractors import Extractor, ExtractorId
 from lit_gen.metrics.functional import Estimate, Moments, moments
 
-__all__ = ["Record", "as_json", "read_images", "read_reference", "records"]
+__all__ = ["Record", "as_json", "holds_statistics", "read_images", "read_reference", "records"]
 
 LIMIT = 2 << 30  # bytes in an array of such a file: 50k x 2048 float32 are 0.4 GB, a zip bomb is more
 UNREADABLE = (
@@ -62,6 +62,16 @@ def read_reference(
     if found.d != extractor.d:
         raise ConfigError(f"{path} has {found.d} features, {extractor} gives {extractor.d}.")
     return found
+
+
+def holds_statistics(path: str | Path) -> bool:
+    """Whether an npz holds moments or features, and not images alone; nothing is unpacked."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {Path(name).stem for name in archive.namelist()}
+    except (OSError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    return {"mu", "sigma"} <= names or "feats" in names
 
 
 def read_images(path: str | Path) -> torch.Tensor:
