@@ -142,6 +142,29 @@ def test_train_sample_evaluate_resume(command, tmp_path, tiny):
     assert sorted(history(run)["train/loss"]) == list(range(1, 23))
 
 
+def test_resume_auto_starts_goes_on_and_names_what_is_broken(command, tmp_path, tiny):
+    options = [o for o in tiny if not o.startswith("trainer.max_steps")]
+
+    def auto(steps):
+        code, out, err = command(
+            train.main, "resume=auto", "trainer=cpu", "logger=csv", f"trainer.max_steps={steps}", *options
+        )
+        assert code == 0, err
+        return out, err
+
+    assert "resumed" not in auto(10)[0]  # nothing to go on with: a new run
+    (run,) = (tmp_path / "runs" / "digits").iterdir()
+    assert f"resumed from {run}/checkpoints/" in auto(15)[0]
+    assert checkpoints.read(run / "checkpoints" / "last.ckpt")["batches_seen"] == 15
+    last = run / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:1000])
+    out, err = auto(20)
+    assert f"resumed from {run}/checkpoints/" in out
+    assert "last.ckpt (1000 bytes) cannot be read" in out + err
+    assert checkpoints.read(last)["batches_seen"] == 20
+    assert len(list((tmp_path / "runs" / "digits").iterdir())) == 1
+
+
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_command_with_its_code_and_a_checkpoint(tmp_path, tiny, signum, code):
     run = tmp_path / "run"
