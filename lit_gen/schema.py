@@ -90,6 +90,25 @@ class RestoreSchema:
 
 
 @dataclass
+class TranslateSchema:
+    run: str | None = None
+    weights: str | None = None
+    checkpoint: str = "last"
+    ema: bool = True
+    content: str = "source"
+    num: int = 8
+    classes: str = "target"
+    k: int | None = None
+    image_size: int | None = None
+    interpolate: int = 0
+    seed: int = 0
+    batch_size: int = 64
+    device: str | None = None
+    allow_targets: list[str] = field(default_factory=list)
+    out: str = MISSING
+
+
+@dataclass
 class SuggestSchema:
     data: Any = MISSING
     num: int = 5000
@@ -129,6 +148,27 @@ class EvaluateSchema:
     sampler: Any = None
 
 
+@dataclass
+class CompareSchema:
+    runs: list[str] = MISSING
+    names: list[str] | None = None
+    checkpoint: str = "best"
+    ema: bool = True
+    num: int | None = None
+    seed: int = 1
+    sampler: Any = None
+    extractor: Any = None
+    measures: list[str] = field(default_factory=list)
+    reservoir: int = 10_000
+    k: int = 5
+    grid: int = 36
+    batch_size: int = 256
+    device: str | None = None
+    wandb: str = "auto"
+    allow_targets: list[str] = field(default_factory=list)
+    out: str = MISSING
+
+
 def register() -> None:
     """Makes the schemas known to Hydra as `<entry point>_schema`."""
     store = ConfigStore.instance()
@@ -136,8 +176,10 @@ def register() -> None:
         "train": TrainSchema,
         "sample": SampleSchema,
         "restore": RestoreSchema,
+        "translate": TranslateSchema,
         "suggest": SuggestSchema,
         "evaluate": EvaluateSchema,
+        "compare": CompareSchema,
     }
     for name, node in nodes.items():
         store.store(name=f"{name}_schema", node=node)

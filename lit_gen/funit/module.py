@@ -12,10 +12,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_gen.errors import ConfigError
+from lit_gen.funit import translator
 from lit_gen.funit.losses import Parts
 from lit_gen.funit.networks import FewShotGenerator, PatchDiscriminator
 from lit_gen.funit.step import Batch, Objective, alternating_step, average_
-from lit_gen.images import to_uint8
 from lit_gen.module import BaseModule
 
 __all__ = ["FUNITModule"]
@@ -177,36 +177,17 @@ class FUNITModule(BaseModule):
     # --- translating
     # ------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def class_code(self, images: Tensor) -> Tensor:
-        """Class images (K, C, H, W), float in [-1, 1] -> their mean code (code_size,); (N, K, C, H, W) -> (N,
-        code_size)."""
-        images = images.to(self.device)
-        code = self.generator_ema.class_code(images if images.ndim == 5 else images[None])
-        return code if images.ndim == 5 else code[0]
+        """`translator.class_code` by the averaged weights."""
+        return translator.class_code(self.generator_ema, images)
 
-    @torch.no_grad()
     def translate(self, content: Tensor, classes: Tensor) -> Tensor:
-        """Content images (N, C, H, W), float in [-1, 1], into classes -> uint8 (N, C, H, W), by the averaged
-        weights.
+        """`translator.translate` by the averaged weights."""
+        return translator.translate(self.generator_ema, content, classes)
 
-        `classes` are class codes, (code_size,) for all or (N, code_size), or K class images for all (K, C, H,
-        W) or for each (N, K, C, H, W). Images of another size than in training work as far as the networks
-        take them; else ConfigError.
-        """
-        code = self.class_code(classes) if classes.ndim >= 4 else classes.to(self.device)
-        code = code.expand(len(content), -1)
-        content_code = self.generator_ema.content_code(content.to(self.device))
-        return to_uint8(self.generator_ema.decode(content_code, code))
-
-    @torch.no_grad()
     def interpolate(self, content: Tensor, first: Tensor, second: Tensor, steps: int = 8) -> Tensor:
-        """Content images (N, C, H, W) on the way from one class code (code_size,) to another: uint8 (N,
-        steps, C, H, W)."""
-        if steps < 2:
-            raise ConfigError(f"interpolate={steps}: a way has at least 2 steps, its ends.")
-        ways = [self.translate(content, torch.lerp(first, second, i / (steps - 1))) for i in range(steps)]
-        return torch.stack(ways, 1)
+        """`translator.interpolate` by the averaged weights."""
+        return translator.interpolate(self.generator_ema, content, first, second, steps)
 
 
 def _uncounted(optimizer: LightningOptimizer) -> None:

@@ -1,0 +1,48 @@
+"""Translating with a generator: codes of few images, translations, ways between two classes."""
+
+import torch
+from torch import Tensor
+
+from lit_gen.errors import ConfigError
+from lit_gen.funit.networks import FewShotGenerator
+from lit_gen.images import to_uint8
+
+__all__ = ["class_code", "interpolate", "translate"]
+
+
+@torch.no_grad()
+def class_code(generator: FewShotGenerator, images: Tensor) -> Tensor:
+    """Class images (K, C, H, W), float in [-1, 1] -> their mean code (code_size,); (N, K, C, H, W) -> (N,
+    code_size)."""
+    images = images.to(_device(generator))
+    code = generator.class_code(images if images.ndim == 5 else images[None])
+    return code if images.ndim == 5 else code[0]
+
+
+@torch.no_grad()
+def translate(generator: FewShotGenerator, content: Tensor, classes: Tensor) -> Tensor:
+    """Content images (N, C, H, W), float in [-1, 1], into classes -> uint8 (N, C, H, W).
+
+    `classes` are class codes, (code_size,) for all or (N, code_size), or K class images for all (K, C, H, W)
+    or for each (N, K, C, H, W). Images of another size than in training work as far as the networks take
+    them; else ConfigError.
+    """
+    code = class_code(generator, classes) if classes.ndim >= 4 else classes.to(_device(generator))
+    code = code.expand(len(content), -1)
+    return to_uint8(generator.decode(generator.content_code(content.to(_device(generator))), code))
+
+
+@torch.no_grad()
+def interpolate(
+    generator: FewShotGenerator, content: Tensor, first: Tensor, second: Tensor, steps: int = 8
+) -> Tensor:
+    """Content images (N, C, H, W) on the way from one class code (code_size,) to another: uint8 (N, steps, C,
+    H, W)."""
+    if steps < 2:
+        raise ConfigError(f"interpolate={steps}: a way has at least 2 steps, its ends.")
+    codes = [torch.lerp(first, second, i / (steps - 1)) for i in range(steps)]
+    return torch.stack([translate(generator, content, code) for code in codes], 1)
+
+
+def _device(generator: FewShotGenerator) -> torch.device:
+    return next(generator.parameters()).device
