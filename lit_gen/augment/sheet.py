@@ -8,6 +8,7 @@ from torchvision.transforms.v2 import functional as F
 
 from lit_gen.augment.policy import Augmentation, Draws, Policy
 from lit_gen.errors import ConfigError
+from lit_gen.images import boxed_picture
 
 __all__ = ["policy_sheet"]
 
@@ -72,19 +73,8 @@ def _draws(policy: Augmentation, row: int, num_boxes: int, generator: torch.Gene
 def _picture(
     policy: Augmentation, image: Tensor, boxes: Tensor | None, keep: Tensor | None, scale: int
 ) -> PIL.Image.Image:
-    picture = F.to_pil_image(image.cpu()).convert("RGB")
-    h, w = image.shape[-2:]
-    picture = picture.resize((scale * w, scale * h), PIL.Image.Resampling.NEAREST)
-    pen = PIL.ImageDraw.Draw(picture)
+    corners, colours = torch.zeros(0, 4), []
     if boxes is not None:
-        corners = policy.pixel_boxes(boxes, h, w)
-        for (x0, y0, x1, y1), kept in zip(corners.tolist(), keep.tolist(), strict=True):
-            if x1 > x0 and y1 > y0:
-                edge = [
-                    scale * x0,
-                    scale * y0,
-                    max(scale * x0, scale * x1 - 1),
-                    max(scale * y0, scale * y1 - 1),
-                ]
-                pen.rectangle(edge, outline=KEPT if kept else LOST)
-    return picture
+        corners = policy.pixel_boxes(boxes, *image.shape[-2:])
+        colours = [KEPT if kept else LOST for kept in keep.tolist()]
+    return F.to_pil_image(boxed_picture(image, corners, colours, scale=scale))

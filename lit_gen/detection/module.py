@@ -1,0 +1,78 @@
+"""DetectorModule: trains a torchvision detector and finds objects with it."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from lit_gen.module import BaseModule
+
+__all__ = ["DetectorModule", "Found"]
+
+Found = dict[str, Tensor]  # "boxes" float (K, 4) xyxy pixels, "scores" (K,), "labels" int64 (K,), best first
+
+
+class DetectorModule(BaseModule):
+    """Any detector with torchvision's interface, `net(images, targets) -> losses` in training and
+    `net(images) -> [Found]` in eval mode, on the batches of `lit_gen.data.detection_module`.
+
+    `optimizer(parameters)` makes the optimizer, `schedule(step)` its learning-rate factor. The losses of a
+    batch are divided by its number of matched places, under DDP by each rank's own: there the gradient is
+    near that of one device, not equal to it.
+    """
+
+    next_commands: ClassVar[dict[str, str]] = {}
+
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        schedule: Callable[[int], float] | None = None,
+        seed: int = 0,
+        log_every: int = 50,
+    ):
+        super().__init__(seed, log_every)
+        self.net, self.optimizer, self.schedule = net, optimizer, schedule
+
+    def ema_network(self) -> nn.Module:
+        return self.net
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        targets = [
+            {"boxes": boxes, "labels": labels}
+            for boxes, labels in zip(batch["boxes"], batch["labels"], strict=True)
+        ]
+        parts = self.net(list(batch["image"]), targets)
+        loss = sum(parts.values())
+        self.guard(loss, parts)
+        if self.should_log:
+            self.log_scalars({f"train/{name}": value for name, value in parts.items()})
+            self.log_scalars({"train/loss": loss, "train/lr": self.optimizers().param_groups[0]["lr"]})
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        if self.should_log:
+            norm = nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+            self.log_scalars({"train/grad_norm": norm})
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(p for p in self.parameters() if p.requires_grad)
+        if self.schedule is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": LambdaLR(optimizer, self.schedule), "interval": "step"},
+        }
+
+    @torch.no_grad()
+    def detect(self, images: Tensor | Sequence[Tensor]) -> list[Found]:
+        """What is found in images, float (3, H, W) in [-1, 1] each."""
+        training = self.training
+        self.eval()
+        try:
+            return self.net([image.to(self.device) for image in images])
+        finally:
+            self.train(training)
