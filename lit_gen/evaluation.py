@@ -39,7 +39,7 @@ from lit_gen.metrics.functional import mean_estimate
 from lit_gen.metrics.neighbours import nearest
 from lit_gen.rng import PerSample
 
-__all__ = ["evaluate", "summarise", "with_error"]
+__all__ = ["evaluate", "stored", "summarise", "with_error"]
 
 
 def evaluate(cfg: DictConfig, out: Path) -> dict[str, Any]:
@@ -169,7 +169,7 @@ def _sets(cfg: DictConfig, extractor: Extractor, data: Any | None) -> _Sets:
             str(cfg.reference),
         )
     else:
-        reference, name = data.test, f"{data.test.fingerprint()}/test"
+        reference, name = data.test, data.test.fingerprint()
     if cfg.training is not None:
         training = open_images(cfg.training, cfg.image_size, cfg.fit)
     else:
@@ -194,7 +194,7 @@ def summarise(
     return evaluation.summary()
 
 
-def _stored(dataset: Any, extractor: Extractor, cfg: DictConfig, classes: int | None, what: str) -> Summary:
+def stored(dataset: Any, extractor: Extractor, cfg: DictConfig, classes: int | None, what: str) -> Summary:
     """The summary of a set of real images, from the cache where it is known."""
     device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
     total = -(-len(dataset) // cfg.batch_size)
@@ -230,10 +230,10 @@ def _measured(
     extractor = sets.extractor
     reference = sets.reference
     if not isinstance(reference, Moments):
-        reference = _stored(reference, extractor, cfg, classes, "reference")
+        reference = stored(reference, extractor, cfg, classes, "reference")
     training = None
     if sets.training is not None:
-        training = _stored(sets.training, extractor, cfg, None, "training images")
+        training = stored(sets.training, extractor, cfg, None, "training images")
     results = compare(reference, generated, training=training, k=cfg.k, only=tuple(cfg.measures))
     key = extractor.id.key("fd", generated.n)
     moments = reference if isinstance(reference, Moments) else reference.moments

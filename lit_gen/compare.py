@@ -1,0 +1,17 @@
+"""Trained runs side by side: `python -m lit_gen.compare runs=[A,B] [num=...] [extractor=...]`."""
+
+from pathlib import Path
+from typing import Any
+
+from lit_gen.cli import entry_point
+
+
+@entry_point("compare")
+def main(cfg: Any) -> None:
+    from lit_gen import comparing
+
+    comparing.compare_runs(cfg, Path(cfg.out))
+
+
+if __name__ == "__main__":
+    main()
