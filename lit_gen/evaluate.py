@@ -8,9 +8,12 @@ from lit_gen.cli import entry_point
 
 @entry_point("evaluate")
 def main(cfg: Any) -> None:
-    from lit_gen import evaluation
+    from lit_gen import evaluation, translation_evaluation
 
-    evaluation.evaluate(cfg, Path(cfg.out))
+    if translation_evaluation.concerns(cfg):
+        translation_evaluation.evaluate_translator(cfg, Path(cfg.out))
+    else:
+        evaluation.evaluate(cfg, Path(cfg.out))
 
 
 if __name__ == "__main__":

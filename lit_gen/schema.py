@@ -135,7 +135,8 @@ class EvaluateSchema:
     measures: list[str] = field(default_factory=list)
     per_class: bool = False
     reservoir: int = 10_000
-    k: int = 5
+    k: Any = 5
+    judges: dict[str, str] = field(default_factory=dict)
     bits_per_dim: int = 0
     checkpoint: str = "best"
     ema: bool = True
