@@ -21,7 +21,7 @@ __all__ = ["train"]
 
 log = logging.getLogger(__name__)
 
-GROUPS = ("experiment", "data", "model", "sampler", "metrics", "callbacks", "logger", "trainer")
+GROUPS = ("experiment", "data", "augment", "model", "sampler", "metrics", "callbacks", "logger", "trainer")
 
 
 def train(cfg: DictConfig, folder: Path, overrides: list[str], main: bool = True) -> float | None:

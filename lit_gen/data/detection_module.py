@@ -64,7 +64,8 @@ class DetectionDataModule(KeyedDataModule):
 
     `train` and `test` are detection sets with the same classes, or functions that make one. `augment(image,
     boxes, labels, generator) -> (image, boxes, labels)` changes training images only and keeps their size
-    where `image_size` is set. Batches are those of `KeyedBoxes`, images as float32 in [-1, 1]. `image_size`,
+    where `image_size` is set; anything with a `policy`, as `lit_gen.augment.AutoAugment`, is applied by
+    `PolicyAugment`. Batches are those of `KeyedBoxes`, images as float32 in [-1, 1]. `image_size`,
     `num_classes`: what the configuration says of the data; `check` holds them to it.
     """
 
@@ -83,7 +84,7 @@ class DetectionDataModule(KeyedDataModule):
         super().__init__(batch_size, num_workers, seed, pin_memory)
         self._sources = {"train": train, "test": test}
         self._sets: dict[str, Any] = {}
-        self.augment = augment
+        self.augment = PolicyAugment(augment.policy) if hasattr(augment, "policy") else augment
         self.said = {"image_size": image_size, "num_classes": num_classes}
 
     def dataset(self, split: str) -> Any:
@@ -118,6 +119,7 @@ class DetectionDataModule(KeyedDataModule):
         for name, value in self.said.items():
             if value is not None and value != true[name]:
                 raise ConfigError(f"data.{name}={value}, but the training set has {true[name]}.")
+        _ = self.keyed_train()[0, 0]  # an augmentation that refuses boxes says so
 
     def keyed_train(self) -> KeyedBoxes:
         return KeyedBoxes(self.train, self.augment, self.seed)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lit_gen.augment import AugMix, AutoAugment, Policy
 from lit_gen.data.detection import BoxedImages, coco, voc
 from lit_gen.data.detection_module import DetectionDataModule, KeyedBoxes, PolicyAugment
 from lit_gen.data.scenes import Scenes
@@ -241,8 +242,6 @@ def test_batches_depend_on_keys_alone():
 
 @pytest.mark.parametrize("name", ["detection_v0", "detection_v3"])
 def test_a_policy_augments_image_boxes_and_labels_together(name):
-    from lit_gen.augment import Policy
-
     data = Scenes(size=30)
     augment = PolicyAugment(Policy.load(name))
     keys = [(0, i) for i in range(30)]
@@ -313,3 +312,29 @@ def test_bccd():
     assert boxes.max() <= 96
     assert data.skipped == {}
     assert data.dropped == []
+
+
+def test_a_transform_with_a_policy_moves_the_boxes_too():
+    """`augment=` gives the same transform to images alone and to images with boxes: 150/331 of 64 pixels are
+    29, left or right, for both."""
+    policy = Policy([[["TranslateX", 1.0, 9]]], "classification", min_visibility=0.0)
+    module = DetectionDataModule(Scenes("train", 12), Scenes("test", 4), 4, augment=AutoAugment(policy))
+    module.check()
+    batch, signs = module.keyed_train().__getitems__([(0, i) for i in range(12)]), set()
+    for i in range(12):
+        item = module.train[i]
+        left = bool((batch["image"][i][:, :, 35:] == 128).all())
+        signs.add(left)
+        shown = batch["image"][i][:, :, :35] if left else batch["image"][i][:, :, 29:]
+        assert torch.equal(shown, item["image"][:, :, 29:] if left else item["image"][:, :, :35])
+        moved = item["boxes"] + torch.tensor([-29.0 if left else 29.0, 0] * 2)
+        inside = moved.clamp(0, 64)
+        inside = inside[inside[:, 2] > inside[:, 0]]
+        torch.testing.assert_close(batch["boxes"][i], inside)
+    assert signs == {True, False}
+
+
+def test_an_augmentation_that_cannot_move_boxes_is_refused_before_the_training():
+    module = DetectionDataModule(Scenes("train", 12), Scenes("test", 4), 4, augment=AutoAugment(AugMix()))
+    with pytest.raises(ConfigError, match="geometric=False"):
+        module.check()
