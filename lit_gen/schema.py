@@ -109,6 +109,23 @@ class TranslateSchema:
 
 
 @dataclass
+class ClassifySchema:
+    run: str = MISSING
+    checkpoint: str = "last"
+    ema: bool = True
+    num: list[int] = field(default_factory=list)
+    shots: int = 1
+    splits: int = 5
+    seed: int = 0
+    features: str | None = None
+    weight_decay: float = 1e-3
+    batch_size: int = 64
+    device: str | None = None
+    allow_targets: list[str] = field(default_factory=list)
+    out: str = MISSING
+
+
+@dataclass
 class SuggestSchema:
     data: Any = MISSING
     num: int = 5000
@@ -178,6 +195,7 @@ def register() -> None:
         "sample": SampleSchema,
         "restore": RestoreSchema,
         "translate": TranslateSchema,
+        "classify": ClassifySchema,
         "suggest": SuggestSchema,
         "evaluate": EvaluateSchema,
         "compare": CompareSchema,

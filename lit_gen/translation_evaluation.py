@@ -241,8 +241,12 @@ def _plot_sweep(
 
     distance = next(name for name in names if name != "dipd")
     shown = [n for n in ("top1_test", "top1_all", distance, "dipd", "l1", "content") if n in rows["copying"]]
-    figure = Figure(figsize=(3 * len(shown), 2.8), layout="constrained")
-    for axis, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+    columns = -(-len(shown) // 2)
+    figure = Figure(figsize=(3 * columns, 5), layout="constrained")
+    axes = figure.subplots(2, columns).flatten()
+    for spare in axes[len(shown) :]:
+        spare.remove()
+    for axis, name in zip(axes, shown, strict=False):
         axis.plot(ks, [rows[f"K = {k}"][name] for k in ks], marker="o", markersize=3, label="FUNIT")
         for baseline, style in (("copying", ":"), ("pasting", "--")):
             axis.axhline(rows[baseline][name], color="gray", linestyle=style, linewidth=1, label=baseline)

@@ -112,10 +112,15 @@ class FewShotDataModule(KeyedDataModule):
     ) -> tuple[dict[str, Tensor], dict[str, int]]:
         """K images of every target class, uint8 (K, C, H, W), and the classes left out; see the function
         `examples`. Another `seed` than `split_seed` draws others."""
-        chosen, left_out = examples(self.test, k, self.split_seed if seed is None else seed, on_error)
+        seed = self.split_seed if seed is None else seed
+        chosen, left_out = examples(self.test, k, seed, on_error)
         return {
             c: torch.stack([self.test[int(i)]["image"] for i in some]) for c, some in chosen.items()
         }, left_out
+
+    def example_numbers(self, k: int, seed: int | None = None) -> dict[str, Tensor]:
+        """The numbers in `test` of what `examples` shows: {class: int64 (K,)}."""
+        return examples(self.test, k, self.split_seed if seed is None else seed)[0]
 
     def contents(self, n: int, seed: int | None = None) -> Tensor:
         """The numbers in `train` of n content images drawn by `seed` (default: `split_seed`), without
