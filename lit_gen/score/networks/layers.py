@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -162,10 +164,11 @@ class Attention(nn.Module):
 
 
 class Conv3x3(nn.Conv2d):
-    """Same-size 3x3 convolution whose weight gradient on a CPU comes from matrix products.
+    """Same-size 3x3 convolution whose weight gradient on an Intel CPU comes from matrix products.
 
-    On channels_last tensors oneDNN's own kernel for it runs at a third to two thirds of the speed. In low
-    precision, on other devices and in compiled code this is `nn.Conv2d`.
+    There oneDNN's own kernel for it runs, on channels_last tensors, at a third to two thirds of MKL's speed;
+    on other makers' CPUs MKL is the slower one, by half. In low precision, on other devices and in compiled
+    code too this is `nn.Conv2d`.
     """
 
     def __init__(self, c_in: int, c_out: int):
@@ -175,7 +178,18 @@ class Conv3x3(nn.Conv2d):
         plain = x.device.type != "cpu" or x.dtype == torch.bfloat16 or not self.weight.requires_grad
         if plain or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
-        return _Convolve.apply(x, self.weight, self.bias) if torch.is_grad_enabled() else super().forward(x)
+        if torch.is_grad_enabled() and _is_intel():
+            return _Convolve.apply(x, self.weight, self.bias)
+        return super().forward(x)
+
+
+@cache
+def _is_intel() -> bool:
+    """Whether the CPU says that Intel made it (asked of Linux; elsewhere no)."""
+    try:
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
 
 
 class _Convolve(torch.autograd.Function):
