@@ -5,6 +5,7 @@ import netrc
 import os
 import socket
 import sys
+import time
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,15 +13,34 @@ from typing import Any
 from urllib.parse import urlparse
 
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from lit_gen.rng import key
 
 __all__ = ["close", "csv", "has_account", "reachable", "wandb"]
 
 
-def csv(save_dir: str, flush_every: int = 20) -> CSVLogger:
-    """`csv/version_<k>/metrics.csv`, a new k for every launch: `lit_gen.runs.history` reads them as one."""
-    return CSVLogger(save_dir, name="csv", flush_logs_every_n_steps=flush_every)
+def csv(save_dir: str, flush_seconds: float = 10.0) -> CSVLogger:
+    """`csv/version_<k>/metrics.csv`, a new k for every launch: `lit_gen.runs.history` reads them as one.
+
+    The file is written at most every `flush_seconds`, and at once with every evaluation's numbers, so that
+    they can be watched and survive a kill.
+    """
+    return _PromptCSV(save_dir, flush_seconds)
+
+
+class _PromptCSV(CSVLogger):
+    def __init__(self, save_dir: str, flush_seconds: float):
+        super().__init__(save_dir, name="csv", flush_logs_every_n_steps=sys.maxsize)
+        self.flush_seconds, self._saved = flush_seconds, time.monotonic()
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        super().log_metrics(metrics, step)
+        frequent = all(name.startswith(("train/", "throughput/", "memory/")) for name in metrics)
+        if not frequent or time.monotonic() - self._saved >= self.flush_seconds:
+            self.save()
+            self._saved = time.monotonic()
 
 
 def wandb(

@@ -9,9 +9,10 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["TrialFailed", "run_trial"]
+__all__ = ["TrialFailed", "TrialStopped", "command_of", "result", "run_trial"]
 
 LAUNCHED = (
     "RANK",
@@ -23,27 +24,86 @@ LAUNCHED = (
     "MASTER_PORT",
     "PL_GLOBAL_SEED",
 )
+GRACE = 120  # seconds that a stopped trial has for its last batch and its checkpoint
 
 
 class TrialFailed(RuntimeError):
     """A trial's process ended with an error; the message names its command and its log."""
 
 
-def run_trial(overrides: list[str], folder: Path) -> float | None:
-    """Trains with these overrides in `folder`, output in `folder/output.log`; the run's final Frechet
-    distance, if it has one."""
-    command = [sys.executable, "-m", "lit_gen.train", *overrides, f"hydra.run.dir={folder}"]
-    environment = {k: v for k, v in os.environ.items() if k not in LAUNCHED}
+class TrialStopped(RuntimeError):
+    """A trial was ended because its `watch` asked for it."""
+
+
+def command_of(overrides: Sequence[str], folder: Path) -> list[str]:
+    """What to type for the trial."""
+    return [sys.executable, "-m", "lit_gen.train", *overrides, f"hydra.run.dir={folder}"]
+
+
+def run_trial(
+    overrides: Sequence[str],
+    folder: Path,
+    *,
+    objective: str = "fd",
+    watch: Callable[[], bool] | None = None,
+    environment: Mapping[str, str] | None = None,
+    pass_fds: Sequence[int] = (),
+    interval: float = 1.0,
+) -> float | None:
+    """Trains with these overrides in `folder`, output in `folder/output.log`; `objective` of the run's
+    summary.json, by default its final Frechet distance, or None if it has none.
+
+    `watch()` is asked every `interval` seconds; once it is true the trial is sent SIGTERM, upon which a
+    training saves itself, and TrialStopped is raised. `environment` is added to this process's own;
+    `pass_fds` stay open in the trial.
+    """
+    command = command_of(overrides, folder)
+    inherited = {k: v for k, v in os.environ.items() if k not in LAUNCHED}
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "output.log"
     print(f"trial {folder.name}: {shlex.join(command)}", flush=True)
     with open(log, "ab") as out:
-        code = subprocess.run(
-            command, env=environment, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
-        ).returncode
+        process = subprocess.Popen(
+            command,
+            env=inherited | dict(environment or {}),
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            pass_fds=pass_fds,
+        )
+        try:
+            code = _wait(process, watch, interval)
+        except BaseException:
+            _end(process)
+            raise
     if code:
         raise TrialFailed(
             f"Trial {folder.name} ended with exit code {code}; see {log}. Command: {shlex.join(command)}"
         )
+    return result(folder, objective)
+
+
+def result(folder: Path, objective: str = "fd") -> float | None:
+    """`objective` of the summary of a run that has ended; None without one."""
     summary = folder / "summary.json"
-    return json.loads(summary.read_text()).get("fd") if summary.is_file() else None
+    return json.loads(summary.read_text()).get(objective) if summary.is_file() else None
+
+
+def _wait(process: subprocess.Popen, watch: Callable[[], bool] | None, interval: float) -> int:
+    if watch is None:
+        return process.wait()
+    while True:
+        try:
+            return process.wait(interval)
+        except subprocess.TimeoutExpired:
+            if watch():
+                raise TrialStopped from None
+
+
+def _end(process: subprocess.Popen) -> None:
+    process.terminate()
+    try:
+        process.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

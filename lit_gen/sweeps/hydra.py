@@ -1,0 +1,58 @@
+"""From Hydra's multirun to a sweep."""
+
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lit_gen.errors import ConfigError
+from lit_gen.instantiate import instantiate
+from lit_gen.sweeps.space import parse
+from lit_gen.sweeps.study import Sweep
+from lit_gen.sweeps.summary import summarise
+
+__all__ = ["run"]
+
+
+def run(
+    arguments: Sequence[str], folder: Path, loader: Any, config: DictConfig, options: Mapping[str, Any]
+) -> float | None:
+    """Sweeps over the command line's `arguments`; the best value. `options` are those of
+    conf/hydra/sweeper/optuna.yaml.
+
+    Raises ConfigError if no trial ended well.
+    """
+    fixed, axes = parse(arguments, loader)
+    # A misspelt key would otherwise be found by every trial anew.
+    first = [axis.override(_some(axis.distribution)) for axis in axes]
+    loader.load_sweep_config(master_config=config, sweep_overrides=[*fixed, *first])
+    options = {
+        k: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v
+        for k, v in options.items()
+    }
+    sampler, pruner = (
+        instantiate(options.pop(name), ("optuna.",)) if options[name] else options.pop(name)
+        for name in ("sampler", "pruner")
+    )
+    sweep = Sweep(folder, fixed, axes, sampler=sampler, pruner=pruner, **options)
+    print(f"sweep in {folder}; to go on with it: the same command and hydra.sweep.dir={folder}", flush=True)
+    before = signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
+    try:
+        study = sweep.run()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    record = summarise(sweep)
+    if record["best"] is None:
+        errors = [t["error"] for t in record["trials"] if t["error"]]
+        raise ConfigError(
+            f"None of the {len(record['trials'])} trials in {folder} ended well"
+            + (f"; the first error: {errors[0]}" if errors else ".")
+        )
+    return study.best_value
+
+
+def _some(distribution: Any) -> Any:
+    return distribution.choices[0] if hasattr(distribution, "choices") else distribution.low

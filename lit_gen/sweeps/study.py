@@ -1,0 +1,331 @@
+"""A sweep: Optuna is asked for values, a process trains with them, Optuna is told what came of it."""
+
+import fcntl
+import itertools
+import math
+import os
+import random
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    IntDistribution,
+    distribution_to_json,
+)
+from optuna.trial import FrozenTrial, TrialState
+
+from lit_gen import runs
+from lit_gen.errors import ConfigError
+from lit_gen.sweeps.space import Axis
+from lit_gen.trials import TrialFailed, TrialStopped, command_of, result, run_trial
+
+__all__ = ["Sweep", "counts"]
+
+LEFT_OUT = "left out"  # a trial that repeats another or is one too many: asked for, never run
+ATTEMPTS = 50  # suggestions in a row that were all tried before: the space is exhausted
+FINITE = 10_000  # points of a space that is listed
+
+
+@dataclass
+class _Job:
+    trial: optuna.Trial
+    lock: TextIO
+
+
+class Sweep:
+    """`n_trials` trials in `folder`, `n_jobs` at a time; each in `folder/<its number>`.
+
+    The state is in the storage alone (None: `folder/journal.log`; or a database's URL): sweeps that are
+    started again, also on other machines, go on together until there are `n_trials`. A trial that was
+    interrupted goes on from its checkpoint when its sweep is started again on the same machine. Failed and
+    NaN trials are recorded as such.
+
+    `sampler(seed=...)` makes Optuna's sampler; the seed differs at every start, so that no start repeats
+    another's suggestions, and values that were tried before are not tried again. `watch` names the logged
+    number that the pruner sees; None: any Frechet distance that is logged more than once.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        fixed: Sequence[str],
+        axes: Sequence[Axis],
+        *,
+        n_trials: int,
+        sampler: Callable[..., optuna.samplers.BaseSampler],
+        pruner: optuna.pruners.BasePruner | None = None,
+        n_jobs: int = 1,
+        storage: str | None = None,
+        objective: str = "fd",
+        direction: str = "minimize",
+        watch: str | None = None,
+        seed: int = 0,
+        interval: float = 1.0,
+        execute: Callable[..., float | None] = run_trial,
+    ):
+        if n_trials < 1 or n_jobs < 1:
+            raise ConfigError(f"n_trials={n_trials} and n_jobs={n_jobs} must be at least 1.")
+        if direction not in ("minimize", "maximize"):
+            raise ConfigError(f"direction={direction}: must be minimize or maximize.")
+        self.folder, self.fixed, self.axes = folder, list(fixed), list(axes)
+        self.n_trials, self.n_jobs, self.interval = n_trials, n_jobs, interval
+        self.objective, self.watch, self.execute = objective, watch, execute
+        self.distributions = {axis.key: axis.distribution for axis in axes}
+        folder.mkdir(parents=True, exist_ok=True)
+        self._mutex, self._stop = threading.Lock(), threading.Event()
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            store = _storage(folder, storage)
+            self.study = optuna.create_study(
+                storage=store, study_name=folder.name, direction=direction, load_if_exists=True
+            )
+            self.study.sampler = sampler(seed=seed + len(self.study.trials))
+        self.study.pruner = pruner or optuna.pruners.NopPruner()
+        self._agree()
+
+    def run(self) -> optuna.Study:
+        """Ends when there are `n_trials` or the space is exhausted. Interrupted, it ends its trials first:
+        they save themselves and go on when the sweep does.
+        """
+        errors: list[BaseException] = []
+
+        def work(slot: int) -> None:
+            try:
+                while not self._stop.is_set() and (job := self._next()) is not None:
+                    self._run(job, slot)
+            except BaseException as error:
+                errors.append(error)
+                self._stop.set()
+
+        threads = [threading.Thread(target=work, args=(slot,), daemon=True) for slot in range(self.n_jobs)]
+        try:
+            for thread in threads:
+                thread.start()
+            while any(thread.is_alive() for thread in threads):
+                time.sleep(min(self.interval, 0.2))  # join() would not let a signal in
+        finally:
+            self._stop.set()
+            for thread in threads:
+                thread.join()
+        if errors:
+            raise errors[0]
+        return self.study
+
+    def overrides(self, params: Mapping[str, Any]) -> list[str]:
+        """What to type for these values."""
+        return [*self.fixed, *(axis.override(params[axis.key]) for axis in self.axes)]
+
+    def trial_folder(self, number: int) -> Path:
+        return self.folder / str(number)
+
+    def _agree(self) -> None:
+        """Refuses to mix two sweeps in one study."""
+        mine = {
+            "space": {axis.key: distribution_to_json(axis.distribution) for axis in self.axes},
+            "fixed": self.fixed,
+            "objective": self.objective,
+        }
+        for name, value in mine.items():
+            there = self.study.user_attrs.get(name)
+            if there is None:
+                self.study.set_user_attr(name, value)
+            elif there != value:
+                raise ConfigError(
+                    f"{self.folder} already holds a sweep with another {name}, {there}, not {value}: choose "
+                    "another hydra.sweep.dir, or give the same arguments to go on with it."
+                )
+
+    def _next(self) -> _Job | None:
+        """A trial that was interrupted, or a new one; None when there are enough."""
+        with self._alone():
+            return self._orphan() or self._new()
+
+    def _orphan(self) -> _Job | None:
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if trial.user_attrs.get("host") != socket.gethostname():
+                continue
+            if set(trial.params) != set(self.distributions):
+                continue
+            if lock := _lock(self.trial_folder(trial.number)):
+                return _Job(optuna.Trial(self.study, trial._trial_id), lock)
+        return None
+
+    def _new(self) -> _Job | None:
+        for _ in range(ATTEMPTS):
+            if len(self._counting()) >= self.n_trials:
+                return None
+            trial = self.study.ask(self.distributions)
+            before = [t for t in self._counting() if t.number < trial.number]
+            surplus = len(before) >= self.n_trials
+            if surplus or any(t.params == trial.params for t in before):
+                trial.set_user_attr(LEFT_OUT, "one too many" if surplus else "tried before")
+                self.study.tell(trial, state=TrialState.FAIL)
+                if not surplus and not self._suggest_untried(before):
+                    break
+                continue
+            trial.set_user_attr("host", socket.gethostname())
+            return _Job(trial, _lock(self.trial_folder(trial.number)))
+        print("All values that are suggested were tried: the space is exhausted.", flush=True)
+        return None
+
+    def _suggest_untried(self, before: Sequence[FrozenTrial]) -> bool:
+        """Of a finite space, makes the next suggestion one that was not tried; false if there is none."""
+        choices = [_values(axis.distribution) for axis in self.axes]
+        if any(values is None for values in choices) or math.prod(map(len, choices)) > FINITE:
+            return True
+        tried = [t.params for t in before]
+        names = [axis.key for axis in self.axes]
+        points = (dict(zip(names, values, strict=True)) for values in itertools.product(*choices))
+        untried = [point for point in points if point not in tried]
+        if untried:
+            self.study.enqueue_trial(random.Random(len(before)).choice(untried))
+        return bool(untried)
+
+    def _counting(self) -> list[FrozenTrial]:
+        return [t for t in self.study.get_trials(deepcopy=False) if counts(t)]
+
+    def _run(self, job: _Job, slot: int) -> None:
+        trial, folder = job.trial, self.trial_folder(job.trial.number)
+        overrides = self.overrides(trial.params)
+        trial.set_user_attr("folder", str(folder))
+        trial.set_user_attr("command", command_of(overrides, folder))
+        value, state, error = None, TrialState.FAIL, None
+        try:
+            value = result(folder, self.objective)  # of a trial that ended after its sweep had been killed
+            if value is None:
+                value = self.execute(
+                    # Once a trial has a checkpoint it goes on from there; before, this begins it.
+                    [*overrides, "resume=auto"],
+                    folder,
+                    objective=self.objective,
+                    watch=self._watch(trial, folder),
+                    environment=_environment(slot, self.n_jobs),
+                    pass_fds=(job.lock.fileno(),),
+                    interval=self.interval,
+                )
+        except TrialStopped:
+            if self._stop.is_set():
+                job.lock.close()
+                return  # stays open: the sweep goes on with it when it is started again
+            state = TrialState.PRUNED
+        except TrialFailed as failure:
+            if self._stop.is_set():
+                job.lock.close()
+                return
+            error = str(failure)
+        else:
+            if value is None:
+                error = f"the run has no {self.objective} in its summary.json (metrics=none?)"
+            elif not math.isfinite(value):
+                error = f"{self.objective} is {value}"
+            else:
+                state = TrialState.COMPLETE
+        if error is not None:
+            trial.set_user_attr("error", error)
+        self.study.tell(trial, value if state == TrialState.COMPLETE else None, state=state)
+        job.lock.close()
+        self._say(trial.number, state, value, error)
+
+    def _watch(self, trial: optuna.Trial, folder: Path) -> Callable[[], bool]:
+        """Reports what the run has logged since it was asked last; true if the trial should end."""
+        told = dict(self.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
+
+        def watch() -> bool:
+            if self._stop.is_set():
+                return True
+            for step, value in sorted(_intermediate(folder, self.watch).items()):
+                if step not in told and math.isfinite(value):
+                    told[step] = value
+                    trial.report(value, step)
+            return bool(told) and trial.should_prune()
+
+        return watch
+
+    def _say(self, number: int, state: TrialState, value: float | None, error: str | None) -> None:
+        what = f"{value:.5g}" if state == TrialState.COMPLETE else state.name.lower()
+        try:
+            best = f"; the best is {self.study.best_value:.5g} of trial {self.study.best_trial.number}"
+        except ValueError:  # none is complete yet
+            best = ""
+        print(f"trial {number}: {what}{f' ({error})' if error else ''}{best}", flush=True)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One thread of one process of this folder at a time."""
+        with self._mutex, open(self.folder / ".lock", "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def counts(trial: FrozenTrial) -> bool:
+    """Whether a trial was run or is being run."""
+    return LEFT_OUT not in trial.user_attrs
+
+
+def _storage(folder: Path, url: str | None) -> Any:
+    if url is not None:
+        try:
+            return optuna.storages.get_storage(url)
+        except Exception as error:  # the database's own types
+            raise ConfigError(
+                f"The storage of the sweep cannot be opened ({type(error).__name__}). Give a URL such as "
+                "sqlite:////absolute/path.db or postgresql://..., or null for a journal in hydra.sweep.dir."
+            ) from error
+    from optuna.storages.journal import JournalFileBackend
+
+    return optuna.storages.JournalStorage(JournalFileBackend(str(folder / "journal.log")))
+
+
+def _values(distribution: BaseDistribution) -> list[Any] | None:
+    """All values, where their number is finite."""
+    if isinstance(distribution, CategoricalDistribution):
+        return list(distribution.choices)
+    if isinstance(distribution, IntDistribution):
+        return list(range(distribution.low, distribution.high + 1, distribution.step))
+    return None
+
+
+def _lock(folder: Path) -> TextIO | None:
+    """A lock that lasts as long as this process or the trial that inherits it; None if somebody has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = open(folder / ".lock", "w")  # noqa: SIM115 (held until the trial ends)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file
+
+
+def _intermediate(folder: Path, name: str | None) -> dict[int, float]:
+    """The logged values of `name`, or of the Frechet distance that was logged most often."""
+    history = runs.history(folder)
+    if name is not None:
+        return history.get(name, {})
+    logged = [points for key, points in history.items() if key.startswith(("fd_", "fid"))]
+    return max(logged, key=len, default={})
+
+
+def _environment(slot: int, n_jobs: int) -> dict[str, str]:
+    """Of trials that run side by side each sees one GPU, in turn."""
+    if n_jobs == 1:
+        return {}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        import torch
+
+        devices = [str(i) for i in range(torch.cuda.device_count())]
+    else:
+        devices = [device for device in visible.split(",") if device]
+    return {"CUDA_VISIBLE_DEVICES": devices[slot % len(devices)]} if devices else {}
