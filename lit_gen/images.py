@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-__all__ = ["boxed_picture", "grid", "save_png", "to_float", "to_uint8"]
+__all__ = ["boxed_picture", "grid", "one_size", "save_png", "to_float", "to_uint8"]
 
 
 def to_uint8(x: Tensor) -> Tensor:
@@ -63,6 +63,16 @@ def boxed_picture(
                 pen.rectangle([left - 1, top - 1, right, bottom], fill=(0, 0, 0))
                 pen.text((x0 + 2, y0), texts[i], fill=colours[i])
     return torch.from_numpy(np.array(picture).transpose(2, 0, 1).copy())
+
+
+def one_size(pictures: Sequence[Tensor]) -> Tensor:
+    """uint8 (N, C, H, W) of pictures (C, h, w) of any sizes, each in the upper left corner of its cell, black
+    around it."""
+    h, w = (max(p.shape[i] for p in pictures) for i in (-2, -1))
+    cells = pictures[0].new_zeros(len(pictures), pictures[0].shape[0], h, w)
+    for cell, picture in zip(cells, pictures, strict=True):
+        cell[:, : picture.shape[1], : picture.shape[2]] = picture
+    return cells
 
 
 def save_png(picture: Tensor, path: str | Path) -> Path:

@@ -187,6 +187,23 @@ class CompareSchema:
     out: str = MISSING
 
 
+@dataclass
+class PreviewSchema:
+    data: Any = None
+    images: str | None = None
+    boxes: list[Any] = field(default_factory=list)
+    image_size: int | None = None
+    num: int = 1
+    columns: int = 8
+    rows: int = 8
+    fed: int = 32
+    scale: int = 0
+    seed: int = 0
+    wandb: str = "auto"
+    allow_targets: list[str] = field(default_factory=list)
+    out: str = MISSING
+
+
 def register() -> None:
     """Makes the schemas known to Hydra as `<entry point>_schema`."""
     store = ConfigStore.instance()
@@ -199,6 +216,7 @@ def register() -> None:
         "suggest": SuggestSchema,
         "evaluate": EvaluateSchema,
         "compare": CompareSchema,
+        "preview": PreviewSchema,
     }
     for name, node in nodes.items():
         store.store(name=f"{name}_schema", node=node)

@@ -10,7 +10,7 @@ from torch import Tensor
 from lit_gen.callbacks.ema import evaluating
 from lit_gen.callbacks.grid import show
 from lit_gen.errors import ConfigError
-from lit_gen.images import boxed_picture, grid, to_uint8
+from lit_gen.images import boxed_picture, grid, one_size, to_uint8
 from lit_gen.metrics.detection import mean_average_precision, precision_scores
 
 __all__ = ["DetectionQuality"]
@@ -20,8 +20,8 @@ TRUE, FOUND = (64, 255, 64), (255, 96, 32)
 
 class DetectionQuality(pl.Callback):
     """Every `every` batches and at the end, with the EMA weights: `val/map`, `val/map50`, `val/map75` over
-    the test images, and a picture of the first `pictures` of them (what is there in green, what was found with a
-    score of at least `shown` in orange), `grids/detections_<batches>.png` and W&B's `samples/detections`.
+    the test images, and a picture of the first `pictures` of them: what is there in green, what was found
+    with a score of at least `shown` in orange (`grids/detections_<batches>.png`, W&B's `samples/detections`).
 
     The module finds: `module.detect(images) -> [{"boxes", "scores", "labels"}]`. `module.scores["map50"]` is
     what the best checkpoint can be chosen by.
@@ -71,7 +71,13 @@ class DetectionQuality(pl.Callback):
         pl_module.write({f"val/{name}": value for name, value in scores.items()}, step)
         pl_module.scores |= {name: (step, value) for name, value in scores.items()}
         if drawn and trainer.is_global_zero:
-            show(trainer, "detections", _sheet(drawn), step, f"batch {step}, EMA weights")
+            show(
+                trainer,
+                "detections",
+                grid(one_size(drawn), columns=min(4, len(drawn))),
+                step,
+                f"batch {step}, EMA weights",
+            )
         self._measured = step
         return scores
 
@@ -92,12 +98,3 @@ class DetectionQuality(pl.Callback):
             [""] * there + texts,
             scale=max(1, 224 // max(image.shape[-2:])),
         )
-
-
-def _sheet(pictures: list[Tensor]) -> Tensor:
-    """Pictures (3, H, W) of any sizes in a grid, each in the upper left corner of its cell."""
-    h, w = (max(p.shape[i] for p in pictures) for i in (1, 2))
-    cells = torch.zeros(len(pictures), 3, h, w, dtype=torch.uint8)
-    for cell, picture in zip(cells, pictures, strict=True):
-        cell[:, : picture.shape[1], : picture.shape[2]] = picture
-    return grid(cells, columns=min(4, len(cells)))
