@@ -79,7 +79,10 @@ def wandb(
         "name": name,
         "save_dir": str(folder),
         "project": project,
-        "id": format(key("wandb", str(folder.resolve())), "x")[:12],
+        # wandb agent has given the run an id of its own
+        "id": None
+        if "WANDB_SWEEP_ID" in os.environ
+        else format(key("wandb", str(folder.resolve())), "x")[:12],
         "group": group,
         "tags": tags,
         "settings": settings,
