@@ -83,6 +83,7 @@ class RestoreSchema:
     method: Any = None
     seed: int = 0
     label: int | None = None
+    lpips: str | None = None
     batch_size: int = 64
     device: str | None = None
     allow_targets: list[str] = field(default_factory=list)
@@ -119,6 +120,26 @@ class ClassifySchema:
     seed: int = 0
     features: str | None = None
     weight_decay: float = 1e-3
+    batch_size: int = 64
+    device: str | None = None
+    allow_targets: list[str] = field(default_factory=list)
+    out: str = MISSING
+
+
+@dataclass
+class EncodeSchema:
+    run: str | None = None
+    weights: str | None = None
+    image_size: int | None = None
+    model: Any = None
+    checkpoint: str = "best"
+    ema: bool = True
+    images: str = "test"
+    num: int = 8
+    interpolate: int = 8
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    label: int | None = None
     batch_size: int = 64
     device: str | None = None
     allow_targets: list[str] = field(default_factory=list)
@@ -204,6 +225,24 @@ class PreviewSchema:
     out: str = MISSING
 
 
+@dataclass
+class SearchSchema:
+    data: Any = None
+    space: Any = MISSING
+    strategy: Any = MISSING
+    reward: Any = MISSING
+    name: str = "search"
+    seed: int = 0
+    budget: int = 100
+    top: int = 3
+    control: bool = True
+    test_children: int = 3
+    workers: int = 0
+    wandb: str = "auto"
+    allow_targets: list[str] = field(default_factory=list)
+    out: str = MISSING
+
+
 def register() -> None:
     """Makes the schemas known to Hydra as `<entry point>_schema`."""
     store = ConfigStore.instance()
@@ -211,12 +250,14 @@ def register() -> None:
         "train": TrainSchema,
         "sample": SampleSchema,
         "restore": RestoreSchema,
+        "encode": EncodeSchema,
         "translate": TranslateSchema,
         "classify": ClassifySchema,
         "suggest": SuggestSchema,
         "evaluate": EvaluateSchema,
         "compare": CompareSchema,
         "preview": PreviewSchema,
+        "search": SearchSchema,
     }
     for name, node in nodes.items():
         store.store(name=f"{name}_schema", node=node)

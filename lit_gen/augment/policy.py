@@ -31,6 +31,7 @@ __all__ = ["Augmentation", "Draws", "Policy", "shipped_policies", "uniform"]
 
 Draws = dict[str, Any]  # {"sub_policy": int, "ops": [record, ...]}, see ops.py
 SHIPPED = Path(__file__).parent / "policies"
+FILE_KEYS = {"ops", "sub_policies", "name", "fill", "min_visibility"}
 CHUNK_BYTES = 1 << 18  # of images processed at once on a CPU: what stays in its cache
 
 
@@ -254,7 +255,7 @@ class Policy(Augmentation):
     @classmethod
     def load(cls, source: str | Path, **options: Any) -> "Policy":
         """A shipped policy by name (`shipped_policies()`), or a YAML or JSON file {ops, sub_policies: [[[op,
-        p, level], ...], ...]}.
+        p, level], ...], ...][, fill, min_visibility]}; `options` go before the file's.
         """
         path = SHIPPED / f"{source}.yaml"
         if not path.is_file():
@@ -269,26 +270,22 @@ class Policy(Augmentation):
             )
         except (json.JSONDecodeError, yaml.YAMLError) as error:
             raise ConfigError(f"{path}: not readable as {path.suffix or 'YAML'}: {error}") from None
-        if not isinstance(data, dict) or not {"ops", "sub_policies"} <= data.keys() <= {
-            "ops",
-            "sub_policies",
-            "name",
-        }:
+        if not isinstance(data, dict) or not {"ops", "sub_policies"} <= data.keys() <= FILE_KEYS:
             raise ConfigError(
-                f"{path}: a policy has the keys ops, sub_policies and perhaps name; see docs/augment.md."
+                f"{path}: a policy has the keys ops and sub_policies, and perhaps name, fill and "
+                "min_visibility; see docs/augment.md."
             )
-        return cls(
-            data["sub_policies"],
-            data["ops"],
-            name=str(path if path.parent != SHIPPED else path.stem),
-            **options,
-        )
+        options = {key: data[key] for key in ("fill", "min_visibility") if key in data} | options
+        name = str(path if path.parent != SHIPPED else path.stem)
+        return cls(data["sub_policies"], data["ops"], name=name, **options)
 
     def to_yaml(self, comment: str = "") -> str:
         """The text of a policy file, one sub-policy a line; `comment` comes first."""
         lines = [f"# {line}".rstrip() for line in comment.splitlines()]
         rows = [json.dumps([list(op) for op in sub]) for sub in self.sub_policies]
-        return "\n".join([*lines, f"ops: {self.ops}", "sub_policies:", *(f"  - {row}" for row in rows), ""])
+        settings = [f"fill: {self.fill}", f"min_visibility: {self.min_visibility}"]
+        body = [f"ops: {self.ops}", *settings, "sub_policies:", *(f"  - {row}" for row in rows)]
+        return "\n".join([*lines, *body, ""])
 
     def sample(self, num_boxes: int = 0, generator: torch.Generator | None = None) -> Draws:
         k = int(next(uniform(1, generator)) * len(self.sub_policies))

@@ -16,6 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from lit_gen.augment.policy import Augmentation
 from lit_gen.augment.search.methods import Method
@@ -86,7 +95,7 @@ def run(
     ledger: str | Path | None = None,
     description: dict[str, Any] | None = None,
     workers: int = 0,
-    progress: bool = False,
+    progress: str = "",
     on_trial: Callable[[Trial, Result], None] | None = None,
 ) -> Result:
     """Up to `budget` trials.
@@ -95,7 +104,8 @@ def run(
     the old rewards again, so that a killed and restarted search makes the sequence of an uninterrupted one.
     `description` (any JSON; method, seed, data) is written first, and must agree on a restart. `workers`
     processes train the children of one `ask` in parallel, which changes nothing but the time; `reward` must
-    then be picklable. `on_trial` sees every new trial, for logging.
+    then be picklable. `on_trial` sees every new trial, for logging. `progress` is the title of a bar (on a
+    terminal; elsewhere of a line every quarter of a minute).
     """
     if budget < 1 or workers < 0:
         raise ConfigError(
@@ -114,7 +124,7 @@ def run(
             _agree(known, rows, ledger)
             for trial in known:
                 result.trials.append(trial)
-                advance()
+                advance(result)
             fresh = rows[len(known) :]
             for row, (value, seconds) in zip(fresh, train([space.decode(r) for r in fresh]), strict=True):
                 trial = Trial(len(result.trials), row, value, seconds, int(getattr(reward, "images", 0)))
@@ -123,7 +133,7 @@ def run(
                     _append(Path(ledger), trial)
                 if on_trial:
                     on_trial(trial, result)
-                advance()
+                advance(result)
             if len(rows) == len(asked):  # a batch cut off by the budget is told when the budget has grown
                 method.tell(rows, [t.reward for t in result.trials[start:]])
     return result
@@ -192,12 +202,32 @@ def _children(reward: Reward, workers: int) -> Iterator[Train]:
 
 
 @contextmanager
-def _bar(show: bool, total: int) -> Iterator[Callable[[], None]]:
-    if not show:
-        yield lambda: None
+def _bar(title: str, total: int) -> Iterator[Callable[[Result], None]]:
+    if not title:
+        yield lambda result: None
         return
-    from rich.progress import Progress
+    console = Console()
+    if not console.is_terminal:
+        yield _lines(title, total)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    last = TextColumn("{task.fields[numbers]}")
+    with Progress(*columns, TextColumn("eta"), TimeRemainingColumn(), last, console=console) as progress:
+        task = progress.add_task(title, total=total, numbers="")
+        yield lambda result: progress.update(task, advance=1, numbers=_numbers(result))
 
-    with Progress() as progress:
-        task = progress.add_task("search", total=total)
-        yield lambda: progress.advance(task)
+
+def _numbers(result: Result) -> str:
+    return f"reward {result.trials[-1].reward:.4f}, best {result.best_reward:.4f}"
+
+
+def _lines(title: str, total: int, seconds: float = 15.0) -> Callable[[Result], None]:
+    drawn = time.monotonic()
+
+    def advance(result: Result) -> None:
+        nonlocal drawn
+        if time.monotonic() - drawn >= seconds:
+            drawn = time.monotonic()
+            print(f"{title}: child {len(result.trials)} of {total}, {_numbers(result)}", flush=True)
+
+    return advance

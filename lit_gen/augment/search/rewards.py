@@ -180,9 +180,9 @@ class PlantedReward:
         self.best_level = torch.randint(len(space.levels), (n,), generator=g).tolist()
 
     def exact(self, policy: Policy) -> float:
-        """The reward without noise."""
-        row = self.space.encode(policy)
-        return sum(self._op(*row[i : i + 3]) for i in range(0, len(row), 3)) * 3 / len(row)
+        """The reward without noise, of any policy of the space's ops, probabilities and levels."""
+        ops = [op for sub in policy.sub_policies for op in sub]
+        return sum(self._op(*self.space.encode_op(op)) for op in ops) / len(ops)
 
     def _op(self, op: int, p: int, level: int) -> float:
         if op not in self.good:

@@ -93,11 +93,16 @@ class PolicySpace:
         """The inverse of `decode`; ValueError where the policy is not of this space."""
         row: list[int] = []
         for sub in policy.sub_policies:
-            for name, p, level in sub:
-                row += [self.ops.index(name), self.probabilities.index(p), self.levels.index(level)]
+            for op in sub:
+                row += self.encode_op(op)
         if len(row) != len(self.sizes):
             raise ValueError(f"{len(row)} choices in the policy, {len(self.sizes)} in the space.")
         return tuple(row)
+
+    def encode_op(self, op: tuple[str, float, float]) -> Choices:
+        """The three choices that make (name, probability, level)."""
+        name, p, level = op
+        return self.ops.index(name), self.probabilities.index(p), self.levels.index(level)
 
     def op_frequencies(self, rows: Sequence[Sequence[int]]) -> dict[str, float]:
         """The share of each op in rows of choices; chance is 1 / len(ops)."""
