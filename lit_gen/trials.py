@@ -23,6 +23,12 @@ LAUNCHED = (
     "MASTER_ADDR",
     "MASTER_PORT",
     "PL_GLOBAL_SEED",
+    # A trial that a SLURM job starts is its own launcher, as on any machine.
+    "SLURM_NTASKS",
+    "SLURM_NTASKS_PER_NODE",
+    "SLURM_PROCID",
+    "SLURM_LOCALID",
+    "SLURM_NODEID",
 )
 GRACE = 120  # seconds that a stopped trial has for its last batch and its checkpoint
 
