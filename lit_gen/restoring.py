@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
 from lit_gen import __version__
 from lit_gen.data.decode import decode
@@ -23,8 +25,9 @@ from lit_gen.official import open_model
 from lit_gen.rng import PerSample, keyed_generator
 from lit_gen.score.restoration import Inpainting, box_mask
 
-__all__ = ["inpainting", "mask_of", "quality", "restore", "restore_images"]
+__all__ = ["Perceptual", "inpainting", "mask_of", "pictures", "quality", "restore", "restore_images"]
 
+ALEXNET, SMALLEST_FOR_ALEXNET = "alexnet-owt-7be5be79.pth", 31
 MASKS = ("center", "left", "right", "top", "bottom", "random")
 
 
@@ -47,11 +50,11 @@ def restore(cfg: DictConfig, out: Path) -> dict[str, Any]:
     OmegaConf.update(cfg, "image_size", module.image_shape[-1])
     allow = list(cfg.allow_targets)
     operator, method = instantiate(cfg.operator, allow), instantiate(cfg.method, allow)
-    originals = _images(cfg, run_cfg, module.image_shape, allow)
+    originals, labels = pictures(cfg, run_cfg, module)
+    judge = Perceptual(cfg.lpips, originals.shape[-1])
     measured = _measure(operator, to_float(originals), cfg.noise, cfg.seed)
-    label = None if cfg.label is None else int(cfg.label)
     restored = restore_images(
-        module, operator, measured, method, cfg.samples, cfg.seed, cfg.batch_size, label
+        module, operator, measured, method, cfg.samples, cfg.seed, cfg.batch_size, labels
     )
     shown = to_uint8(measured if measured.shape == originals.shape else operator.pseudo_inverse(measured))
     record = {
@@ -63,11 +66,17 @@ def restore(cfg: DictConfig, out: Path) -> dict[str, Any]:
         "samples": cfg.samples,
         "noise": cfg.noise,
         "seed": cfg.seed,
-        "degraded": quality(shown, originals),
-        "restored": quality(restored.flatten(0, 1), originals.repeat_interleave(cfg.samples, 0)),
-        "mean_of_restorations": quality(to_uint8(to_float(restored).mean(1)), originals),
+        "labels": None if labels is None else labels.tolist(),
+        "lpips": judge.name,
         "version": __version__,
     }
+    repeated = originals.repeat_interleave(cfg.samples, 0)
+    for name, a, b in (
+        ("degraded", shown, originals),
+        ("restored", restored.flatten(0, 1), repeated),
+        ("mean_of_restorations", to_uint8(to_float(restored).mean(1)), originals),
+    ):
+        record[name] = quality(a, b) | judge(a, b)
     _write(out, originals, shown, restored, record)
     _print(record, out)
     return record
@@ -82,11 +91,12 @@ def restore_images(
     samples: int,
     seed: int = 0,
     batch_size: int = 64,
-    label: int | None = None,
+    labels: Tensor | None = None,
 ) -> Tensor:
-    """uint8 (N, K, C, H, W): K = `samples` restorations of each of the N measurements `measured` (N, ...)."""
-    if label is not None and not 0 <= label < module.num_classes:
-        raise ConfigError(f"label={label}: the model has {module.num_classes} classes.")
+    """uint8 (N, K, C, H, W): K = `samples` restorations of each of the N measurements `measured` (N, ...).
+
+    `labels`, int64 (N,), are the classes that a conditional model is told.
+    """
     rows = [(i, k) for i in range(len(measured)) for k in range(samples)]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("eta"))
     parts = []
@@ -98,8 +108,9 @@ def restore_images(
             x = module.denoiser.process.prior_sample(
                 (len(part), *module.image_shape), generator, device=module.device
             )
-            y = measured[[i for i, _ in part]].to(module.device)
-            classes = None if label is None else torch.full((len(part),), label, device=module.device)
+            which = [i for i, _ in part]
+            y = measured[which].to(module.device)
+            classes = None if labels is None else labels[which].to(module.device)
             x_0 = method(module.denoiser, x, operator, y, label=classes, generator=generator)
             parts.append(to_uint8(x_0).cpu())
             bar.advance(task, len(part))
@@ -116,6 +127,52 @@ def quality(images: Tensor, originals: Tensor) -> dict[str, float]:
     ssim = structural_similarity_index_measure(a, b, data_range=255.0, sigma=0.5 if small else 1.5)
     psnr = peak_signal_noise_ratio(a, b, data_range=255.0, reduction="elementwise_mean", dim=(1, 2, 3))
     return {"psnr": float(psnr), "ssim": float(ssim), "ssim_window": 5 if small else 11}
+
+
+class Perceptual:
+    """LPIPS (Zhang et al. 2018, https://arxiv.org/abs/1801.03924) with AlexNet, the mean over the images:
+    {"lpips": value}, or {} where it cannot be had.
+
+    `weights` is torchvision's file alexnet-owt-7be5be79.pth; None: from torch's cache if it is there. Nothing
+    is downloaded. `name` is the file, or why there is none. Raises ConfigError for a file that is missing.
+    """
+
+    def __init__(self, weights: str | None, image_size: int):
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        path = folder / ALEXNET if weights is None else Path(weights)
+        self.metric, self.name = None, str(path)
+        if weights is not None and not path.is_file():
+            raise ConfigError(f"lpips={weights}: there is no such file.")
+        if not path.is_file():
+            self.name = f"left out, for it needs torchvision's {ALEXNET}: give lpips=<that file>"
+        elif image_size < SMALLEST_FOR_ALEXNET:
+            self.name = f"left out, for AlexNet needs images of {SMALLEST_FOR_ALEXNET} pixels"
+        else:
+            self.metric = _lpips(path)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, originals: Tensor) -> dict[str, float]:
+        """Of uint8 (N, C, H, W); grey ones count as colour."""
+        if self.metric is None:
+            return {}
+        self.metric.reset()
+        for a, b in zip(images.split(64), originals.split(64), strict=True):
+            pair = (to_float(x).clamp(-1, 1).expand(-1, 3, -1, -1) for x in (a, b))
+            self.metric.update(*pair)
+        return {"lpips": float(self.metric.compute())}
+
+
+def _lpips(alexnet: Path) -> LearnedPerceptualImagePatchSimilarity:
+    """torchmetrics' LPIPS, which looks for its backbone in torch's cache alone."""
+    before = torch.hub.get_dir()
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "checkpoints").mkdir()
+        (Path(folder) / "checkpoints" / ALEXNET).symlink_to(alexnet.resolve())
+        torch.hub.set_dir(folder)
+        try:
+            return LearnedPerceptualImagePatchSimilarity(net_type="alex")
+        finally:
+            torch.hub.set_dir(before)
 
 
 def inpainting(mask: str, image_size: int) -> Inpainting:
@@ -147,21 +204,44 @@ def mask_of(spec: str, size: int) -> Tensor:
     return decode(Path(spec).read_bytes(), spec, channels=1, image_size=size) > 127
 
 
-def _images(cfg: DictConfig, run_cfg: DictConfig | None, shape: tuple[int, ...], allow: list[str]) -> Tensor:
-    """uint8 (N, C, H, W), the first `num` of what `cfg.images` names."""
-    channels, size = shape[0], shape[-1]
-    path = Path(cfg.images)
-    if cfg.images == "test":
-        if run_cfg is None:
-            raise ConfigError(
-                "images=test are those of a run; with weights= give images=<picture, folder or zip>."
-            )
-        dataset = instantiate(run_cfg.data, allow).dataset("test")
+def pictures(cfg: DictConfig, run_cfg: DictConfig | None, module: Any) -> tuple[Tensor, Tensor | None]:
+    """The first `cfg.num` images of what `cfg.images` names, uint8 (N, C, H, W), and what a conditional
+    model is told about them, int64 (N,).
+
+    That is `cfg.label`, else the class of each of the run's own images. Other images have no class, which
+    only a model trained with `label_dropout` knows: for any other one a ConfigError is raised.
+    """
+    channels, size = module.image_shape[0], module.image_shape[-1]
+    path, own = Path(cfg.images), cfg.images == "test"
+    if own and run_cfg is None:
+        raise ConfigError(
+            "images=test are those of a run; with weights= give images=<picture, folder or zip>."
+        )
+    if own:
+        dataset = instantiate(run_cfg.data, list(cfg.allow_targets)).dataset("test")
     elif path.is_file() and path.suffix != ".zip":
-        return decode(path.read_bytes(), str(path), channels=channels, image_size=size)[None]
+        dataset = [{"image": decode(path.read_bytes(), str(path), channels=channels, image_size=size)}]
     else:
         dataset = ImageFiles(path, image_size=size, channels=channels, scan=False)
-    return torch.stack([dataset[i]["image"] for i in range(min(cfg.num, len(dataset)))])
+    rows = [dataset[i] for i in range(min(cfg.num, len(dataset)))]
+    return torch.stack([row["image"] for row in rows]), _labels(cfg, module, rows if own else len(rows))
+
+
+def _labels(cfg: DictConfig, module: Any, rows: list[dict[str, Any]] | int) -> Tensor | None:
+    """The classes of `rows`, or of so many images without one."""
+    if cfg.label is not None:
+        if not 0 <= cfg.label < module.num_classes:
+            raise ConfigError(f"label={cfg.label}: the model has {module.num_classes} classes.")
+        return torch.full((rows if isinstance(rows, int) else len(rows),), cfg.label)
+    if not module.num_classes:
+        return None
+    if not isinstance(rows, int):
+        return torch.tensor([row["label"] for row in rows])
+    if not module.label_dropout:
+        raise ConfigError(
+            f"The model was always told a class in training: give label=<0 to {module.num_classes - 1}>."
+        )
+    return None
 
 
 def _measure(operator: Any, x: Tensor, noise: float, seed: int) -> Tensor:
@@ -188,11 +268,16 @@ def _write(out: Path, originals: Tensor, shown: Tensor, restored: Tensor, record
 
 def _print(record: dict[str, Any], out: Path) -> None:
     table = Table(title=f"{record['num']} images, {record['samples']} restorations of each")
-    for column in ("", "PSNR (dB)", "SSIM"):
-        table.add_column(column, justify="left" if not column else "right")
+    columns = {"psnr": ("PSNR (dB)", ".2f"), "ssim": ("SSIM", ".4f"), "lpips": ("LPIPS", ".4f")}
+    columns = {name: column for name, column in columns.items() if name in record["restored"]}
+    table.add_column("")
+    for title, _ in columns.values():
+        table.add_column(title, justify="right")
     for name in ("degraded", "restored", "mean_of_restorations"):
-        values = record[name]
-        table.add_row(name.replace("_", " "), f"{values['psnr']:.2f}", f"{values['ssim']:.4f}")
+        values = [format(record[name][column], spec) for column, (_, spec) in columns.items()]
+        table.add_row(name.replace("_", " "), *values)
     console = Console()
     console.print(table)
+    if "lpips" not in columns:
+        console.print(f"LPIPS {record['lpips']}", soft_wrap=True, highlight=False)
     console.print(f"written to {out}", soft_wrap=True, highlight=False)

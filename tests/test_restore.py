@@ -4,11 +4,14 @@ import json
 
 import pytest
 import torch
+from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+from torchvision.models import alexnet
 
 from lit_gen import restoring
+from lit_gen.data.digits import digits
 from lit_gen.errors import ConfigError
 from lit_gen.images import save_png
-from lit_gen.restoring import mask_of, quality
+from lit_gen.restoring import Perceptual, mask_of, quality
 
 
 @pytest.mark.parametrize("spec", ["left", "right", "top", "bottom"])
@@ -50,3 +53,79 @@ def test_files_are_written_once_and_do_not_depend_on_the_batch_size(compose, gol
     again = json.loads((tmp_path / "b" / "restoration.json").read_text())
     assert record["restored"]["psnr"] == pytest.approx(again["restored"]["psnr"], abs=1e-2)
     assert len(list((tmp_path / "a" / "images").glob("*.png"))) == 2 * 4
+
+
+@pytest.fixture
+def tiny_run(fit, tmp_path):
+    """A checkpoint of the class-conditional digits, two steps old."""
+    fit(tmp_path / "run", "trainer.max_steps=2", "~callbacks.quality", "~callbacks.grid")
+    return next((tmp_path / "run").rglob("*.ckpt"))
+
+
+METHODS = {
+    "replacement": ["method.num_steps=3"],
+    "repaint": ["method.num_steps=3", "method.num_resamples=2"],
+    "dps": ["method.num_steps=3"],
+    "pigdm": ["method.num_steps=3"],
+}
+OPERATORS = ("inpaint", "super_resolution", "blur", "motion_blur", "denoise")
+
+
+def test_every_method_takes_every_operator(tiny_run, compose, tmp_path, capsys):
+    """Replacement and RePaint meet a measurement without noise exactly, whatever the model."""
+    for method, steps in METHODS.items():
+        for operator in OPERATORS:
+            out = tmp_path / method / operator
+            given = [f"run={tiny_run}", "device=cpu", "num=2", "samples=1", f"method={method}", *steps]
+            cfg = compose(*given, f"operator={operator}", f"out={out}", config_name="restore")
+            record = restoring.restore(cfg, out)
+            assert (out / "sheet.png").is_file()
+            assert record["labels"] == digits("test").batch(range(2))["label"].tolist()
+            if method in ("replacement", "repaint") and operator == "denoise":
+                assert record["restored"]["ssim"] == pytest.approx(1)
+            else:
+                assert record["restored"]["psnr"] != record["degraded"]["psnr"]
+    assert "LPIPS left out" in capsys.readouterr().out
+
+
+def test_colour_needs_colours(tiny_run, compose, tmp_path):
+    given = [f"run={tiny_run}", "device=cpu", "operator=colorize", f"out={tmp_path}/a"]
+    with pytest.raises(ConfigError, match="the images have 1"):
+        restoring.restore(compose(*given, config_name="restore"), tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_conditional_model_is_told_a_class(tiny_run, compose, tmp_path):
+    """Its own images' classes, or what `label` says; other pictures have none, which it never saw."""
+    picture = save_png(torch.zeros(1, 8, 8, dtype=torch.uint8), tmp_path / "a.png")
+    given = [f"run={tiny_run}", "device=cpu", "method=pigdm", "method.num_steps=2", "samples=1"]
+
+    def labels(*more):
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        return restoring.restore(compose(*given, *more, f"out={out}", config_name="restore"), out)["labels"]
+
+    assert labels("num=3", "label=7") == [7, 7, 7]
+    assert labels(f"images={picture}", "label=0") == [0]
+    with pytest.raises(ConfigError, match="give label=<0 to 9>"):
+        labels(f"images={picture}")
+    with pytest.raises(ConfigError, match="10 classes"):
+        labels("label=10")
+
+
+def test_lpips_of_given_weights_is_that_of_torchmetrics(tmp_path, monkeypatch):
+    """With an AlexNet drawn at random, which torchmetrics finds in its own way, in torch's cache."""
+    torch.manual_seed(0)
+    file = tmp_path / "checkpoints" / restoring.ALEXNET
+    file.parent.mkdir()
+    torch.save(alexnet(weights=None).state_dict(), file)
+    a, b = torch.randint(0, 256, (2, 3, 1, 32, 32), dtype=torch.uint8)
+    judge = Perceptual(str(file), 32)
+    assert judge(a, a) == {"lpips": pytest.approx(0, abs=1e-6)}
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    theirs = LearnedPerceptualImagePatchSimilarity(net_type="alex")
+    pair = [(x.expand(-1, 3, -1, -1) / 127.5 - 1) for x in (a, b)]
+    assert judge(a, b)["lpips"] == pytest.approx(float(theirs(*pair)), rel=1e-5)
+    assert Perceptual(None, 32).name == str(file)
+    assert Perceptual(None, 8)(a, b) == {} and "needs images of 31 pixels" in Perceptual(None, 8).name
+    with pytest.raises(ConfigError, match="no such file"):
+        Perceptual(str(tmp_path / "none.pth"), 32)
