@@ -32,6 +32,11 @@ TINY = [
 
 
 @pytest.fixture
+def tiny_glyphs() -> list[str]:
+    return list(TINY)
+
+
+@pytest.fixture
 def fit_glyphs(compose, monkeypatch, tmp_path_factory):
     """`fit_glyphs(folder, *overrides, checkpoint=None) -> Experiment`: trains here, leaving a whole run
     folder."""

@@ -96,18 +96,14 @@ def test_resume_in_mid_epoch_is_bit_identical(fit_glyphs, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one_through_the_spine(fit_glyphs, tmp_path, monkeypatch):
+def test_two_processes_equal_one_through_the_spine(fit_glyphs, tiny_glyphs, tmp_path):
     """SGD, so that gradients that differ would show in proportion. Weights and K-shot numbers."""
-    from conftest import TINY
-
     sgd = ["model.optimizer._target_=torch.optim.SGD", "~model.optimizer.betas", "model.optimizer.lr=0.01"]
     sgd.append("model.discriminator_optimizer=null")
     fit_glyphs(tmp_path / "one", *sgd)
-    command = [sys.executable, "-m", "lit_gen.train", *TINY, *sgd, "trainer=ddp_cpu"]
-    command = [c for c in command if c != "trainer=cpu"]
-    done = subprocess.run(
-        [*command, f"hydra.run.dir={tmp_path / 'two'}"], capture_output=True, text=True, timeout=600
-    )
+    ddp = ["trainer=ddp_cpu" if option == "trainer=cpu" else option for option in tiny_glyphs]
+    command = [sys.executable, "-m", "lit_gen.train", *ddp, *sgd, f"hydra.run.dir={tmp_path / 'two'}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     for key, value in state(tmp_path / "one")["state_dict"].items():
         torch.testing.assert_close(state(tmp_path / "two")["state_dict"][key], value, rtol=1e-4, atol=1e-6)
