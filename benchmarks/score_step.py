@@ -41,9 +41,13 @@ class Reference(nn.Module):
         self.net = copy.deepcopy(net).to(memory_format=torch.contiguous_format)
         self.fir = None if net.resample.box else self.net.resample.kernel[0, 0]
 
-    def forward(self, x: Tensor, noise_label: Tensor) -> Tensor:
+    def forward(self, x: Tensor, noise_label: Tensor, label: Tensor | None = None) -> Tensor:
+        """`label`: one-hot rows (B, num_classes)."""
         net, image = self.net, x
-        emb = net.noise.out(F.silu(net.noise.hidden(net.noise.embedding(noise_label))))
+        emb = net.noise.embedding(noise_label)
+        if label is not None:
+            emb = emb + net.noise.label(label * math.sqrt(net.noise.num_classes))
+        emb = net.noise.out(F.silu(net.noise.hidden(emb)))
         h = net.stem(x)
         skips = [h]
         for level in net.encoder:
