@@ -49,7 +49,7 @@ def search(cfg: DictConfig, out: Path) -> dict[str, Any]:
     space = instantiate(cfg.space, allow)
     strategy: Callable[..., Method] = instantiate(cfg.strategy, allow)
     if getattr(strategy, "func", strategy) is grid and (cells := _cells(space)) > cfg.budget:
-        raise ConfigError(f"The grid has {cells} cells: set budget={cells}, or space=randaugment.")
+        raise ConfigError(f"The grid has {cells} cells, budget={cfg.budget}: raise it, or space=randaugment.")
     data = instantiate(cfg.data, allow) if cfg.data else None
     start = time.process_time()
     task: Task = instantiate(cfg.reward, allow)(space, data, cfg.seed)
@@ -85,7 +85,16 @@ def _checked(cfg: DictConfig, out: Path) -> dict[str, Any]:
             raise ConfigError(f"{name}={cfg[name]}: must be at least {least}.")
     if (out / "policy.yaml").exists() and not list(out.glob("ledger*.jsonl")):
         raise ConfigError(f"{out} holds a policy that is no search's: choose another out=.")
-    return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    if (out / "config.yaml").exists():
+        before = OmegaConf.to_container(OmegaConf.load(out / "config.yaml"))
+        for name in ("strategy", "space", "reward", "data", "seed"):
+            if before.get(name) != settings[name]:
+                raise ConfigError(
+                    f"{out} holds another search: its {name} was {before.get(name)} and is now "
+                    f"{settings[name]}. Choose another out=."
+                )
+    return settings
 
 
 def _cells(space: Space) -> int:
@@ -265,7 +274,7 @@ def _curve(out: Path, results: dict[str, list[Result]]) -> Path:
 
 def _print(report: dict[str, Any], out: Path, is_policy: bool) -> None:
     table = Table(title=f"{report['unit']}; children of the test differ by seed")
-    columns = ("", "reward of the best", "test", "s.d.", "children", "images", "CPU s")
+    columns = ("", "best reward", "test", "s.d.", "children", "images", "CPU s")
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i else "left")
     for name, row in report["results"].items():

@@ -26,9 +26,9 @@ class PyramidBackbone(nn.Module):
 
     def __init__(self, width: int = 16, levels: int = 2):
         super().__init__()
-        if width < 8 or width % 8 or levels < 1:
+        if width < 16 or width % 16 or levels < 1:  # FCOS's head normalises 32 groups of 2 width
             raise ConfigError(
-                f"width={width} must be a multiple of 8 and levels={levels} at least 1 (the detector)."
+                f"width={width} must be a multiple of 16 and levels={levels} at least 1 (the detector)."
             )
         self.out_channels = 2 * width
         widths = [width, *(width << min(i + 1, 2) for i in range(levels))]

@@ -1,0 +1,210 @@
+"""The search by the command line: goes on where it ended, overwrites nothing, and what it finds is of use."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from lit_gen import searching
+from lit_gen.augment import AutoAugment, Policy
+from lit_gen.augment.search import Labelled, density_folds, fast_autoaugment
+from lit_gen.augment.search.density import stratified_split
+from lit_gen.data.digits import digits
+from lit_gen.errors import ConfigError
+from lit_gen.instantiate import instantiate
+from lit_gen.rng import keyed_generator
+from lit_gen.search_tasks import classifier, detector
+
+PLANTED = ["space.num_sub_policies=2", "test_children=1", "wandb=disabled", "strategy.batch=4"]
+CHILD = ["reward.child.epochs=1", "reward.train_size=60", "reward.validation_size=50", "test_children=1"]
+
+
+def trials(folder, name="ledger"):
+    lines = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()[1:]]
+    return [(t["number"], t["choices"], t["reward"]) for t in lines]
+
+
+def test_a_search_in_two_parts_is_the_search_in_one(compose, tmp_path):
+    """Also of the random control; the report counts what was paid."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    searching.search(compose(*PLANTED, "budget=10", config_name="search"), whole)
+    for budget in (3, 10):
+        report = searching.search(compose(*PLANTED, f"budget={budget}", config_name="search"), parts)
+    assert trials(parts) == trials(whole) and trials(parts, "random") == trials(whole, "random")
+    assert len(trials(whole)) == 10 and report["results"]["found"]["children"] == 10
+    assert trials(whole) != trials(whole, "random")
+    for name in ("policy.yaml", "augment/found.yaml"):
+        assert (parts / name).read_text().split("ops:")[1] == (whole / name).read_text().split("ops:")[1]
+    assert report["results"]["found"]["test"] == pytest.approx(
+        json.loads((whole / "report.json").read_text())["results"]["found"]["test"]
+    )
+
+
+def test_what_was_found_can_be_used(compose, tmp_path):
+    """policy.yaml and augment/found.yaml are the three best policies of the ledger, one after another."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    cfg = compose(*PLANTED, "budget=8", "control=false", config_name="search")
+    searching.search(cfg, tmp_path)
+    space = instantiate(cfg.space)
+    best = sorted(trials(tmp_path), key=lambda t: (-t[2], t[0]))[:3]
+    expected = tuple(sub for _, choices, _ in best for sub in space.decode(choices).sub_policies)
+    assert Policy.load(tmp_path / "policy.yaml").sub_policies == expected
+    from lit_gen.cli import CONF_DIR
+
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        path = f"hydra.searchpath=[file://{tmp_path}]"
+        node = hydra_compose("train", [path, "augment=found"]).data.augment
+    transform = instantiate(node)
+    assert isinstance(transform, AutoAugment) and transform.policy.sub_policies == expected
+
+
+def test_another_search_is_not_overwritten(compose, tmp_path):
+    searching.search(compose(*PLANTED, "budget=4", "control=false", config_name="search"), tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+    for change, word in (("seed=1", "seed"), ("strategy=random", "strategy"), ("reward.noise=0", "reward")):
+        settings = [*PLANTED, "control=false", change]
+        with pytest.raises(ConfigError, match=f"another search: its {word}"):
+            searching.search(compose(*settings, config_name="search"), tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["budget=0"], "budget=0"),
+        (["reward=classifier"], "data=<a data set>"),
+        (["reward=classifier", "data=scenes"], "no label"),
+        (["reward=detector", "data=digits"], "no boxes"),
+        (["reward=classifier", "data=digits", "reward.train_size=1400"], "at most 1437"),
+        (["reward=classifier", "data=digits", "reward.scale=0"], "scale=0"),
+        (["strategy=grid"], "The grid has"),
+        (["space=randaugment", "strategy=tpe"], "space of policies"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_any_child(compose, tmp_path, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        searching.search(compose(*overrides, "wandb=disabled", config_name="search"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_children_see_disjoint_images(compose):
+    """Training and validation images are different ones of the training split, test images of the other."""
+    data = instantiate(compose("data=digits", config_name="search").data)
+    space = instantiate(compose("space=small", config_name="search").space)
+    task = classifier(space, data, 0, train_size=700, validation_size=700, scale=2)
+    reward = task.rewards[0]
+    known = {image[:, ::2, ::2].numpy().tobytes() for image in reward.train.images}
+    others = {image[:, ::2, ::2].numpy().tobytes() for image in reward.validation.images}
+    assert len(known | others) == len(
+        {
+            x.numpy().tobytes()
+            for x in torch.cat(
+                [reward.train.images[:, :, ::2, ::2], reward.validation.images[:, :, ::2, ::2]]
+            )
+        }
+    )
+    whole = {image.numpy().tobytes() for image in digits("train").images}
+    assert known <= whole and others <= whole and not known & others
+    assert reward.train.images.shape[-2:] == (16, 16)
+
+
+@pytest.mark.parametrize("strategy", ["tpe", "grid", "random"])
+def test_strategies_with_children(compose, tmp_path, strategy):
+    space = "randaugment" if strategy == "grid" else "small"
+    common = ["wandb=disabled", f"strategy={strategy}", f"space={space}", "data=digits", *CHILD]
+    if strategy == "grid":
+        common += ["space.num_ops=[1]", "space.magnitudes=[3,9]"]
+    report = searching.search(
+        compose(*common, "reward=classifier", "budget=2", config_name="search"), tmp_path
+    )
+    rows = report["results"]
+    assert rows["found"]["images"] == 2 * 60 and rows["none"].keys() == {"test", "test_scores"}
+    assert ("best of random" in rows) == (strategy != "random")
+    assert (tmp_path / "policy.yaml").exists() == (strategy != "grid")
+    assert (tmp_path / "sheet.png").exists() and (tmp_path / "curve.png").exists()
+
+
+def test_density_matching_merges_its_folds(compose, tmp_path):
+    common = ["wandb=disabled", "strategy=tpe", "space=small", "data=digits", *CHILD, "control=false"]
+    cfg = compose(*common, "reward=density", "reward.folds=2", "budget=3", "top=2", config_name="search")
+    report = searching.search(cfg, tmp_path)
+    assert len(Policy.load(tmp_path / "policy.yaml").sub_policies) == 2 * 2 * 2
+    assert report["results"]["found"]["children"] == 6
+    assert trials(tmp_path, "ledger_0") != trials(tmp_path, "ledger_1")
+
+
+def test_a_detector_reward_is_reproducible_and_sees_boxes_move(compose):
+    data = instantiate(compose("data=scenes", "data.train.size=24", config_name="search").data)
+    small = {"steps": 4, "batch_size": 2, "width": 16}
+    task = detector(None, data, 0, train_size=12, validation_size=6, test_size=2, child=small)
+    reward = task.rewards[0]
+    seen = []
+
+    class Watching(Policy):
+        def apply_batch(self, images, boxes, draws, masks=None, box_format=None):
+            out = super().apply_batch(images, boxes, draws, masks, box_format)
+            seen.append((boxes, out[1]))
+            return out
+
+    policy = Watching([[["TranslateX_BBox", 1.0, 2]]])
+    a, b = (reward.child(policy, 0).state_dict() for _ in range(2))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert len(seen) == 8 and not torch.equal(seen[0][0][0], seen[0][1][0])
+    assert 0 <= reward(None) <= 1 and reward.images == 8
+
+
+def test_stratified_split():
+    labels = torch.tensor([0] * 10 + [1] * 5 + [2] * 2)
+    first, second = stratified_split(labels, 0.4, keyed_generator(0))
+    assert sorted([*first.tolist(), *second.tolist()]) == list(range(17))
+    assert torch.bincount(labels[second]).tolist() == [4, 2, 1]
+    with pytest.raises(ConfigError, match="Class 1 has 1 image"):
+        stratified_split(torch.tensor([0, 0, 1]), 0.5, keyed_generator(0))
+
+
+def test_fast_autoaugment_prefers_what_the_net_recognises(compose):
+    """Of a space of one harmless and one destructive op, density matching finds the harmless one."""
+    data = digits("train")
+    images = data.images[:500].repeat_interleave(2, 2).repeat_interleave(2, 3)
+    space = instantiate(
+        compose(
+            "space=small",
+            "space.ops=[Brightness,Invert]",
+            "space.probabilities=[1.0]",
+            "space.levels=[2]",
+            config_name="search",
+        ).space
+    )
+    rewards = density_folds(Labelled(images, data.labels[:500]), 10, folds=2, epochs=6, width=8)
+    policy, results = fast_autoaugment(space, rewards, trials=6, top=1)
+    assert len(results) == 2 and len(policy.sub_policies) == 4
+    assert {op[0] for sub in policy.sub_policies for op in sub} == {"Brightness"}
+
+
+@pytest.mark.slow
+def test_kill_and_restart_from_the_command_line(tmp_path):
+    """SIGKILL in the middle, the same command again: the ledgers of an undisturbed search with workers."""
+    common = ["reward=classifier", "data=digits", "space=small", "strategy.batch=4", "budget=16"]
+    common += ["test_children=0", "reward.child.epochs=8", "wandb=disabled"]
+    command = [sys.executable, "-m", "lit_gen.search", *common]
+    subprocess.run([*command, f"out={tmp_path}/whole", "workers=2"], check=True, capture_output=True)
+    process = subprocess.Popen(
+        [*command, f"out={tmp_path}/killed"], stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    ledger = tmp_path / "killed" / "ledger.jsonl"
+    while not ledger.exists() or len(ledger.read_text().splitlines()) < 6:
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert len(trials(tmp_path / "killed")) < 16
+    subprocess.run([*command, f"out={tmp_path}/killed"], check=True, capture_output=True)
+    for name in ("ledger", "random"):
+        assert trials(tmp_path / "killed", name) == trials(tmp_path / "whole", name)
