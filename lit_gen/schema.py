@@ -159,6 +159,15 @@ class SuggestSchema:
 
 
 @dataclass
+class AverageSchema:
+    run: str = MISSING
+    std: float = MISSING
+    batch: int | None = None
+    checkpoint: str = "last"
+    out: str | None = None
+
+
+@dataclass
 class EvaluateSchema:
     run: str | None = None
     images: str | None = None
@@ -243,6 +252,13 @@ class SearchSchema:
     out: str = MISSING
 
 
+@dataclass
+class ReportSchema:
+    run: str = MISSING
+    out: str | None = None
+    grids: int = 12
+
+
 def register() -> None:
     """Makes the schemas known to Hydra as `<entry point>_schema`."""
     store = ConfigStore.instance()
@@ -254,8 +270,10 @@ def register() -> None:
         "translate": TranslateSchema,
         "classify": ClassifySchema,
         "suggest": SuggestSchema,
+        "average": AverageSchema,
         "evaluate": EvaluateSchema,
         "compare": CompareSchema,
+        "report": ReportSchema,
         "preview": PreviewSchema,
         "search": SearchSchema,
     }

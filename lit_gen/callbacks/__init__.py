@@ -1,7 +1,7 @@
 """What happens around a training: averaging, measuring, pictures, checkpoints, guards."""
 
 from lit_gen.callbacks.checkpoint import Checkpoint
-from lit_gen.callbacks.ema import EMA, evaluating
+from lit_gen.callbacks.ema import EMA, HalfLife, Power, evaluating
 from lit_gen.callbacks.grid import SampleGrid
 from lit_gen.callbacks.guards import NaNGuard, NotFiniteError, Signals, Stopped
 from lit_gen.callbacks.progress import ProgressBar
@@ -11,8 +11,10 @@ from lit_gen.callbacks.validation import ValidationLoss
 __all__ = [
     "EMA",
     "Checkpoint",
+    "HalfLife",
     "NaNGuard",
     "NotFiniteError",
+    "Power",
     "ProgressBar",
     "SampleGrid",
     "SampleQuality",

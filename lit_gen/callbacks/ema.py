@@ -5,32 +5,80 @@ and stores swapped weights when an evaluation fails; here the network alone is a
 says so: `with evaluating(trainer): ...`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lit_gen.errors import ConfigError
+from lit_gen.score.phema import exponent, power_beta
 
-__all__ = ["EMA", "evaluating"]
+__all__ = ["EMA", "HalfLife", "Power", "evaluating"]
+
+
+@dataclass(frozen=True)
+class HalfLife:
+    """The decay with which weights count half after `images` images, in the beginning after `ramp` of those
+    seen so far (EDM: half a million, 0.05; https://arxiv.org/abs/2206.00364, Appendix F.2)."""
+
+    images: float
+    batch_size: int
+    ramp: float | None = 0.05
+
+    def __post_init__(self):
+        if self.images <= 0 or (self.ramp is not None and self.ramp <= 0):
+            raise ConfigError(
+                f"EMA half-life of {self.images} images with ramp {self.ramp}: both must be above 0."
+            )
+
+    def __call__(self, update: int) -> float:
+        images = self.images
+        if self.ramp is not None:
+            images = min(images, update * self.batch_size * self.ramp)
+        return 0.5 ** (self.batch_size / images)
+
+
+@dataclass(frozen=True)
+class Power:
+    """The decays of EDM2's power-function average of relative deviation `std` (`lit_gen.score.phema`)."""
+
+    std: float
+
+    def __post_init__(self):
+        exponent(self.std)
+
+    def __call__(self, update: int) -> float:
+        return power_beta(self.std, update, 1)
 
 
 class EMA(pl.Callback):
     """w_ema <- decay_n w_ema + (1 - decay_n) w after every optimizer step n, on `module.ema_network()`.
 
-    `decay_n = min(decay, (1 + n) / (10 + n))`: the warm-up of score_sde (https://arxiv.org/abs/2011.13456),
-    which forgets the initial weights soon; `warmup=False` uses `decay` from the start. Several EMA callbacks
-    may run side by side; the first one listed is the one that evaluations use. Saved under its own key;
+    `decay` is a number, then `decay_n = min(decay, (1 + n) / (10 + n))`, the warm-up of score_sde
+    (https://arxiv.org/abs/2011.13456), which forgets the initial weights soon, or `decay` from the start with
+    `warmup=False`; or a rule `decay(n)` with n from 1: `HalfLife`, `Power`. Several EMA callbacks may run
+    side by side; the first one listed is the one that evaluations use. Saved under its own key;
     `lit_gen.runs.load` reads it.
+
+    `keep_every` batches (of a `Power` average; 0: never) the average is stored as
+    `averages/<std>_<batch>.safetensors` of the run folder, from which `python -m lit_gen.average` makes an
+    average of any other length.
     """
 
-    def __init__(self, decay: float = 0.9999, warmup: bool = True):
-        if not 0 <= decay < 1:
+    def __init__(
+        self, decay: float | Callable[[int], float] = 0.9999, warmup: bool = True, keep_every: int = 0
+    ):
+        if not callable(decay) and not 0 <= decay < 1:
             raise ConfigError(f"EMA decay={decay}: must lie in [0, 1), for instance 0.999.")
-        self.decay, self.warmup = decay, warmup
+        if keep_every < 0 or (keep_every and not isinstance(decay, Power)):
+            raise ConfigError(f"EMA keep_every={keep_every}: 0 or more, and only for a Power average.")
+        self.decay, self.warmup, self.keep_every = decay, warmup, keep_every
         self.num_updates = 0
         self.shadow: dict[str, Tensor] = {}
         self._seen_steps = 0
@@ -55,6 +103,16 @@ class EMA(pl.Callback):
         if trainer.global_step != self._seen_steps:  # no update while gradients accumulate
             self._seen_steps = trainer.global_step
             self.update(self._weights)
+        if self.keep_every and trainer.is_global_zero and pl_module.batches_seen % self.keep_every == 0:
+            self._keep(Path(trainer.default_root_dir) / "averages", pl_module.batches_seen)
+
+    def _keep(self, folder: Path, step: int) -> None:
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{self.decay.std:.4f}_{step:09d}.safetensors"
+        part = path.with_suffix(".part")
+        told = {"std": repr(self.decay.std), "updates": str(self.num_updates)}
+        save_file({name: w.contiguous() for name, w in self.shadow.items()}, part, metadata=told)
+        part.replace(path)
 
     @torch.no_grad()
     def update(self, weights: dict[str, Tensor]) -> None:
@@ -67,6 +125,8 @@ class EMA(pl.Callback):
     @property
     def current_decay(self) -> float:
         n = self.num_updates
+        if callable(self.decay):
+            return self.decay(n)
         return min(self.decay, (1 + n) / (10 + n)) if self.warmup else self.decay
 
     @contextmanager
@@ -89,7 +149,7 @@ class EMA(pl.Callback):
     def state_dict(self) -> dict[str, Any]:
         if self._applied:
             raise RuntimeError("A checkpoint was asked for while the network holds its EMA weights.")
-        return {"decay": self.decay, "num_updates": self.num_updates, "shadow": self.shadow}
+        return {"num_updates": self.num_updates, "shadow": self.shadow}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.num_updates, self.shadow = state["num_updates"], dict(state["shadow"])

@@ -1,9 +1,12 @@
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from lit_gen.callbacks import EMA
+from lit_gen.callbacks import EMA, HalfLife, Power
 from lit_gen.errors import ConfigError
+from lit_gen.score.phema import exponent
 
 
 def net_and_ema(**options):
@@ -74,3 +77,57 @@ def test_evaluations_see_the_average_and_training_does_not(fit, tmp_path):
 def test_impossible_decays(decay):
     with pytest.raises(ConfigError, match="for instance"):
         EMA(decay=decay)
+
+
+@pytest.mark.parametrize("ramp", [None, 0.05])
+def test_half_life_in_images(ramp):
+    """A share halves every `images` images; with a ramp, every 5 % of those seen, until that is more."""
+    rule = HalfLife(images=1000, batch_size=10, ramp=ramp)
+    late = 10_000
+    assert math.prod(rule(n) for n in range(late, late + 100)) == pytest.approx(0.5)
+    assert rule(100) == pytest.approx(0.5 ** (10 / (50 if ramp else 1000)))
+
+
+def test_power_average_weighs_by_the_power_of_time():
+    """The rule's weight of step n is proportional to n^gamma (up to the discretisation)."""
+    rule = Power(0.1)
+    gamma, last = exponent(0.1), 4000
+    share = {
+        n: (1 - rule(n)) * math.prod(rule(m) for m in range(n + 1, last + 1)) for n in (1000, 2000, 4000)
+    }
+    assert share[2000] / share[4000] == pytest.approx(0.5**gamma, rel=2e-2)
+    assert share[1000] / share[2000] == pytest.approx(0.5**gamma, rel=2e-2)
+    with pytest.raises(ConfigError, match=r"0\.2886"):
+        Power(0.3)
+
+
+def test_averages_of_other_lengths_after_training(fit, tmp_path, compose):
+    """What was kept is reconstructed exactly, what was not nearly; the new file is a run like others."""
+    from lit_gen import averaging, runs
+
+    experiment = fit(tmp_path, "callbacks/averages=[decay,power]", "callbacks.checkpoint.every=1")
+    short, long = (
+        c for c in experiment.trainer.callbacks if isinstance(c, EMA) and isinstance(c.decay, Power)
+    )
+    assert len(list((tmp_path / "averages").glob("*.safetensors"))) == 2 * 20
+    for ema in (short, long):
+        weights, batch = averaging.reconstruct(tmp_path / "averages", ema.decay.std)
+        assert batch == 20
+        for name, w in weights.items():
+            torch.testing.assert_close(w, ema.shadow[name], rtol=1e-4, atol=1e-6)
+    between, _ = averaging.reconstruct(tmp_path / "averages", 0.075)
+    mean = (
+        sum((between[n] - s).square().sum() for n, s in short.shadow.items()),
+        sum((short.shadow[n] - s).square().sum() for n, s in long.shadow.items()),
+    )
+    assert 0 < mean[0] < mean[1]  # between the two
+    path = averaging.average(compose(f"run={tmp_path}", "std=0.075", config_name="average"))
+    module, *_ = runs.load(path, device="cpu")
+    for name, p in module.ema_network().named_parameters():
+        assert torch.equal(p, between[name])
+    with pytest.raises(ConfigError, match="exists"):
+        averaging.average(compose(f"run={tmp_path}", "std=0.075", config_name="average"))
+    with pytest.raises(ConfigError, match="batch=77: averages were stored at 1, 2"):
+        averaging.reconstruct(tmp_path / "averages", 0.1, 77)
+    with pytest.raises(ConfigError, match=r"averages=\[decay,power\]"):
+        averaging.reconstruct(tmp_path / "elsewhere", 0.1)
