@@ -30,12 +30,26 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 os.fsync(file.fileno())
             os.replace(part, path)
         except OSError as error:
-            raise OSError(
-                error.errno, f"{error.strerror}: could not write {path} (free space there, then resume)"
-            ) from error
+            needed = _tensor_bytes(checkpoint) / 2**20
+            told = OSError(
+                error.errno,
+                f"{error.strerror}: could not write {path}, which needs {needed:.1f} MiB. The previous "
+                "checkpoint is untouched: free space there, then resume=<run folder>",
+            )
+            told.exit_code = 1  # the message is enough, a traceback would hide it
+            raise told from error
         finally:
             part.unlink(missing_ok=True)
         _sync_folder(path.parent)
+
+
+def _tensor_bytes(node: Any) -> int:
+    """Bytes of all tensors in nested containers: nearly all of a checkpoint's size."""
+    if isinstance(node, torch.Tensor):
+        return node.numel() * node.element_size()
+    if isinstance(node, dict):
+        return sum(map(_tensor_bytes, node.values()))
+    return sum(map(_tensor_bytes, node)) if isinstance(node, list | tuple) else 0
 
 
 def _sync_folder(path: Path) -> None:

@@ -58,6 +58,8 @@ def entry_point(config_name: str) -> Callable[[Callable[[Any], Any]], Callable[[
             except Exception as error:
                 if HydraConfig.get().mode == RunMode.MULTIRUN:
                     raise  # the launcher reports it
+                if _users_mistake(error) is not None:
+                    _leave_nothing(Path(HydraConfig.get().runtime.output_dir))
                 failures.append(error)  # raised below: Hydra would add a line of its own
                 return None
 
@@ -106,6 +108,20 @@ def _users_mistake(error: BaseException | None) -> str | None:
             return f"{link.override}: {link}".strip()
     typed = [link for link in chain if isinstance(link, HydraException | OmegaConfBaseException)]
     return ": ".join(str(link).strip() for link in typed) or None
+
+
+def _leave_nothing(folder: Path) -> None:
+    """Removes the folder that Hydra made for a command that was refused, if it holds an empty log at most."""
+    try:
+        logs = list(folder.glob("*.log"))
+        if set(folder.iterdir()) == set(logs) and not any(log.stat().st_size for log in logs):
+            for log in logs:
+                log.unlink()
+            while folder != Path.cwd():
+                folder.rmdir()  # ends at the first that holds something else
+                folder = folder.parent
+    except OSError:
+        pass
 
 
 def _run_out(run: str | None) -> str:
