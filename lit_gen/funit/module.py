@@ -109,6 +109,8 @@ class FUNITModule(BaseModule):
         _uncounted(self.optimizers()[1])
         part = Batch(*(batch[field] for field in Batch._fields))
         self._check_labels(part)
+        whole = len(part.content) * self.trainer.world_size
+        draws = self.objective.draw(whole, self.step_generator("augment"), self.device)
         parts = alternating_step(
             self.generator,
             self.discriminator,
@@ -117,6 +119,7 @@ class FUNITModule(BaseModule):
             self._backward,
             self._update,
             self.micro_batches,
+            None if draws is None else self.own_part(draws),
         )
         average_(self.generator_ema, self.generator, self.ema_decay)
         for scheduler in self._schedulers():

@@ -9,7 +9,7 @@ images without a graph.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -54,21 +54,37 @@ class Objective:
     `penalty(logits, images) -> (loss, parts)` on real images carries its own weight:
     `losses.gradient_penalty`, `losses.official_gradient_penalty`, either with other weights by
     `functools.partial`, or None for no penalty.
+
+    `augment`, with `apply(images, draws)` and `draw(n, generator, device)`, distorts whatever the
+    discriminator sees, real and made, in both turns; the gradients pass through it
+    (`lit_gen.augment.differentiable`). `draws` (B, 4, ...) then says how: the real and the made image of D's
+    turn; in G's turn the class image and its translation alike, and the content and its reconstruction.
     """
 
     adversarial: float = 1.0
     reconstruction: float = 0.1
     features: float = 1.0
     penalty: Callable[[Tensor, Tensor], tuple[Tensor, Parts]] | None = losses.gradient_penalty
+    augment: Any = None
+
+    def draw(self, n: int, generator: torch.Generator | None, device: torch.device) -> Tensor | None:
+        """`draws` for n images; None without `augment`."""
+        if self.augment is None:
+            return None
+        return self.augment.draw(4 * n, generator, device).unflatten(0, (n, 4))
+
+    def _seen(self, images: Tensor, draws: Tensor | None) -> Tensor:
+        return images if self.augment is None else self.augment.apply(images, draws)
 
     def discriminator(
-        self, network: PatchDiscriminator, batch: Batch, translated: Tensor
+        self, network: PatchDiscriminator, batch: Batch, translated: Tensor, draws: Tensor | None = None
     ) -> tuple[Tensor, Parts]:
         """Class images are the real ones, translations the fake ones; (loss, parts) of D's turn."""
         real = batch.classes.detach().requires_grad_(self.penalty is not None)
         # `forward` itself: were the network compiled, its graph could not be differentiated twice.
-        real_logits, _ = network.forward(real, batch.class_label)
-        fake_logits, _ = network(translated.detach(), batch.class_label)
+        first, second = (None, None) if draws is None else draws[:, :2].unbind(1)
+        real_logits, _ = network.forward(self._seen(real, first), batch.class_label)
+        fake_logits, _ = network(self._seen(translated.detach(), second), batch.class_label)
         loss, parts = losses.hinge_discriminator(real_logits, fake_logits)
         loss = self.adversarial * loss
         if self.penalty is not None:
@@ -76,12 +92,15 @@ class Objective:
             loss, parts = loss + penalty, parts | penalty_parts
         return loss, parts
 
-    def generator(self, network: PatchDiscriminator, batch: Batch, outputs: Outputs) -> tuple[Tensor, Parts]:
+    def generator(
+        self, network: PatchDiscriminator, batch: Batch, outputs: Outputs, draws: Tensor | None = None
+    ) -> tuple[Tensor, Parts]:
         """(loss, parts) of G's turn, for a frozen `network`; it sees two batches, one made and one real."""
         labels = torch.cat([batch.class_label, batch.content_label])
+        alike = None if draws is None else draws[:, 2:].transpose(0, 1).flatten(0, 1)
         with torch.no_grad():
-            _, real = network(torch.cat([batch.classes, batch.content]), labels)
-        logits, fake = network(torch.cat(outputs), labels)
+            _, real = network(self._seen(torch.cat([batch.classes, batch.content]), alike), labels)
+        logits, fake = network(self._seen(torch.cat(outputs), alike), labels)
         (f_translated, f_reconstructed), (f_classes, f_content) = fake.chunk(2), real.chunk(2)
         adversarial, parts = losses.hinge_generator(*logits.chunk(2))
         pixels, pixel_parts = losses.reconstruction(outputs.reconstructed, batch.content)
@@ -107,24 +126,26 @@ def alternating_step(
     backward: Callable[[Tensor], None],
     update: Callable[[str, Parts], None],
     micro_batches: int = 1,
+    draws: Tensor | None = None,
 ) -> Parts:
     """One update of the discriminator, then one of the generator.
 
     `backward(loss)` accumulates gradients; `update("discriminator" or "generator", parts)` steps that
     optimizer and clears its gradients. `micro_batches` works the batch off in that many equal parts: the same
     update (of a penalty that does not depend on the batch size) for a fraction of the memory, and one more
-    decoding.
+    decoding. `draws`: those of the batch, if the objective augments.
 
     Returns the parts of both losses, named "discriminator/..." and "generator/...", "loss" being the weighted
     total.
     """
     chunks = batch.split(micro_batches)
+    views = [None] * micro_batches if draws is None else draws.chunk(micro_batches)
     outputs = [run_generator(generator, batch)] if micro_batches == 1 else None
     seen: list[Parts] = []
     for i, chunk in enumerate(chunks):
         with torch.no_grad():
             translated = outputs[i].translated if outputs else generator(chunk.content, chunk.classes)
-        loss, parts = objective.discriminator(discriminator, chunk, translated)
+        loss, parts = objective.discriminator(discriminator, chunk, translated, views[i])
         backward(loss / micro_batches)
         seen.append({"loss": loss.detach()} | parts)
     parts_d = _named("discriminator", seen)
@@ -133,7 +154,7 @@ def alternating_step(
     with frozen(discriminator):
         for i, chunk in enumerate(chunks):
             made = outputs[i] if outputs else run_generator(generator, chunk)
-            loss, parts = objective.generator(discriminator, chunk, made)
+            loss, parts = objective.generator(discriminator, chunk, made, views[i])
             backward(loss / micro_batches)
             seen.append({"loss": loss.detach()} | parts)
     parts_g = _named("generator", seen)
