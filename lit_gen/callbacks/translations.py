@@ -67,7 +67,7 @@ class Translations(pl.Callback):
         self.every, self.ks, self.num_contents = every, sorted(set(ks)), contents
         self.rows, self.columns, self.judging = rows, columns, judging
         self.batch_size, self.seed = batch_size, seed
-        self._done = -1
+        self._done, self.judged = -1, {}
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         data = trainer.datamodule
@@ -85,11 +85,14 @@ class Translations(pl.Callback):
         if data.truth(int(self.content_index[0]), next(iter(self.examples))) is not None:
             options["truth"] = truth
         if self.judging is not None:
-            classes = judge(data, "test", self.judging).network
-            options["judges"] = {"test": Judge(partial(predict, classes), range(len(self.examples)))}
+            classes = judge(data, "test", self.judging)
+            self.judged["judge/test_accuracy"] = round(classes.accuracy, 4)
+            predicted = partial(predict, classes.network)
+            options["judges"] = {"test": Judge(predicted, range(len(self.examples)))}
             if has_contents(data):
-                letters = judge(data, "content", self.judging).network
-                options["content_logits"] = partial(predict, letters)
+                letters = judge(data, "content", self.judging)
+                self.judged["judge/content_accuracy"] = round(letters.accuracy, 4)
+                options["content_logits"] = partial(predict, letters.network)
                 options["content_label"] = torch.tensor([item["content"] for item in items])
         return Measures(**options)
 
@@ -107,6 +110,7 @@ class Translations(pl.Callback):
         for name, baseline in {"copying": copy_content, "pasting": paste}.items():
             found = self._numbers(trainer, baseline, k)
             pl_module.summary |= {f"{name}/{key}": round(value, 5) for key, value in found.items()}
+        pl_module.summary |= self.judged
         pl_module.summary["k_shot/seconds"] = round(time.perf_counter() - start, 1)
         pl_module.closing |= self._closing(k, pl_module.summary)
 
