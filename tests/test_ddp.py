@@ -10,6 +10,9 @@ from PIL import Image
 
 from lit_gen import checkpoints, runs
 
+# Whatever draws random numbers in a step; dropout alone draws from each process's own generator.
+RANDOM = ["model/augment=edm", "model.net.augment_dim=9", "model.label_dropout=0.2", "model.net.dropout=0"]
+
 
 def command(*arguments):
     return [sys.executable, "-m", "lit_gen.train", *arguments]
@@ -29,14 +32,14 @@ def weights(folder, name="last"):
 def two(tmp_path_factory, tiny):
     """The tiny experiment by two gloo processes from the command line, 20 steps, saved at 10 and 20."""
     folder = tmp_path_factory.mktemp("ddp") / "two"
-    options = [*tiny, "model.net.dropout=0", "callbacks.checkpoint.every=10", "logger=csv"]
+    options = [*tiny, *RANDOM, "callbacks.checkpoint.every=10", "logger=csv"]
     launch(f"hydra.run.dir={folder}", "trainer=ddp_cpu", *options)
     return folder
 
 
 def test_two_processes_equal_one(two, fit, tmp_path):
     one = tmp_path / "one"
-    fit(one, "model.net.dropout=0")
+    fit(one, *RANDOM)
     a, b = runs.history(one), runs.history(two)
     names = [n for n in a if not n.startswith(("throughput", "memory"))]
     assert {"train/loss", "train/grad_norm", "train/loss_noise_q1", "val/loss"} <= set(names)
