@@ -2,10 +2,12 @@
 
 import functools
 import os
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import hydra
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from lit_gen.errors import ConfigError
@@ -43,7 +45,17 @@ def instantiate(node: Any, allow: Sequence[str] = (), **kwargs: Any) -> Any:
                 f"If you trust it, add allow_targets=[{target.split('.')[0]}.]"
             )
     # Plain lists and dicts: an optimizer puts what it is given into every checkpoint.
-    return hydra.utils.instantiate(_with_partials(container), _convert_="all", **kwargs)
+    try:
+        return hydra.utils.instantiate(_with_partials(container), _convert_="all", **kwargs)
+    except InstantiationException as error:
+        if unknown := re.search(r"unexpected keyword argument '(\w+)'", str(error.__cause__)):
+            where = re.search(r"full_key: (\S+)", str(error))
+            raise ConfigError(
+                f"{where[1] + ': ' if where else ''}{str(error.__cause__).split('(')[0]} has no option "
+                f"{unknown[1]!r}. Where an experiment sets it for another choice of the group (model=..., "
+                "model/loss=...), take the experiment of that family: experiment=digits_vp, for instance."
+            ) from error
+        raise
 
 
 def _with_partials(node: Any) -> Any:
