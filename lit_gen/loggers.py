@@ -3,11 +3,15 @@ overwrite."""
 
 import netrc
 import os
+import platform
+import shlex
 import socket
+import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Iterable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -17,7 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lit_gen.rng import key
 
-__all__ = ["close", "csv", "has_account", "reachable", "wandb"]
+__all__ = ["close", "csv", "environment", "has_account", "reachable", "wandb"]
 
 
 def csv(save_dir: str, flush_seconds: float = 10.0) -> CSVLogger:
@@ -52,6 +56,7 @@ def wandb(
     mode: str = "auto",
     init_timeout: float = 20.0,
     finish_timeout: float = 60.0,
+    checkpoints: bool = False,
 ) -> WandbLogger:
     """A W&B logger whose run id follows from the run folder, so that a resumed run goes on in the same W&B
     run.
@@ -59,7 +64,8 @@ def wandb(
     `mode` is "online", "offline", "disabled" or "auto": $WANDB_MODE if set; offline if there is no account
     (no $WANDB_API_KEY, nothing in ~/.netrc) or the server cannot be reached within seconds; else online. If
     the server fails during `wandb.init` the run is logged offline; `wandb sync` sends it later.
-    `init_timeout` and `finish_timeout` are seconds.
+    `init_timeout` and `finish_timeout` are seconds. `checkpoints` sends best.ckpt and last.ckpt as an
+    artifact `run-<id>` when the run ends.
     """
     os.environ.setdefault(
         "WANDB_SILENT", "true"
@@ -90,7 +96,7 @@ def wandb(
     if mode == "online":
         # said again in the settings: an earlier run of this process may have left another mode behind
         online = options | {"settings": settings.model_copy(update={"mode": "online"})}
-        logger = _logger(resume="allow", **online)
+        logger = _logger(checkpoints, resume="allow", **online)
         try:
             _ = logger.experiment
             return logger
@@ -103,12 +109,13 @@ def wandb(
             mode = "offline"
     if mode == "disabled":
         settings.mode = "disabled"
-        return _logger(**options)
-    return _logger(offline=True, **options)
+        return _logger(checkpoints, **options)
+    return _logger(checkpoints, offline=True, **options)
 
 
-def _logger(**options: Any) -> WandbLogger:
+def _logger(checkpoints: bool, **options: Any) -> WandbLogger:
     logger = WandbLogger(**options)
+    logger.sends_checkpoints = checkpoints
     logger._wandb_init.pop("anonymous", None)  # always handed on by Lightning, warned about by wandb
     return logger
 
@@ -118,7 +125,44 @@ def close(loggers: Iterable[Logger], status: str = "success") -> None:
     for logger in loggers:
         logger.finalize(status)
         if isinstance(logger, WandbLogger) and sys.modules["wandb"].run is not None:
+            if getattr(logger, "sends_checkpoints", False):
+                _send_checkpoints(logger)
             sys.modules["wandb"].finish()
+
+
+def _send_checkpoints(logger: WandbLogger) -> None:
+    import wandb as w
+
+    files = [Path(logger.save_dir) / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
+    if files := [path for path in files if path.is_file()]:
+        artifact = w.Artifact(f"run-{logger.experiment.id}", type="model")
+        for path in files:
+            artifact.add_file(str(path))
+        logger.experiment.log_artifact(artifact)
+
+
+def environment() -> dict[str, Any]:
+    """Where a run comes from: command, commit of the working folder (with + if files differ from it),
+    versions, devices. No environment variables: they hold secrets."""
+    import torch
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        commit = git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.TimeoutExpired):
+        commit = ""
+    names = ("lit-gen", "torch", "torchvision", "lightning", "numpy", "hydra-core", "wandb")
+    return {
+        "command": shlex.join([sys.executable, *sys.orig_argv[1:]]),
+        "commit": commit or None,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: version(name) for name in names},
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
 
 
 def _server() -> str:

@@ -128,6 +128,7 @@ def _of_run(folder: Path, grids: int) -> list[_Section]:
             "Always the same seeds; the slider goes back in the training.",
             pictures=[_sequence(paths, grids) for paths in _kinds(folder).values()],
         ),
+        _Section("Environment", details=_environment(folder)),
         _Section("Configuration", details=OmegaConf.to_yaml(OmegaConf.create(_plain(config)))),
     ]
 
@@ -183,6 +184,11 @@ def _evaluation(folder: Path) -> _Section:
     picture = _picture(files[-1].parent / "nearest.png", "samples and the training images nearest to them")
     about = f"{record.get('n_fake')} samples, seed {record.get('seed')}, against {record.get('reference')}."
     return _Section("Evaluation", about, table=rows, pictures=[[picture]] if picture else [])
+
+
+def _environment(folder: Path) -> str:
+    found = redacted(_json(folder / "environment.json"))
+    return OmegaConf.to_yaml(OmegaConf.create(found)) if found else ""
 
 
 def _curves(histories: dict[str, dict[str, dict[int, float]]]) -> list[Markup]:

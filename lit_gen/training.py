@@ -1,5 +1,6 @@
 """From a configuration to a trained run folder."""
 
+import json
 import logging
 import time
 import warnings
@@ -13,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lit_gen import checkpoints, runs
 from lit_gen.errors import ConfigError
-from lit_gen.loggers import close
+from lit_gen.loggers import close, environment
 from lit_gen.plots import curves
 from lit_gen.schema import TrainSchema
 
@@ -40,8 +41,10 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str], main: bool = True
     if main:
         OmegaConf.save(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)), folder / "config.yaml")
         _introduce(cfg, experiment, folder, checkpoint)
-    for logger in trainer.loggers:
-        logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
+        around = environment()
+        (folder / "environment.json").write_text(json.dumps(around, indent=2) + "\n")
+        for logger in trainer.loggers:
+            logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True) | {"environment": around})
     start, status = time.perf_counter(), "failed"
     try:
         trainer.fit(module, datamodule=experiment.data, ckpt_path=checkpoint, weights_only=True)

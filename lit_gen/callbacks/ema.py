@@ -99,6 +99,11 @@ class EMA(pl.Callback):
             self.shadow = {name: self.shadow[name].to(w.device) for name, w in weights.items()}
         self._seen_steps, self._weights = trainer.global_step, weights
 
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        first = next(c for c in trainer.callbacks if isinstance(c, EMA))
+        if first is self and pl_module.should_log:
+            pl_module.log_scalars({"train/ema_decay": self.current_decay})
+
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         if trainer.global_step != self._seen_steps:  # no update while gradients accumulate
             self._seen_steps = trainer.global_step
