@@ -88,15 +88,15 @@ def test_the_death_of_a_rank_ends_the_others(tmp_path, tiny, victim):
     ranks = [p for p in family if "lit_gen.train" in " ".join(p.cmdline())]
     assert len(ranks) == 2
     ranks[victim].kill()
-    began = time.monotonic()
-    _, alive = psutil.wait_procs(ranks, timeout=60)
     if victim == 0:
-        process.wait(5)
-    for p in alive:
-        p.kill()
-    assert not alive, f"a rank was still there after 60 s: {said(run)[-2000:]}"
-    assert process.wait(5) != 0
-    assert time.monotonic() - began < 60
+        process.wait(60)  # the launcher itself; psutil would take its exit code away
+        _, alive = psutil.wait_procs(ranks[1:], timeout=60)
+        for p in alive:
+            p.kill()
+        assert not alive, f"rank 1 was still there after 60 s: {said(run)[-2000:]}"
+    else:
+        assert process.wait(60) not in (0, -signal.SIGKILL), said(run)[-2000:]
+        assert not ranks[1].is_running() or ranks[1].status() == psutil.STATUS_ZOMBIE
     checkpoints.newest_good(run)  # and what it had saved can be read
 
 
