@@ -152,6 +152,8 @@ def _generator() -> torch.Generator:
 
 
 def _image_index(flat: list[Any]) -> int:
+    if len(flat) == 1 and type(flat[0]) is Tensor and flat[0].ndim >= 3:
+        return 0  # nothing else could be meant
     if any(isinstance(x, (tv_tensors.Video, tv_tensors.KeyPoints)) for x in flat):
         raise ConfigError("AutoAugment moves Image, BoundingBoxes and Mask; Video and KeyPoints it does not.")
     found = [i for i, x in enumerate(flat) if isinstance(x, (tv_tensors.Image, PIL.Image.Image))]

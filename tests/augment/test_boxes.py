@@ -170,3 +170,14 @@ def test_fraction_of_a_pixel_rounds_half_away_from_zero():
     assert warps.warp(row, warps.translation_x([0.5], 1, 10), 0).flatten().tolist() == [*range(11, 20), 0]
     assert warps.warp(row, warps.translation_x([-0.5], 1, 10), 0).flatten().tolist() == [0, *range(11, 20)]
     assert warps.warp(row, warps.translation_x([-0.4], 1, 10), 0).flatten().tolist() == list(range(10, 20))
+
+
+def test_a_remembered_map_gives_the_image_of_a_fresh_one():
+    """One image at a time uses indices that were kept; a batch makes its own."""
+    images = torch.randint(0, 256, (3, 3, 19, 23), dtype=torch.uint8, generator=rng.keyed_generator(0))
+    t = warps.rotation([7.0, -31.0, 7.0], 19, 23)
+    whole = warps.warp(images, t, 5)
+    for _ in range(2):
+        rows = [warps.warp(images[i : i + 1], t[i : i + 1], 5) for i in range(3)]
+        assert torch.equal(torch.cat(rows), whole)
+    assert not torch.equal(whole, warps.warp(images, t, 6))

@@ -118,7 +118,7 @@ def test_yaml_and_json_round_trip(tmp_path):
         ("{ops: detection, sub_policies: []}", "at least one"),
         ("{ops: cooking, sub_policies: [[[Color, 1, 1]]]}", "cooking"),
         ("{sub_policies: [[[Color, 1, 1]]]}", "keys ops"),
-        ("{ops: detection, sub_policies: [[[Color, 1, 1]]], fill: 3}", "keys ops"),
+        ("{ops: detection, sub_policies: [[[Color, 1, 1]]], colour: 3}", "keys ops"),
         ("[", "not readable"),
     ],
 )
@@ -175,3 +175,15 @@ def test_classification_ranges_are_torchvisions():
             assert (ours - 256 * table).abs().max() <= 1 and ours[0] == 256
         else:
             torch.testing.assert_close(ours, table.float(), rtol=1e-5, atol=1e-4)
+
+
+def test_a_policy_file_keeps_fill_and_visibility(tmp_path):
+    """What the search writes is what it searched; options of the caller go first."""
+    policy = Policy([[["Rotate", 0.5, 3]]], "classification", fill=0, min_visibility=0.3)
+    (tmp_path / "p.yaml").write_text(policy.to_yaml("found"))
+    again = Policy.load(tmp_path / "p.yaml")
+    assert (again.fill, again.min_visibility, again.sub_policies) == (0, 0.3, policy.sub_policies)
+    assert Policy.load(tmp_path / "p.yaml", fill=7).fill == 7
+    with pytest.raises(ConfigError, match="fill = 300"):
+        (tmp_path / "p.yaml").write_text("{ops: detection, sub_policies: [[[Color, 1, 1]]], fill: 300}")
+        Policy.load(tmp_path / "p.yaml")
