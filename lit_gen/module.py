@@ -6,15 +6,18 @@ undisturbed one would have drawn.
 """
 
 import time
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from lit_gen.rng import key, keyed_generator
 
-__all__ = ["BaseModule"]
+__all__ = ["BaseModule", "optimization"]
 
 
 class BaseModule(pl.LightningModule):
@@ -145,6 +148,12 @@ class BaseModule(pl.LightningModule):
         """Leaves the time since the last log out of the throughput (an evaluation came between)."""
         self._log_clock = None
 
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Logs the gradient's norm; modules that step by hand log their own."""
+        if self.automatic_optimization and self.should_log:
+            norm = nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+            self.log_scalars({"train/grad_norm": norm})
+
     # --- for callbacks ---
 
     def ema_network(self) -> torch.nn.Module:
@@ -157,6 +166,19 @@ class BaseModule(pl.LightningModule):
         """Shows the NaN guard this step's loss and what to print if it is not finite (loss parts, noise
         levels)."""
         self.watched = {"loss": loss.detach()} | {name: value.detach() for name, value in details.items()}
+
+
+def optimization(
+    module: nn.Module,
+    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+    schedule: Callable[[int], float] | None,
+) -> Any:
+    """What `configure_optimizers` returns for one optimizer of all parameters, its learning rate times
+    `schedule(step)`."""
+    made = optimizer(p for p in module.parameters() if p.requires_grad)
+    if schedule is None:
+        return made
+    return {"optimizer": made, "lr_scheduler": {"scheduler": LambdaLR(made, schedule), "interval": "step"}}
 
 
 def _peak_gib(device: torch.device) -> float:

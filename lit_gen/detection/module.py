@@ -6,9 +6,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
-from lit_gen.module import BaseModule
+from lit_gen.module import BaseModule, optimization
 
 __all__ = ["DetectorModule", "Found"]
 
@@ -53,19 +52,8 @@ class DetectorModule(BaseModule):
             self.log_scalars({"train/loss": loss, "train/lr": self.optimizers().param_groups[0]["lr"]})
         return loss
 
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        if self.should_log:
-            norm = nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
-            self.log_scalars({"train/grad_norm": norm})
-
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(p for p in self.parameters() if p.requires_grad)
-        if self.schedule is None:
-            return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": LambdaLR(optimizer, self.schedule), "interval": "step"},
-        }
+        return optimization(self, self.optimizer, self.schedule)
 
     @torch.no_grad()
     def detect(self, images: Tensor | Sequence[Tensor]) -> list[Found]:

@@ -6,11 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from lit_gen.errors import ConfigError
 from lit_gen.images import to_uint8
-from lit_gen.module import BaseModule
+from lit_gen.module import BaseModule, optimization
 from lit_gen.rng import PerSample
 from lit_gen.score.denoiser import Denoiser
 from lit_gen.score.losses import DenoisingLoss
@@ -126,19 +125,8 @@ class ScoreModule(BaseModule):
         quarters = losses.flatten()[t.flatten().argsort()].chunk(4)
         return {f"train/loss_noise_q{i + 1}": q.mean() for i, q in enumerate(quarters)}
 
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        if self.should_log:
-            norm = nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
-            self.log_scalars({"train/grad_norm": norm})
-
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(p for p in self.parameters() if p.requires_grad)
-        if self.schedule is None:
-            return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": LambdaLR(optimizer, self.schedule), "interval": "step"},
-        }
+        return optimization(self, self.optimizer, self.schedule)
 
     @torch.no_grad()
     def validation_loss(self, batch: dict[str, Tensor]) -> Tensor:
