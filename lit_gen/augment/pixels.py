@@ -208,7 +208,7 @@ def _histogram(rows: Tensor) -> Tensor:
     if rows.device.type == "cpu" and rows.shape[1] >= 4096:
         return torch.stack([torch.bincount(row, minlength=256) for row in rows])
     offset = 256 * torch.arange(rows.shape[0], device=rows.device)[:, None]
-    return torch.bincount((rows.long() + offset).view(-1), minlength=256 * rows.shape[0]).view(-1, 256)
+    return torch.bincount((rows.long() + offset).reshape(-1), minlength=256 * rows.shape[0]).view(-1, 256)
 
 
 def sharpness(images: Tensor, m: Magnitudes) -> Tensor:

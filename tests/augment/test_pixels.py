@@ -7,7 +7,8 @@ import torch
 from torchvision.transforms.v2 import functional as F
 
 from lit_gen import rng
-from lit_gen.augment import pixels
+from lit_gen.augment import Policy, pixels
+from lit_gen.augment.tables import TABLES
 
 RAMP = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
 
@@ -121,3 +122,19 @@ def test_lookup(side):
     expected = np.stack([[t[p] for p, t in zip(x, y, strict=True)] for x, y in pairs])
     assert np.array_equal(pixels.lookup(images, table), expected)
     assert np.array_equal(pixels.lookup(images[..., :-1], table), expected[..., :-1])
+
+
+@pytest.mark.parametrize("table", ["detection", "classification"])
+@pytest.mark.parametrize("side", [16, 80])
+def test_memory_layout_does_not_matter(table, side):
+    """A picture of PIL's is (H, W, C) in memory: every op does to it what it does to a contiguous one."""
+    g = rng.keyed_generator(0)
+    image = torch.randint(0, 256, (side, side + 3, 3), dtype=torch.uint8, generator=g).permute(2, 0, 1)
+    boxes = torch.tensor([[1.0, 2.0, 12.0, 13.0]])
+    for name in TABLES[table]:
+        if name == "SamplePairing":  # wants a batch
+            continue
+        policy = Policy([[[name, 1.0, 7]]], table)
+        draws = policy.sample(1, rng.keyed_generator(1))
+        a, b = policy.apply(image, boxes, draws), policy.apply(image.contiguous(), boxes, draws)
+        assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]), name
