@@ -145,7 +145,6 @@ def test_images_of_other_sizes_are_brought_to_one(compose, pictures, tmp_path):
 
 
 MISTAKES = {
-    "run=x images=a": "Give run=",
     "images=a": "need reference=",
     "images=a reference=b measures=[fid]": "no measure 'fid': choose among fd, ",
     "images=a reference=b bits_per_dim=8": "are of a run=",
