@@ -198,12 +198,21 @@ class KeyedPairs(KeyedDataset):
 
     In every epoch each image serves once as content and once as class image, in two independent orders: that
     of the sampler, and the permutation keyed by (seed, "class image", epoch). Batches: {"content", "classes":
-    uint8 (B, C, H, W), "content_label", "class_label", "index", "class_index": int64 (B,)}.
+    uint8 (B, C, H, W), "content_label", "class_label", "index", "class_index": int64 (B,)}. With `own` also
+    "own", uint8 (B, C, H, W): of each content image's class another image, drawn by (seed, epoch, index).
     """
 
-    def __init__(self, dataset: Any, transform: Transform | None = None, seed: int = 0):
+    def __init__(self, dataset: Any, transform: Transform | None = None, seed: int = 0, own: bool = False):
         super().__init__(dataset, transform, seed)
         self._order: tuple[int, Tensor] | None = None
+        self._members: dict[int, list[int]] = {}
+        for i, label in enumerate(dataset.labels.tolist() if own else []):
+            self._members.setdefault(label, []).append(i)
+        if lonely := [c for c, some in self._members.items() if len(some) == 1]:
+            raise ConfigError(
+                f"Class {dataset.classes[lonely[0]]!r} has a single image; "
+                "data.own_class_image=true needs two of each."
+            )
 
     def partner(self, epoch: int, index: int) -> int:
         """The class image that goes with content image `index`: a bijection in each epoch."""
@@ -212,11 +221,16 @@ class KeyedPairs(KeyedDataset):
             self._order = epoch, torch.randperm(len(self.dataset), generator=generator)
         return int(self._order[1][index])
 
+    def sibling(self, epoch: int, index: int) -> int:
+        """Another image of the class of image `index`."""
+        others = [i for i in self._members[int(self.dataset.labels[index])] if i != index]
+        return others[key(self.seed, "own class image", epoch, index) % len(others)]
+
     def __getitems__(self, keys: list[tuple[int, int]]) -> dict[str, Tensor]:
         partners = [(epoch, self.partner(epoch, i)) for epoch, i in keys]
         content, content_label = self._read(keys, "augment")
         classes, class_label = self._read(partners, "augment class image")
-        return {
+        batch = {
             "content": content,
             "content_label": content_label,
             "classes": classes,
@@ -224,6 +238,10 @@ class KeyedPairs(KeyedDataset):
             "index": torch.tensor([i for _, i in keys]),
             "class_index": torch.tensor([i for _, i in partners]),
         }
+        if self._members:
+            siblings = [(epoch, self.sibling(epoch, i)) for epoch, i in keys]
+            batch["own"], _ = self._read(siblings, "augment own class image")
+        return batch
 
     def _read(self, keys: list[tuple[int, int]], purpose: str) -> tuple[Tensor, Tensor]:
         items = [self.dataset[i] for _, i in keys]

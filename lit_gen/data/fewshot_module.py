@@ -29,6 +29,8 @@ class FewShotDataModule(KeyedDataModule):
       `seed` can be compared.
     - `augment(image, generator)`: training images only (official: flip, crop of 128 out of 140). `view(image,
       None)`: what makes every other use of an image of its size (official: the centre crop).
+    - `own_class_image`: training batches hold another image of each content image's class, "own", from
+      which the reconstruction then takes the class (see `lit_gen.funit.step.run_generator`; paper: false).
 
     `train` and `test` are the source and the target images under `view`, each with its own class numbers from
     0; `classes` names all, sources first, so that source class s is class s of all and target class t is
@@ -53,6 +55,7 @@ class FewShotDataModule(KeyedDataModule):
         image_size: int | None = None,
         channels: int | None = None,
         num_classes: int | None = None,
+        own_class_image: bool = False,
     ):
         super().__init__(batch_size, num_workers, seed, pin_memory)
         if (train_list is None) != (test_list is None):
@@ -61,6 +64,7 @@ class FewShotDataModule(KeyedDataModule):
         self._target, self._source = target, source
         self._sets: tuple[Selection, Selection] | None = None
         self.augment, self.view, self.split_seed = augment, view, split_seed
+        self.own_class_image = own_class_image
         self.said = {"image_size": image_size, "channels": channels, "num_classes": num_classes}
 
     def prepare_data(self) -> None:
@@ -145,11 +149,11 @@ class FewShotDataModule(KeyedDataModule):
     def keyed_train(self) -> KeyedPairs:
         source = self.train
         if self.augment is None:
-            return KeyedPairs(source, seed=self.seed)
+            return KeyedPairs(source, seed=self.seed, own=self.own_class_image)
         whole = Selection(
             source.base, source.indices, source.labels, source.classes
         )  # `augment` crops, not `view`
-        return KeyedPairs(whole, self.augment, self.seed)
+        return KeyedPairs(whole, self.augment, self.seed, self.own_class_image)
 
     def keyed_test(self) -> KeyedDataset:
         return KeyedDataset(self.test)

@@ -107,7 +107,7 @@ class FUNITModule(BaseModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         _uncounted(self.optimizers()[1])
-        part = Batch(*(batch[field] for field in Batch._fields))
+        part = Batch(*(batch.get(field) for field in Batch._fields))
         self._check_labels(part)
         whole = len(part.content) * self.trainer.world_size
         draws = self.objective.draw(whole, self.step_generator("augment"), self.device)

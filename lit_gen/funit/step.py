@@ -23,12 +23,16 @@ __all__ = ["Batch", "Objective", "Outputs", "alternating_step", "average_", "run
 
 
 class Batch(NamedTuple):
-    """Content images (B, C, H, W) and class images (B, C, H, W), in [-1, 1], each with labels int64 (B,)."""
+    """Content images (B, C, H, W) and class images (B, C, H, W), in [-1, 1], each with labels int64 (B,).
+
+    `own`: other images (B, C, H, W) of the content images' classes, for a reconstruction that cannot copy.
+    """
 
     content: Tensor
     content_label: Tensor
     classes: Tensor
     class_label: Tensor
+    own: Tensor | None = None
 
     def split(self, n: int) -> list["Batch"]:
         """n equal parts. Raises ConfigError if n does not divide the batch."""
@@ -37,7 +41,8 @@ class Batch(NamedTuple):
             raise ConfigError(
                 f"A batch of {size} cannot be worked off in {n} equal parts; choose a divisor of {size}."
             )
-        return [Batch(*part) for part in zip(*(tensor.chunk(n) for tensor in self), strict=True)]
+        columns = [[None] * n if tensor is None else tensor.chunk(n) for tensor in self]
+        return [Batch(*part) for part in zip(*columns, strict=True)]
 
 
 class Outputs(NamedTuple):
@@ -112,9 +117,15 @@ class Objective:
 
 
 def run_generator(generator: FewShotGenerator, batch: Batch) -> Outputs:
-    """Encodes the content once, both kinds of class images as one batch, and decodes both as one batch."""
+    """Encodes the content once, both kinds of class images as one batch, and decodes both as one batch.
+
+    The reconstruction takes the class from the content image itself (FUNIT eq. 5). A class code can then hold
+    what the image shows besides its class, and translations show it again; with `batch.own` the class comes
+    from another image of the same class, and what the code says of that image's content only harms.
+    """
     content = generator.content_code(batch.content)
-    codes = generator.class_code(torch.cat([batch.classes, batch.content]))
+    own = batch.content if batch.own is None else batch.own
+    codes = generator.class_code(torch.cat([batch.classes, own]))
     return Outputs(*generator.decode(torch.cat([content, content]), codes).chunk(2))
 
 

@@ -98,6 +98,19 @@ def test_every_image_serves_once_an_epoch_on_either_side_and_independently():
     assert min(count.values()) > 0  # pairs of one class are allowed, as in the official code
 
 
+def test_own_is_another_image_of_the_contents_class():
+    """Never the content image itself, every other one of its class about equally often."""
+    data = images(5, CLASSES[:3])
+    pairs = KeyedPairs(data, seed=2, own=True)
+    count = Counter(pairs.sibling(epoch, 7) for epoch in range(400))
+    assert set(count) == {5, 6, 8, 9} and min(count.values()) > 60  # 100 expected, deviation 8.7
+    batch = pairs.__getitems__([(0, 7), (3, 12)])
+    siblings = [pairs.sibling(0, 7), pairs.sibling(3, 12)]
+    assert torch.equal(batch["own"], torch.stack([data[i]["image"] for i in siblings]))
+    with pytest.raises(ConfigError, match="Class 'c0' has a single image"):
+        KeyedPairs(images(1), own=True)
+
+
 def test_a_batch_of_pairs_depends_on_keys_alone():
     data = images()
     shift = lambda image, g: (image + torch.randint(0, 9, (), generator=g)).to(torch.uint8)  # noqa: E731

@@ -42,7 +42,7 @@ class Training:
 
     def plainly(self) -> None:
         """Each pass on its own, with gradients everywhere, as the paper's equations read."""
-        g, d, (xa, la, xb, lb) = self.generator, self.discriminator, self.batch
+        g, d, (xa, la, xb, lb, own) = self.generator, self.discriminator, self.batch
         xb = xb.clone().requires_grad_()
         real, _ = d(xb, lb)
         fake, _ = d(g(xa, xb).detach(), lb)
@@ -51,7 +51,7 @@ class Training:
         g.zero_grad()
         self.update("discriminator", {})
         xb = self.batch.classes
-        xt, xr = g(xa, xb), g(xa, xa)
+        xt, xr = g(xa, xb), g(xa, xa if own is None else own)
         (fake_t, f_t), (fake_r, f_r), (_, f_b), (_, f_a) = d(xt, lb), d(xr, la), d(xb, lb), d(xa, la)
         adversarial = 0.5 * (-fake_t.mean() - fake_r.mean())
         matching = (f_t.mean((2, 3)) - f_b.mean((2, 3))).abs().mean()
@@ -73,6 +73,17 @@ def test_lean_step_has_the_gradients_of_the_plain_one():
     plain.plainly()
     assert_same(lean, plain, 1e-12)
     assert all(p.requires_grad and p.grad is None for p in lean.discriminator.parameters())
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_reconstruction_from_another_image_of_the_class(parts):
+    """`own` stands in for the content image as the class image of the reconstruction, and nowhere else."""
+    lean, plain = Training(), Training()
+    own = torch.rand(4, 3, 16, 16, dtype=torch.float64) * 2 - 1
+    lean.batch = plain.batch = lean.batch._replace(own=own)
+    lean.step(parts)
+    plain.plainly()
+    assert_same(lean, plain, 1e-12)
 
 
 @pytest.mark.parametrize("parts", [2, 4])
