@@ -113,7 +113,7 @@ def _users_mistake(error: BaseException | None) -> str | None:
 def _leave_nothing(folder: Path) -> None:
     """Removes the folder that Hydra made for a command that was refused, if it holds an empty log at most."""
     try:
-        logs = list(folder.glob("*.log"))
+        logs = [log for log in folder.glob("*.log") if log.name != "output.log"]  # that is a trial's
         if set(folder.iterdir()) == set(logs) and not any(log.stat().st_size for log in logs):
             for log in logs:
                 log.unlink()

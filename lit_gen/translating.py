@@ -27,7 +27,8 @@ OFFICIAL_SIZE = 128
 
 
 def translate(cfg: DictConfig, out: Path) -> dict[str, Any]:
-    """Translates `cfg.content` into every class of `cfg.classes`; writes `sheet.png`,
+    """Translates `cfg.content` into every class of `cfg.classes`; writes `sheet.png` (with the true translations
+    below each row where the run's own data know them),
     `images/<class>/<content>.png`, with `cfg.interpolate` also `interpolation.png` and `interpolation/`, and
     `translation.json`; returns the record.
 
@@ -44,7 +45,7 @@ def translate(cfg: DictConfig, out: Path) -> dict[str, Any]:
         raise ConfigError(f"{out} already holds translations: choose another out=.")
     generator, run_cfg, path = open_translator(cfg)
     size = cfg.image_size or (OFFICIAL_SIZE if run_cfg is None else run_cfg.data.image_size)
-    contents, classes = _inputs(cfg, run_cfg, generator.content_encoder.stem.in_channels, size)
+    contents, classes, truth = _inputs(cfg, run_cfg, generator.content_encoder.stem.in_channels, size)
     if cfg.interpolate and len(classes) < 2:
         raise ConfigError(
             f"interpolate={cfg.interpolate} goes from class to class, {cfg.classes} shows one class alone."
@@ -56,7 +57,7 @@ def translate(cfg: DictConfig, out: Path) -> dict[str, Any]:
     )
     for (content, row), k in _cells(contents, translated, list(classes)):
         save_png(row, out / "images" / _file_name(k) / f"{_file_name(content)}.png")
-    save_png(contact_sheet(images, list(classes.values()), translated), out / "sheet.png")
+    save_png(contact_sheet(images, list(classes.values()), translated, truth), out / "sheet.png")
     if cfg.interpolate:
         _interpolate(generator, contents, codes, cfg.interpolate, out)
     record = {
@@ -141,8 +142,8 @@ def read_class_folders(path: Path, k: int | None, channels: int, size: int) -> d
 
 def _inputs(
     cfg: DictConfig, run_cfg: DictConfig | None, channels: int, size: int
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What to translate, and into what, by name."""
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]:
+    """What to translate, and into what, by name; the true translations (N, T, C, H, W) where they are known."""
     own = {
         name
         for name in ("content", "classes")
@@ -165,9 +166,13 @@ def _inputs(
         }
     else:
         contents = read_contents(Path(cfg.content), cfg.num, channels, size)
-    if "classes" in own:
-        return contents, data.examples(cfg.k or 5, seed=cfg.seed)[0]
-    return contents, read_class_folders(Path(cfg.classes), cfg.k, channels, size)
+    if "classes" not in own:
+        return contents, read_class_folders(Path(cfg.classes), cfg.k, channels, size), None
+    classes = data.examples(cfg.k or 5, seed=cfg.seed)[0]
+    if "content" not in own or data.truth(numbers[0], next(iter(classes))) is None:
+        return contents, classes, None
+    truth = [torch.stack([data.truth(i, name) for name in classes]) for i in numbers]
+    return contents, classes, torch.stack(truth)
 
 
 def _translated(generator: FewShotGenerator, images: Tensor, code: Tensor, batch_size: int) -> Tensor:
