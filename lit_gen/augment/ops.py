@@ -120,7 +120,7 @@ class Op(ABC):
         return self._details(self._signed(magnitude, u), num_boxes, u)
 
     def _signed(self, magnitude: float | None, u: Iterator[float]) -> Record:
-        if self.signed and next(u) < 0.5:
+        if self.signed and not happens(next(u), 0.5):
             magnitude = -magnitude
         return {"op": self.name} if magnitude is None else {"op": self.name, "magnitude": magnitude}
 
@@ -249,7 +249,10 @@ class BoxCutoutOp(Op):
     def draw(
         self, magnitude: float | None, probability: float, num_boxes: int, u: Iterator[float]
     ) -> Record | None:
-        return super().draw(magnitude, probability, num_boxes, u) if num_boxes else None
+        if num_boxes:
+            return super().draw(magnitude, probability, num_boxes, u)
+        next(u)  # the coin is tossed all the same: what later ops draw does not depend on the boxes
+        return None
 
     def _details(self, record: Record, num_boxes: int, u: Iterator[float]) -> Record:
         return record | {"box": next(u), "at": [next(u), next(u)]}

@@ -79,6 +79,17 @@ def test_coin_is_the_official_float32_sum():
     assert happens(0.4, 0.6) and not happens(0.39999, 0.6)
 
 
+def test_an_image_without_boxes_tosses_the_same_coins():
+    """BBox_Cutout's coin is taken although nothing can be cut out; 1/2 - 2^-25 rounds to a sign of +."""
+    policy = Policy([[["BBox_Cutout", 1.0, 4], ["ShearX_BBox", 1.0, 5]]])
+    numbers = [0.9, 0.0, 0.5 - 2**-25]
+    (shear,) = policy.draw_ops(policy.sub_policies[0], 0, iter(numbers))
+    assert shear == {"op": "ShearX_BBox", "magnitude": 0.15}
+    with_box = policy.draw_ops(policy.sub_policies[0], 1, iter([0.9, 0.1, 0.2, 0.3, 0.0, 0.4]))
+    assert [r["op"] for r in with_box] == ["BBox_Cutout", "ShearX_BBox"]
+    assert with_box[1]["magnitude"] == -0.15
+
+
 def test_sample_pairing_mixes_another_image_of_the_batch():
     policy = Policy([[["SamplePairing", 1.0, 9]]], "classification")
     images = torch.tensor([0, 100, 200], dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 3, 8, 8)
