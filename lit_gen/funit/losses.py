@@ -2,7 +2,7 @@
 
 Each returns (loss, its named parts); parts are detached scalars, to be logged. Logits are (B, h, w), one
 judgement per patch, of the class that the image should belong to; features are (B, C, h, w); losses are means
-over all of it.
+over all of it, taken in float32 or wider whatever the networks' precision.
 """
 
 import torch
@@ -22,13 +22,23 @@ __all__ = [
 Parts = dict[str, Tensor]
 
 
+def _wide(x: Tensor) -> Tensor:
+    """bfloat16 has three digits: too few for a mean."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _share(true: Tensor, like: Tensor) -> Tensor:
+    return true.to(like.dtype).mean()
+
+
 def hinge_discriminator(real: Tensor, fake: Tensor) -> tuple[Tensor, Parts]:
     """mean max(0, 1 - D(x)) + mean max(0, 1 + D(G)).
 
     The part `accuracy` is the share of patches judged rightly, over both halves.
     """
+    real, fake = _wide(real), _wide(fake)
     loss_real, loss_fake = (1 - real).relu().mean(), (1 + fake).relu().mean()
-    accuracy = ((real >= 0).float().mean() + (fake < 0).float().mean()) / 2
+    accuracy = (_share(real >= 0, real) + _share(fake < 0, fake)) / 2
     return loss_real + loss_fake, {
         "real": loss_real.detach(),
         "fake": loss_fake.detach(),
@@ -38,14 +48,15 @@ def hinge_discriminator(real: Tensor, fake: Tensor) -> tuple[Tensor, Parts]:
 
 def hinge_generator(translated: Tensor, reconstructed: Tensor) -> tuple[Tensor, Parts]:
     """-(mean D(translation) + mean D(reconstruction)) / 2; `fooled`: the share of patches that pass."""
+    translated, reconstructed = _wide(translated), _wide(reconstructed)
     loss = -(translated.mean() + reconstructed.mean()) / 2
-    fooled = ((translated >= 0).float().mean() + (reconstructed >= 0).float().mean()) / 2
+    fooled = (_share(translated >= 0, translated) + _share(reconstructed >= 0, reconstructed)) / 2
     return loss, {"adversarial": loss.detach(), "fooled": fooled}
 
 
 def reconstruction(image: Tensor, target: Tensor) -> tuple[Tensor, Parts]:
     """mean |image - target|, the content image translated into its own class (eq. 5)."""
-    loss = (image - target).abs().mean()
+    loss = _wide(image - target).abs().mean()
     return loss, {"reconstruction": loss.detach()}
 
 
@@ -57,7 +68,7 @@ def feature_matching(
     The translation is held against the class image; the official code adds the reconstruction against the
     content image.
     """
-    means = [features.mean((2, 3)) for features in (translated, classes, reconstructed, content)]
+    means = [_wide(features).mean((2, 3)) for features in (translated, classes, reconstructed, content)]
     to_class, to_content = (means[0] - means[1]).abs().mean(), (means[2] - means[3]).abs().mean()
     return to_class + to_content, {
         "class_features": to_class.detach(),
@@ -69,7 +80,7 @@ def squared_gradients(logits: Tensor, images: Tensor) -> Tensor:
     """||d mean_hw D(x_i) / d x_i||^2 for each image: (B,). `images` must require gradients and `logits` come
     from them.
     """
-    per_image = logits.mean((1, 2)).sum()
+    per_image = _wide(logits).mean((1, 2)).sum()
     (gradient,) = torch.autograd.grad(per_image, images, create_graph=True)
     return gradient.square().sum((1, 2, 3))
 

@@ -250,7 +250,7 @@ class FewShotGenerator(nn.Module):
             "mlp_width": mlp_width,
             "num_mlp_layers": num_mlp_layers,
         }
-        _check_counts(counts)
+        _check_counts(counts, zero=("content_downs",))
         self.class_encoder = ClassEncoder(channels, width, class_downs, code_size)
         self.content_encoder = ContentEncoder(channels, width, content_downs, num_res_blocks)
         self.decoder = Decoder(channels, width, content_downs, num_res_blocks)
@@ -359,7 +359,9 @@ class PatchDiscriminator(nn.Module):
         return logits.gather(1, index).squeeze(1), features
 
 
-def _check_counts(counts: dict[str, int]) -> None:
+def _check_counts(counts: dict[str, int], zero: tuple[str, ...] = ()) -> None:
+    """Raises ConfigError for a count below 1; those named in `zero` may be 0."""
     for name, value in counts.items():
-        if value < 1:
-            raise ConfigError(f"{name}={value}; it must be a whole number of at least 1.")
+        least = 0 if name in zero else 1
+        if value < least:
+            raise ConfigError(f"{name}={value}; it must be a whole number of at least {least}.")

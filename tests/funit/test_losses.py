@@ -19,6 +19,22 @@ def test_hinge():
     assert parts["fooled"] == (3 / 4 + 2 / 4) / 2
 
 
+def test_precision_of_what_is_logged():
+    """Shares are exact in float64; bfloat16's eight bits are not those of a mean over many patches."""
+    wide = torch.tensor([[[1.0, 1.0, -1.0]]], dtype=torch.float64)
+    assert losses.hinge_discriminator(wide, -wide)[1]["accuracy"].item() == 2 / 3
+    assert losses.hinge_generator(wide, wide)[1]["fooled"].item() == 2 / 3
+    logits = torch.linspace(-3, 3, 1001).view(1, 7, 143).bfloat16()
+    loss, _ = losses.hinge_generator(logits, logits + 1)
+    expected = -(logits.double().mean() + (logits + 1).double().mean()) / 2
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
+    shapes = torch.rand(4, 2, 3, 16, 16).bfloat16()
+    means = shapes.double().mean((3, 4))
+    loss, _ = losses.feature_matching(*shapes)
+    matched = (means[0] - means[1]).abs().mean() + (means[2] - means[3]).abs().mean()
+    assert loss.item() == pytest.approx(matched.item(), rel=1e-5)
+
+
 def test_reconstruction_and_feature_matching():
     x = torch.randn(2, 3, 4, 4)
     assert losses.reconstruction(x + 0.5, x)[0].item() == pytest.approx(0.5, rel=1e-6)

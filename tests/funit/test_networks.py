@@ -161,6 +161,8 @@ def test_sizes_that_networks_take(generator, images):
     wide = F.interpolate(images, size=(12, 20))
     odd = F.interpolate(images, size=(9, 13))
     assert generator(wide, odd).shape == wide.shape
+    flat = FewShotGenerator(**SMALL | {"content_downs": 0}).double()
+    assert flat(odd, wide).shape == odd.shape and flat.content_code(odd).shape == (3, 4, 9, 13)
     discriminator = PatchDiscriminator(2, width=4, num_res_blocks=6).double()
     assert discriminator(odd[..., :5, :5], torch.tensor([0, 1, 0]))[0].shape == (3, 2, 2)
 
@@ -174,6 +176,7 @@ def test_sizes_that_networks_take(generator, images):
         (lambda g, x: g.class_code(x[:, None][:, :0]), r"\(3, 0, 3, 16, 16\).*K >= 1"),
         (lambda g, x: g.class_code(x[0]), r"\(3, 16, 16\).*K >= 1"),
         (lambda g, x: FewShotGenerator(class_downs=0), "class_downs=0"),
+        (lambda g, x: FewShotGenerator(content_downs=-1), "content_downs=-1.*at least 0"),
         (lambda g, x: PatchDiscriminator(2, num_res_blocks=3), "num_res_blocks=3.*even"),
         (lambda g, x: PatchDiscriminator(0), "num_classes=0"),
         (

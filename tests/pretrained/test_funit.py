@@ -1,5 +1,6 @@
 """Official checkpoints, through the recorded ones: read, written back, and refused with a reason."""
 
+import json
 import os
 from pathlib import Path
 
@@ -106,7 +107,9 @@ def test_optimizer_state_follows_its_parameters(tmp_path):
 @pytest.mark.parity
 @pytest.mark.parametrize("case", WITH_OPTIMIZERS, ids=lambda case: case.name)
 def test_official_optimizers_load(case):
-    """Official files' states, empty or not, fit our parameters' shapes."""
+    """Official files' states, empty or not, fit our parameters' shapes and keep the case's settings."""
+    config = json.loads((case / "config.json").read_text())
+    rates = {"generator": config["lr_dis"], "discriminator": config["lr_gen"]}  # swapped there
     generator = official.load_generator(case / "gen_00000000.pt")
     discriminator = official.load_discriminator(case / "dis_00000000.pt")
     for path in sorted(case.glob("optimizer_*.pt")):
@@ -114,7 +117,8 @@ def test_official_optimizers_load(case):
         for which, network in (("generator", generator), ("discriminator", discriminator)):
             optimizer = torch.optim.RMSprop(network.parameters())
             optimizer.load_state_dict(states[which])
-            assert optimizer.param_groups[0]["weight_decay"] == 1e-4
+            assert optimizer.param_groups[0]["weight_decay"] == config["weight_decay"]
+            assert optimizer.param_groups[0]["lr"] == rates[which]
             for p, state in optimizer.state.items():
                 assert state["square_avg"].shape == p.shape
 
