@@ -200,10 +200,19 @@ class KeyedPairs(KeyedDataset):
     of the sampler, and the permutation keyed by (seed, "class image", epoch). Batches: {"content", "classes":
     uint8 (B, C, H, W), "content_label", "class_label", "index", "class_index": int64 (B,)}. With `own` also
     "own", uint8 (B, C, H, W): of each content image's class another image, drawn by (seed, epoch, index).
+    With `restyle` also "seen", uint8 (B, C, H, W): the content images after it.
     """
 
-    def __init__(self, dataset: Any, transform: Transform | None = None, seed: int = 0, own: bool = False):
+    def __init__(
+        self,
+        dataset: Any,
+        transform: Transform | None = None,
+        seed: int = 0,
+        own: bool = False,
+        restyle: Transform | None = None,
+    ):
         super().__init__(dataset, transform, seed)
+        self.restyle = restyle
         self._order: tuple[int, Tensor] | None = None
         self._members: dict[int, list[int]] = {}
         for i, label in enumerate(dataset.labels.tolist() if own else []):
@@ -241,6 +250,10 @@ class KeyedPairs(KeyedDataset):
         if self._members:
             siblings = [(epoch, self.sibling(epoch, i)) for epoch, i in keys]
             batch["own"], _ = self._read(siblings, "augment own class image")
+        if self.restyle is not None:
+            generators = (keyed_generator(self.seed, "restyle", *k) for k in keys)
+            seen = [self.restyle(image, g) for image, g in zip(content, generators, strict=True)]
+            batch["seen"] = torch.stack(seen)
         return batch
 
     def _read(self, keys: list[tuple[int, int]], purpose: str) -> tuple[Tensor, Tensor]:

@@ -31,6 +31,8 @@ class FewShotDataModule(KeyedDataModule):
       None)`: what makes every other use of an image of its size (official: the centre crop).
     - `own_class_image`: training batches hold another image of each content image's class, "own", from
       which the reconstruction then takes the class (see `lit_gen.funit.step.run_generator`; paper: false).
+    - `restyle(image, generator)`: makes "seen", what the content encoder sees in place of a training
+      batch's content image (paper: null).
 
     `train` and `test` are the source and the target images under `view`, each with its own class numbers from
     0; `classes` names all, sources first, so that source class s is class s of all and target class t is
@@ -56,6 +58,7 @@ class FewShotDataModule(KeyedDataModule):
         channels: int | None = None,
         num_classes: int | None = None,
         own_class_image: bool = False,
+        restyle: Transform | None = None,
     ):
         super().__init__(batch_size, num_workers, seed, pin_memory)
         if (train_list is None) != (test_list is None):
@@ -64,7 +67,7 @@ class FewShotDataModule(KeyedDataModule):
         self._target, self._source = target, source
         self._sets: tuple[Selection, Selection] | None = None
         self.augment, self.view, self.split_seed = augment, view, split_seed
-        self.own_class_image = own_class_image
+        self.own_class_image, self.restyle = own_class_image, restyle
         self.said = {"image_size": image_size, "channels": channels, "num_classes": num_classes}
 
     def prepare_data(self) -> None:
@@ -149,11 +152,11 @@ class FewShotDataModule(KeyedDataModule):
     def keyed_train(self) -> KeyedPairs:
         source = self.train
         if self.augment is None:
-            return KeyedPairs(source, seed=self.seed, own=self.own_class_image)
+            return KeyedPairs(source, seed=self.seed, own=self.own_class_image, restyle=self.restyle)
         whole = Selection(
             source.base, source.indices, source.labels, source.classes
         )  # `augment` crops, not `view`
-        return KeyedPairs(whole, self.augment, self.seed, self.own_class_image)
+        return KeyedPairs(whole, self.augment, self.seed, self.own_class_image, self.restyle)
 
     def keyed_test(self) -> KeyedDataset:
         return KeyedDataset(self.test)

@@ -26,6 +26,7 @@ class Batch(NamedTuple):
     """Content images (B, C, H, W) and class images (B, C, H, W), in [-1, 1], each with labels int64 (B,).
 
     `own`: other images (B, C, H, W) of the content images' classes, for a reconstruction that cannot copy.
+    `seen`: the content images as the content encoder sees them, restyled; all else sees `content`.
     """
 
     content: Tensor
@@ -33,6 +34,7 @@ class Batch(NamedTuple):
     classes: Tensor
     class_label: Tensor
     own: Tensor | None = None
+    seen: Tensor | None = None
 
     def split(self, n: int) -> list["Batch"]:
         """n equal parts. Raises ConfigError if n does not divide the batch."""
@@ -121,12 +123,19 @@ def run_generator(generator: FewShotGenerator, batch: Batch) -> Outputs:
 
     The reconstruction takes the class from the content image itself (FUNIT eq. 5). A class code can then hold
     what the image shows besides its class, and translations show it again; with `batch.own` the class comes
-    from another image of the same class, and what the code says of that image's content only harms.
+    from another image of the same class, and what the code says of that image's content only harms. With
+    `batch.seen` the content encoder sees other styles than the reconstruction must have, which then can only
+    come from the class code.
     """
-    content = generator.content_code(batch.content)
+    content = generator.content_code(_encoded(batch))
     own = batch.content if batch.own is None else batch.own
     codes = generator.class_code(torch.cat([batch.classes, own]))
     return Outputs(*generator.decode(torch.cat([content, content]), codes).chunk(2))
+
+
+def _encoded(batch: Batch) -> Tensor:
+    """What the content encoder gets, (B, C, H, W)."""
+    return batch.content if batch.seen is None else batch.seen
 
 
 def alternating_step(
@@ -155,7 +164,7 @@ def alternating_step(
     seen: list[Parts] = []
     for i, chunk in enumerate(chunks):
         with torch.no_grad():
-            translated = outputs[i].translated if outputs else generator(chunk.content, chunk.classes)
+            translated = outputs[i].translated if outputs else generator(_encoded(chunk), chunk.classes)
         loss, parts = objective.discriminator(discriminator, chunk, translated, views[i])
         backward(loss / micro_batches)
         seen.append({"loss": loss.detach()} | parts)
