@@ -18,9 +18,11 @@ from torch import Tensor
 
 from lit_gen import __version__, runs
 from lit_gen.data.images import batches
+from lit_gen.densities import measure_densities
 from lit_gen.errors import ConfigError
+from lit_gen.guiding import guide
 from lit_gen.image_sets import classes_of, open_images, open_reference
-from lit_gen.images import grid, save_png, to_float
+from lit_gen.images import grid, save_png
 from lit_gen.instantiate import instantiate
 from lit_gen.metrics import (
     Estimate,
@@ -35,9 +37,7 @@ from lit_gen.metrics import (
     records,
     reference_summary,
 )
-from lit_gen.metrics.functional import mean_estimate
 from lit_gen.metrics.neighbours import nearest
-from lit_gen.rng import PerSample
 
 __all__ = ["evaluate", "stored", "summarise", "with_error"]
 
@@ -75,8 +75,10 @@ class _Sets:
 def _of_images(cfg: DictConfig, out: Path) -> dict[str, Any]:
     if cfg.reference is None:
         raise ConfigError(f"images={cfg.images} need reference=<folder, zip, npz or statistics file>.")
-    if cfg.sampler is not None or cfg.bits_per_dim:
-        raise ConfigError("sampler and bits_per_dim are of a run=; images= are measured as they are.")
+    if cfg.sampler is not None or cfg.guidance is not None or cfg.bits_per_dim or cfg.bound:
+        raise ConfigError(
+            "sampler, guidance, bits_per_dim and bound are of a run=; images= are measured as they are."
+        )
     extractor = _extractor(cfg.extractor or {"_target_": "lit_gen.metrics.inception2015"}, cfg)
     sets = _sets(cfg, extractor, None)
     generated = open_images(cfg.images, cfg.image_size, cfg.fit)
@@ -105,6 +107,7 @@ def _of_images(cfg: DictConfig, out: Path) -> dict[str, Any]:
 def _of_run(cfg: DictConfig, out: Path) -> dict[str, Any]:
     allow = list(cfg.allow_targets)
     module, run_cfg, path = runs.load(cfg.run, cfg.checkpoint, ema=cfg.ema, allow=allow, device=cfg.device)
+    guide(module, cfg)
     quality = run_cfg.callbacks.get("quality") or {}
     if not quality and cfg.extractor is None:
         raise ConfigError(
@@ -137,6 +140,7 @@ def _of_run(cfg: DictConfig, out: Path) -> dict[str, Any]:
                 confident.append(found[p > 0.9])
             yield images, torch.tensor([i % classes for i in indices]) if classes else None
 
+    densities = measure_densities(module, data.test, cfg)
     start = time.perf_counter()
     summary = summarise(parts(), n, extractor, cfg, classes, "samples")
     seconds = time.perf_counter() - start
@@ -145,15 +149,13 @@ def _of_run(cfg: DictConfig, out: Path) -> dict[str, Any]:
         "n_fake": n,
         "seed": cfg.seed,
         "sampler": str(cfg.sampler or run_cfg.sampler),
+        "guidance": None if cfg.guidance is None else str(cfg.guidance),
         "samples_per_second": n / seconds,
     }
     if classifier is not None:
         sure = torch.cat(confident)
         record |= {"confident_share": len(sure) / n, "classes_found": len(sure.unique())}
-    extra = {}
-    if cfg.bits_per_dim:
-        extra["bits_per_dim"] = _bits_per_dim(module, data.test, cfg)
-    return _measured(cfg, out, sets, summary, classes, rows, record, extra)
+    return _measured(cfg, out, sets, summary, classes, rows, record, densities)
 
 
 def _extractor(node: Any, cfg: DictConfig) -> Extractor:
@@ -290,35 +292,6 @@ def _like(images: Tensor, other: Tensor) -> Tensor:
     if resized.shape[1] != other.shape[1]:
         resized = resized.mean(1, keepdim=True).expand(-1, other.shape[1], -1, -1)
     return resized.round().to(torch.uint8)
-
-
-def _bits_per_dim(module: Any, test: Any, cfg: DictConfig) -> Estimate:
-    """Of the first `cfg.bits_per_dim` test images, dequantised by uniform noise: the model's density by the
-    probability-flow ODE, one probe of random signs an image.
-    """
-    from lit_gen.score.likelihood import bits_per_dim, dequantize, log_likelihood, random_probes
-
-    if not hasattr(module, "denoiser"):
-        raise ConfigError(f"bits_per_dim={cfg.bits_per_dim}: {type(module).__name__} has no density.")
-    if not 2 <= cfg.bits_per_dim <= len(test):
-        raise ConfigError(
-            f"bits_per_dim={cfg.bits_per_dim}: must be between 2 and the {len(test)} test images."
-        )
-    indices = range(cfg.bits_per_dim)
-    generator = PerSample.keyed(cfg.seed, indices)
-    images = torch.stack([test[i]["image"] for i in indices])
-    label = torch.tensor([test[i]["label"] for i in indices]) if module.num_classes else None
-    x, probes = dequantize(images, generator), random_probes(to_float(images), generator=generator)
-    parts = []
-    for rows in torch.arange(len(indices)).split(cfg.batch_size):
-        found = log_likelihood(
-            module.denoiser,
-            x[rows].to(module.device),
-            probes=probes[:, rows].to(module.device),
-            label=None if label is None else label[rows].to(module.device),
-        )
-        parts.append(bits_per_dim(found.log_prob, images[0].numel()).cpu())
-    return mean_estimate(torch.cat(parts))
 
 
 def with_error(estimate: Estimate) -> str:

@@ -12,6 +12,7 @@ from torch import nn
 
 from lit_gen import runs
 from lit_gen.errors import ConfigError
+from lit_gen.guiding import guide
 from lit_gen.instantiate import instantiate
 from lit_gen.pretrained import edm, ncsn, score_sde, unpickle
 from lit_gen.pretrained.keymap import Info
@@ -36,10 +37,8 @@ def open_model(cfg: DictConfig) -> tuple[Any, DictConfig | None, Path]:
     `cfg.weights`.
 
     Official weights bring their network; `cfg.model` says the process and precondition they were trained
-    with.
-    Raises ConfigError where neither or both of `run` and `weights` are given, and where the checkpoint
-    contradicts
-    the model.
+    with. `cfg.guidance` wraps either. Raises ConfigError where neither or both of `run` and `weights` are
+    given, and where the checkpoint contradicts the model.
     """
     allow = list(cfg.allow_targets)
     if (cfg.run is None) == (cfg.weights is None):
@@ -49,12 +48,15 @@ def open_model(cfg: DictConfig) -> tuple[Any, DictConfig | None, Path]:
     if cfg.run is not None:
         if cfg.model is not None:
             raise ConfigError("model=... goes with weights=...; a run has its own model.")
-        return runs.load(cfg.run, cfg.checkpoint, ema=cfg.ema, allow=allow, device=cfg.device)
+        module, run_cfg, path = runs.load(
+            cfg.run, cfg.checkpoint, ema=cfg.ema, allow=allow, device=cfg.device
+        )
+        return guide(module, cfg), run_cfg, path
     path = Path(cfg.weights)
     net, info = read_network(path, ema=cfg.ema, image_size=cfg.image_size)
     module = _module(cfg, net, info, allow)
     device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return module.to(device).eval().requires_grad_(False), None, path
+    return guide(module.to(device).eval().requires_grad_(False), cfg), None, path
 
 
 def read_network(path: Path, *, ema: bool = True, image_size: int | None = None) -> tuple[nn.Module, Info]:
