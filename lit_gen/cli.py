@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from lit_gen import schema
 from lit_gen.errors import ConfigError
 
 __all__ = ["CONF_DIR", "entry_point", "is_main_process"]
+
+OMEGACONF = re.compile(r"\n\s+(full_key: .*|(object|reference)_type=.*)")  # what its messages say for developers
 
 
 def _conf_dir() -> Path:
@@ -107,7 +110,7 @@ def _users_mistake(error: BaseException | None) -> str | None:
         if isinstance(link, OverrideParseException):
             return f"{link.override}: {link}".strip()
     typed = [link for link in chain if isinstance(link, HydraException | OmegaConfBaseException)]
-    return ": ".join(str(link).strip() for link in typed) or None
+    return OMEGACONF.sub("", ": ".join(str(link).strip() for link in typed)) or None
 
 
 def _leave_nothing(folder: Path) -> None:

@@ -36,9 +36,12 @@ class SaveConfig(pl.Callback):
 
 @dataclass
 class Experiment:
+    """`config` is the resolved configuration, without the callbacks and loggers that are switched off."""
+
     module: Any
     data: pl.LightningDataModule
     trainer: pl.Trainer
+    config: dict[str, Any]
 
 
 def build(cfg: DictConfig, folder: Path) -> Experiment:
@@ -49,21 +52,35 @@ def build(cfg: DictConfig, folder: Path) -> Experiment:
     """
     allow = list(cfg.allow_targets)
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    config |= {group: _switched_on(group, config[group]) for group in ("callbacks", "logger")}
     data = instantiate(config["data"], allow)
     torch.manual_seed(cfg.seed)  # the initial weights
     module = instantiate(config["model"], allow)
     # Averages and guards first: what measures or saves after them finds the batch completed.
-    callbacks = [instantiate(c, allow) for c in config["callbacks"].values() if c]
+    callbacks = [instantiate(c, allow) for c in config["callbacks"].values()]
     callbacks.sort(key=lambda c: not isinstance(c, EMA | NaNGuard | Signals))
     loggers = []
     if _is_rank_zero():
-        loggers = [instantiate(lg, allow) for lg in config["logger"].values() if lg]
+        loggers = [instantiate(lg, allow) for lg in config["logger"].values()]
     trainer = trainer_for(
         config["trainer"], allow, callbacks=[SaveConfig(config), *callbacks], loggers=loggers, folder=folder
     )
     if _is_rank_zero():  # the others wait for its prepare_data, so that a download happens once
         data.check(trainer.world_size)
-    return Experiment(module, data, trainer)
+    return Experiment(module, data, trainer, config)
+
+
+def _switched_on(group: str, nodes: dict[str, Any]) -> dict[str, Any]:
+    """Those that something is made of. `_target_: null` (metrics=none) or null instead of the node switches
+    one off, whatever an experiment sets of it; one without a `_target_` is a mistake.
+    """
+    for name, node in nodes.items():
+        if node is not None and not (isinstance(node, dict) and "_target_" in node):
+            raise ConfigError(
+                f"{group}.{name}={node} names no class: no choice of a group has made it, these are options "
+                f"alone. Leave it out (~{group}.{name}), or give {group}.{name}._target_."
+            )
+    return {name: node for name, node in nodes.items() if node and node["_target_"]}
 
 
 def _is_rank_zero() -> bool:

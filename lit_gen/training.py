@@ -39,12 +39,12 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str], main: bool = True
     experiment = runs.build(cfg, folder)
     module, trainer = experiment.module, experiment.trainer
     if main:
-        OmegaConf.save(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)), folder / "config.yaml")
+        OmegaConf.save(OmegaConf.create(experiment.config), folder / "config.yaml")
         _introduce(cfg, experiment, folder, checkpoint)
         around = environment()
         (folder / "environment.json").write_text(json.dumps(around, indent=2) + "\n")
         for logger in trainer.loggers:
-            logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True) | {"environment": around})
+            logger.log_hyperparams(experiment.config | {"environment": around})
     start, status = time.perf_counter(), "failed"
     try:
         trainer.fit(module, datamodule=experiment.data, ckpt_path=checkpoint, weights_only=True)
@@ -91,10 +91,16 @@ def _apply(saved: DictConfig, change: Override, again: bool) -> None:
             "only values such as trainer.max_steps can change."
         )
     if not change.is_add() and OmegaConf.select(saved, key, default=GROUPS) is GROUPS:
+        if again and key.startswith(("callbacks.", "logger.")):
+            return  # of one that the first command switched off
         raise ConfigError(f"{change.input_line}: the configuration of the run has no {key}.")
     try:
         with open_dict(saved):
-            OmegaConf.update(saved, key, change.value())
+            if change.is_delete():
+                parent, _, name = key.rpartition(".")
+                OmegaConf.select(saved, parent).pop(name)
+            else:
+                OmegaConf.update(saved, key, change.value())
     except OmegaConfBaseException as error:
         raise ConfigError(f"{change.input_line}: {error}") from error
 

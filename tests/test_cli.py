@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from lit_gen import checkpoints, evaluate, sample, train
+from lit_gen import checkpoints, evaluate, runs, sample, train
 
 
 @pytest.fixture
@@ -46,6 +46,8 @@ MISTAKES = {
     "model.process._target_=os.system": "allow_targets",
     "resume=nowhere/at/all": "no run folder",
     "seed=[": "seed",
+    "callbacks/averages=[power]": "callbacks.ema={'decay': 0.999} names no class",
+    "callbacks.grid=5": "callbacks.grid=5 names no class",
 }
 
 
@@ -164,6 +166,26 @@ def test_resume_auto_starts_goes_on_and_names_what_is_broken(command, tmp_path, 
     assert "last.ckpt (1000 bytes) cannot be read" in out + err
     assert checkpoints.read(last)["batches_seen"] == 20
     assert len(list((tmp_path / "runs" / "digits").iterdir())) == 1
+
+
+def test_what_is_switched_off_stays_off(command, tmp_path, tiny):
+    """Without measures a training works, saves what it is, goes on by the same command, and is evaluated."""
+    options = [o for o in tiny if not o.startswith(("trainer.max_steps", "callbacks.quality.final"))]
+    options += ["metrics=none", "~callbacks.grid", "trainer=cpu", "logger=csv", "resume=auto"]
+    options = [o for o in options if not o.startswith("callbacks.grid")]
+    for steps in (5, 10):
+        code, out, err = command(train.main, *options, f"trainer.max_steps={steps}")
+        assert code == 0, err
+    assert "resumed from" in out and "fd_" not in out
+    (run,) = (tmp_path / "runs" / "digits").iterdir()
+    assert not {"quality", "grid"} & set(runs.saved_config(run).callbacks)
+    saved = checkpoints.read(run / "checkpoints" / "last.ckpt")
+    assert saved["batches_seen"] == 10 and not {"quality", "grid"} & set(saved["config"]["callbacks"])
+    assert not any(name.startswith("fd_") for name in runs.history(run))
+    code, _, err = command(evaluate.main, f"run={run}", "num=8")
+    assert code == 2 and "trained without a measure" in err
+    code, _, err = command(evaluate.main, f"run={run}", "num=8", "extractor=digits64", "measures=[fd]")
+    assert code == 0, err
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
