@@ -245,6 +245,8 @@ class SearchSchema:
     budget: int = 100
     top: int = 3
     control: bool = True
+    randaugment: bool = False
+    seeds: int = 1
     test_children: int = 3
     workers: int = 0
     wandb: str = "auto"

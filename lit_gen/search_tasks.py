@@ -18,6 +18,7 @@ from lit_gen.augment.search import (
     Labelled,
     PlantedReward,
     PolicySpace,
+    RandAugmentSpace,
     Reward,
     Space,
     density_folds,
@@ -27,7 +28,7 @@ from lit_gen.detection.reward import DetectorReward, boxed, detection_scores
 from lit_gen.errors import ConfigError
 from lit_gen.rng import keyed_generator
 
-__all__ = ["Task", "classifier", "density", "detector", "grid", "planted"]
+__all__ = ["Task", "classifier", "density", "detector", "grid", "planted", "randaugment_grid"]
 
 
 @dataclass
@@ -134,6 +135,14 @@ def detector(
 def grid(space: Space, seed: int, *, batch: int = 8) -> Grid:
     """Every cell of the space once, in an order that needs no seed."""
     return Grid(space, batch)
+
+
+def randaugment_grid(space: Space, budget: int) -> RandAugmentSpace:
+    """At most `budget` cells of one, two or three ops at evenly spread magnitudes, with the options of
+    `space`."""
+    ops = (1, 2, 3)[: max(1, budget // 2)]
+    magnitudes = torch.linspace(3, 30, max(1, budget // len(ops))).round().int().tolist()
+    return RandAugmentSpace(ops, tuple(dict.fromkeys(magnitudes)), options=_options(space))
 
 
 def _options(space: Space) -> dict[str, Any]:

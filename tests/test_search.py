@@ -45,6 +45,36 @@ def test_a_search_in_two_parts_is_the_search_in_one(compose, tmp_path):
     )
 
 
+def test_seeds_are_searches_of_their_own(compose, tmp_path):
+    """The table over seeds is made of the scores of each; what is finished is not done again."""
+    given = [*PLANTED, "budget=4", "seed=3", "seeds=2"]
+    report = searching.search(compose(*given, config_name="search"), tmp_path / "many")
+    for seed in (3, 4):
+        alone = searching.search(
+            compose(*PLANTED, "budget=4", f"seed={seed}", config_name="search"), tmp_path / str(seed)
+        )
+        folder = tmp_path / "many" / f"seed_{seed}"
+        assert trials(folder) == trials(tmp_path / str(seed))
+        for name, row in report["results"].items():
+            assert row["test"][seed - 3] == pytest.approx(alone["results"][name]["test"])
+    row = report["results"]["found"]
+    assert row["gain_mean"] == pytest.approx(sum(row["gain"]) / 2) and row["better"] == 2
+    before = (tmp_path / "many" / "seed_3" / "curve.png").stat().st_mtime_ns
+    assert searching.search(compose(*given, config_name="search"), tmp_path / "many") == report
+    assert (tmp_path / "many" / "seed_3" / "curve.png").stat().st_mtime_ns == before
+
+
+def test_randaugment_beside_the_search(compose, tmp_path):
+    """As many cells as the budget allows, all different, under the same reward."""
+    common = ["wandb=disabled", "strategy=random", "space=small", "data=digits", *CHILD, "reward=classifier"]
+    cfg = compose(*common, "budget=5", "randaugment=true", config_name="search")
+    report = searching.search(cfg, tmp_path)
+    cells = trials(tmp_path, "randaugment")
+    row = report["results"]["RandAugment, best of its grid"]
+    assert len({tuple(c) for _, c, _ in cells}) == len(cells) == row["children"] == 4
+    assert row["reward"] == max(r for _, _, r in cells)
+
+
 def test_what_was_found_can_be_used(compose, tmp_path):
     """policy.yaml and augment/found.yaml are the three best policies of the ledger, one after another."""
     from hydra import compose as hydra_compose
@@ -85,6 +115,8 @@ def test_another_search_is_not_overwritten(compose, tmp_path):
         (["reward=classifier", "data=digits", "reward.train_size=1400"], "at most 1437"),
         (["reward=classifier", "data=digits", "reward.scale=0"], "scale=0"),
         (["strategy=grid"], "The grid has"),
+        (["randaugment=true"], "planted reward"),
+        (["seeds=2", "test_children=0"], "test_children must"),
         (["space=randaugment", "strategy=tpe"], "space of policies"),
     ],
 )

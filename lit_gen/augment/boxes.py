@@ -148,6 +148,7 @@ def rotate_official(boxes: ndarray, degrees: float, h: int, w: int) -> ndarray:
 
 
 def cos_sin(degrees: Sequence[float]) -> tuple[ndarray, ndarray]:
-    """float32 cosine and sine, the angle in float32 too."""
-    angle = np.asarray(degrees, np.float32) * np.float32(math.pi / 180)
-    return np.cos(angle), np.sin(angle)
+    """Cosine and sine of the angle in float32, rounded to float32: numpy's own float32 functions depend on
+    the processor in the last bit."""
+    angle = (np.asarray(degrees, np.float32) * np.float32(math.pi / 180)).astype(np.float64)
+    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
