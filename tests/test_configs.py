@@ -41,7 +41,7 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
 
 
-FAMILIES = [name for name in options("model") if name not in ("funit", "detector")]
+FAMILIES = [name for name in options("model") if name not in ("funit", "detector", "noisy_classifier")]
 
 
 def without_network(config) -> dict:
