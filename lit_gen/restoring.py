@@ -23,19 +23,19 @@ from lit_gen.images import grid, save_png, to_float, to_uint8
 from lit_gen.instantiate import instantiate
 from lit_gen.official import open_model
 from lit_gen.rng import PerSample, keyed_generator
-from lit_gen.score.restoration import Inpainting, box_mask
+from lit_gen.score.restoration import Inpainting, box_mask, repaint, replacement
 
 __all__ = ["Perceptual", "inpainting", "mask_of", "pictures", "quality", "restore", "restore_images"]
 
 ALEXNET, SMALLEST_FOR_ALEXNET = "alexnet-owt-7be5be79.pth", 31
+LARGEST_GAIN = 2.0  # of noise on a measurement that is taken as exact
 MASKS = ("center", "left", "right", "top", "bottom", "random")
 
 
 def restore(cfg: DictConfig, out: Path) -> dict[str, Any]:
     """Degrades images by `cfg.operator`, restores each `cfg.samples` times by `cfg.method`; writes
-    `sheet.png` (a row an
-    image: original, degraded, restorations), `images/` and `restoration.json`, prints the table and returns
-    the record.
+    `sheet.png` (a row an image: original, degraded, restorations), `images/` and `restoration.json`, prints
+    the table and returns the record.
 
     Restoration k of image i depends on (seed, i, k) alone. Raises ConfigError for what does not fit together.
     """
@@ -51,6 +51,7 @@ def restore(cfg: DictConfig, out: Path) -> dict[str, Any]:
     allow = list(cfg.allow_targets)
     operator, method = instantiate(cfg.operator, allow), instantiate(cfg.method, allow)
     originals, labels = pictures(cfg, run_cfg, module)
+    _check_noise(cfg, operator, method, module.image_shape)
     judge = Perceptual(cfg.lpips, originals.shape[-1])
     measured = _measure(operator, to_float(originals), cfg.noise, cfg.seed)
     restored = restore_images(
@@ -65,6 +66,7 @@ def restore(cfg: DictConfig, out: Path) -> dict[str, Any]:
         "num": len(originals),
         "samples": cfg.samples,
         "noise": cfg.noise,
+        "guidance": None if cfg.guidance is None else str(cfg.guidance),
         "seed": cfg.seed,
         "labels": None if labels is None else labels.tolist(),
         "lpips": judge.name,
@@ -118,9 +120,8 @@ def restore_images(
 
 
 def quality(images: Tensor, originals: Tensor) -> dict[str, float]:
-    """Means over the images, uint8 (N, C, H, W), of PSNR in dB and SSIM with a Gaussian window, of 11
-    pixels or, below
-    16 pixels of image, of 5.
+    """Means over the images, uint8 (N, C, H, W), of PSNR in dB and SSIM with a Gaussian window, of 11 pixels
+    or, below 16 pixels of image, of 5.
     """
     a, b = images.to(torch.float64), originals.to(torch.float64)
     small = min(originals.shape[-2:]) < 16
@@ -184,8 +185,8 @@ def mask_of(spec: str, size: int) -> Tensor:
     """bool (1, size, size), true where the pixel is known.
 
     `spec`: center (the middle half of each side is unknown), left, right, top, bottom (that half is
-    unknown), random (half of
-    the pixels, always the same ones), or a picture whose pixels above half brightness are known.
+    unknown), random (half of the pixels, always the same ones), or a picture whose pixels above half
+    brightness are known.
     """
     half, quarter = size // 2, size // 4
     boxes = {
@@ -253,6 +254,21 @@ def _measure(operator: Any, x: Tensor, noise: float, seed: int) -> Tensor:
         torch.randn(y.shape[1:], generator=keyed_generator(seed, "measurement", i)) for i in range(len(y))
     ]
     return y + noise * torch.stack(rows)
+
+
+def _check_noise(cfg: DictConfig, operator: Any, method: Any, image_shape: tuple[int, ...]) -> None:
+    """Raises ConfigError for a method that takes the measurement as exact, where undoing the operator would
+    blow its noise up."""
+    if cfg.noise == 0 or getattr(method, "func", method) not in (repaint, replacement):
+        return
+    noise = torch.randn(operator(torch.zeros(1, *image_shape)).shape, generator=keyed_generator(0, "gain"))
+    gain = float(operator.pseudo_inverse(noise).square().mean().sqrt())
+    if gain > LARGEST_GAIN:
+        raise ConfigError(
+            f"noise={cfg.noise}: method={method.func.__name__} takes what was measured as exact, and undoing "
+            f"this operator would make the noise {gain:.0f} times larger. Take method=dps or method=pigdm, "
+            "which know of noise."
+        )
 
 
 def _write(out: Path, originals: Tensor, shown: Tensor, restored: Tensor, record: dict[str, Any]) -> None:

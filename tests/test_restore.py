@@ -88,6 +88,21 @@ def test_every_method_takes_every_operator(tiny_run, compose, tmp_path, capsys):
     assert "LPIPS left out" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("method", ["replacement", "repaint"])
+def test_noise_that_would_be_blown_up_is_refused(tiny_run, compose, tmp_path, method):
+    """Undoing a blur multiplies noise; filling a gap does not."""
+    given = [f"run={tiny_run}", "device=cpu", "num=2", "samples=1", f"method={method}", *METHODS[method]]
+
+    def restore(*more):
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        return restoring.restore(compose(*given, *more, f"out={out}", config_name="restore"), out)
+
+    with pytest.raises(ConfigError, match=r"noise=0.1: .* times larger. Take method=dps"):
+        restore("noise=0.1", "operator=blur")
+    restore("noise=0.1", "operator=inpaint")
+    restore("operator=blur")
+
+
 def test_colour_needs_colours(tiny_run, compose, tmp_path):
     given = [f"run={tiny_run}", "device=cpu", "operator=colorize", f"out={tmp_path}/a"]
     with pytest.raises(ConfigError, match="the images have 1"):
