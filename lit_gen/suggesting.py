@@ -22,8 +22,7 @@ __all__ = ["largest_distance", "level_overlap", "level_ratio", "step_factor", "s
 
 def suggest(cfg: DictConfig) -> dict[str, Any]:
     """Measures `cfg.num` training images of `cfg.data`, prints a table and the options to type, returns the
-    numbers;
-    they are written to `cfg.out` if that is given. Raises ConfigError for settings out of range.
+    numbers; they are written to `cfg.out` if that is given. Raises ConfigError for settings out of range.
     """
     if cfg.num < 2 or not 0 < cfg.overlap < 1 or cfg.sigma_min <= 0 or cfg.steps_per_level < 1:
         raise ConfigError(
@@ -105,8 +104,7 @@ def level_ratio(dimensions: int, overlap: float = 0.5) -> float:
 
 def variance_ratio(ratio: float, step: float, steps_per_level: int) -> float:
     """Technique 4: the variance after `steps_per_level` Langevin steps of step size `step` sigma^2, in
-    units of the
-    level's own, which it should be: with q = 2 / (2 - step), (1 - step)^(2 T) (ratio^2 - q) + q.
+    units of the level's own, which it should be: with q = 2 / (2 - step), (1 - step)^(2 T) (ratio^2 - q) + q.
     """
     stationary = 2 / (2 - step)
     return (1 - step) ** (2 * steps_per_level) * (ratio**2 - stationary) + stationary

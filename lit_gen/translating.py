@@ -27,9 +27,8 @@ OFFICIAL_SIZE = 128
 
 
 def translate(cfg: DictConfig, out: Path) -> dict[str, Any]:
-    """Translates `cfg.content` into every class of `cfg.classes`; writes `sheet.png` (with the true translations
-    below each row where the run's own data know them),
-    `images/<class>/<content>.png`, with `cfg.interpolate` also `interpolation.png` and `interpolation/`, and
+    """Translates `cfg.content` into every class of `cfg.classes`; writes `sheet.png` (with the true
+    translations below each row where the run's own data know them), `images/<class>/<content>.png`, with `cfg.interpolate` also `interpolation.png` and `interpolation/`, and
     `translation.json`; returns the record.
 
     Raises ConfigError for what does not fit together.

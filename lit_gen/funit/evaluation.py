@@ -35,8 +35,7 @@ Translator = Callable[[Tensor, Tensor], Tensor]
 H, W)."""
 
 
-# --- baselines
-# --------------------------------------------------------------------------------------------------------
+# --- baselines ---
 
 
 def copy_content(content: Tensor, classes: Tensor) -> Tensor:
@@ -55,8 +54,7 @@ def _to_uint8(x: Tensor) -> Tensor:
     return ((x + 1) * 127.5).round().to(torch.uint8)
 
 
-# --- judging pairs
-# ----------------------------------------------------------------------------------------------------
+# --- judging pairs ---
 
 
 def paired_l1(images: Tensor, truth: Tensor) -> Tensor:
@@ -98,8 +96,7 @@ def dipd(a: Tensor, b: Tensor, eps: float = 1e-5) -> Tensor:
     return (a - b).square().mean((1, 2, 3))
 
 
-# --- the protocol
-# -----------------------------------------------------------------------------------------------------
+# --- the protocol ---
 
 
 @dataclass(frozen=True)
@@ -116,10 +113,10 @@ class Measures:
     """What to measure.
 
     judges: by name, the paper's "all" (source and target classes) and "test" (target classes only).
-    content_features: uint8 images -> feature maps (N, C, h, w), for DIPD. features, distance: uint8 images ->
-    (N, D), and (features of all translations into a class, its name) -> distance to
-        the real images of that class. The mean over classes is the paper's mFID if the features are
-        Inception's; it is reported under `distance_name`.
+    content_features: uint8 images -> feature maps (N, C, h, w), for DIPD.
+    features, distance: uint8 images -> (N, D), and (features of all translations into a class, its name) ->
+        distance to the real images of that class. The mean over classes is the paper's mFID if the features
+        are Inception's; it is reported under `distance_name`.
     truth: (content number, class name) -> the true translation, uint8 (C, H, W).
     content_logits, content_label: a classifier of what the content images show, and the right answers (N,).
     """

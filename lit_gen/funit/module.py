@@ -41,6 +41,7 @@ class FUNITModule(BaseModule):
         layout of their weights, which a CPU and a GPU's convolutions prefer.
     """
 
+    reads = frozenset({"content", "classes"})
     clipping_option = "model.gradient_clip_val"
     next_commands: ClassVar[dict[str, str]] = {
         "translate": "python -m lit_gen.translate run={run} content=<image or folder> classes=<folder>",
@@ -90,8 +91,7 @@ class FUNITModule(BaseModule):
             for network in (*generator.children(), discriminator):
                 network.compile()
 
-    # --- training
-    # ---------------------------------------------------------------------------------------------------
+    # --- training ---
 
     def on_fit_start(self) -> None:
         if self.trainer.precision.startswith("16"):
@@ -177,8 +177,7 @@ class FUNITModule(BaseModule):
         schedules = [] if self.schedule is None else [LambdaLR(o, self.schedule) for o in optimizers]
         return optimizers, schedules
 
-    # --- translating
-    # ------------------------------------------------------------------------------------------------
+    # --- translating ---
 
     def class_code(self, images: Tensor) -> Tensor:
         """`translator.class_code` by the averaged weights."""

@@ -6,14 +6,15 @@ A loss draws its random numbers apart from using them:
     draws = loss.draw(process, x_0, generator)                     # for the whole of x_0 (B, ...)
     per_image_loss = loss(denoiser, x_0, *draws, label=label)      # (B,) in float64
 
-| objective                                   | times             | weight                     |
-|---------------------------------------------|-------------------|----------------------------| | EDM
-| LogNormal         | EDMWeight                  | | DSM with lambda = sigma^2; eps-MSE (DDPM)   |
-UniformTime, -Step| snr                        | | DSM with likelihood weighting               | UniformTime
-| likelihood                 | | annealed DSM of NCSN, anneal power 2        | UniformStep       | snr
-| | v-MSE, x_0-MSE                              | UniformTime       | velocity, constant         | |
-min-SNR-gamma                               | UniformStep       | MinSNR                     | | flow matching
-| UniformTime       | flow                       |
+| objective                                   | times             | weight             |
+|---------------------------------------------|-------------------|--------------------|
+| EDM                                         | LogNormal         | EDMWeight          |
+| DSM with lambda = sigma^2; eps-MSE (DDPM)   | UniformTime, -Step| snr                |
+| DSM with likelihood weighting               | UniformTime       | likelihood         |
+| annealed DSM of NCSN, anneal power 2        | UniformStep       | snr                |
+| v-MSE, x_0-MSE                              | UniformTime       | velocity, constant |
+| min-SNR-gamma                               | UniformStep       | MinSNR             |
+| flow matching                               | UniformTime       | flow               |
 """
 
 from collections.abc import Callable
