@@ -12,6 +12,7 @@ from lit_gen.score.networks.layers import (
     Level,
     NoiseMLP,
     PositionalEmbedding,
+    activation_of,
     check_input,
     conv,
     group_norm,
@@ -45,22 +46,23 @@ class DDPM(nn.Module):
         num_classes: int = 0,  # 0: unconditional
         out_channels: int | None = None,  # None: as `channels`; twice that for a learned variance
         checkpoint_blocks: bool = False,  # recompute blocks in the backward pass: less memory, 1/3 more time
+        activation: str = "silu",  # or "elu", "relu", "leaky_relu"
+        resample_conv: bool = True,  # False: 2x2 means and nearest neighbours, without weights
     ):
         super().__init__()
         self.resolutions = levels_of(image_size, len(channel_mult))
         self.channels, self.out_channels = channels, out_channels or channels
         self.num_classes, self.augment_dim = num_classes, 0
-        self.checkpoint_blocks = checkpoint_blocks
-        c_emb = 4 * base_channels
-        self.noise = NoiseMLP(PositionalEmbedding(base_channels), base_channels, c_emb, num_classes)
+        self.checkpoint_blocks, self.resample_conv = checkpoint_blocks, resample_conv
+        c, c_emb = base_channels, 4 * base_channels
+        self.noise = NoiseMLP(PositionalEmbedding(c), c, c_emb, num_classes, activation=activation)
 
         def block(c_in, c_out, attention=False):
-            return _ResBlock(c_in, c_out, c_emb, dropout, attention)
+            return _ResBlock(c_in, c_out, c_emb, dropout, attention, activation)
 
         widths = [base_channels * m for m in channel_mult]
         attend = [r in tuple(attention_resolutions) for r in self.resolutions]
         last = len(widths) - 1
-        c = base_channels
         self.stem = conv(channels, c)
         skips, self.encoder, self.decoder = [c], nn.ModuleList(), nn.ModuleList()
         for i, width in enumerate(widths):
@@ -70,7 +72,7 @@ class DDPM(nn.Module):
                 c = width
                 skips.append(c)
             if i < last:
-                level.resize = _Down(c)
+                level.resize = _Down(c) if resample_conv else nn.AvgPool2d(2)
                 skips.append(c)
             self.encoder.append(level)
         self.middle = nn.ModuleList([block(c, c, attention=True), block(c, c)])
@@ -79,9 +81,11 @@ class DDPM(nn.Module):
             for n in range(num_blocks + 1):
                 level.blocks.append(block(c + skips.pop(), widths[i], attend[i] and n == num_blocks))
                 c = widths[i]
-            level.resize = _Up(c) if i else None
+            if i:
+                level.resize = _Up(c) if resample_conv else nn.UpsamplingNearest2d(scale_factor=2)
             self.decoder.append(level)
-        self.head = nn.Sequential(_norm(c), nn.SiLU(), conv(c, self.out_channels, gain=_SMALL))
+        last = conv(c, self.out_channels, gain=_SMALL)
+        self.head = nn.Sequential(_norm(c), activation_of(activation), last)
         self.to(memory_format=torch.channels_last)
 
     def forward(
@@ -117,8 +121,9 @@ class DDPM(nn.Module):
 class _ResBlock(nn.Module):
     """x + f(x, emb), then attention."""
 
-    def __init__(self, c_in: int, c_out: int, c_emb: int, dropout: float, attention: bool):
+    def __init__(self, c_in: int, c_out: int, c_emb: int, dropout: float, attention: bool, activation: str):
         super().__init__()
+        self.act = activation_of(activation)
         self.dropout = dropout
         self.norm0 = _norm(c_in)
         self.conv0 = conv(c_in, c_out)
@@ -129,8 +134,8 @@ class _ResBlock(nn.Module):
         self.attention = _attention(c_out) if attention else None
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.conv0(F.silu(self.norm0(x))) + self.affine(emb)[:, :, None, None]
-        h = F.silu(self.norm1(h))
+        h = self.conv0(self.act(self.norm0(x))) + self.affine(emb)[:, :, None, None]
+        h = self.act(self.norm1(h))
         h = self.conv1(F.dropout(h, self.dropout, self.training))
         h = h + (x if self.skip is None else self.skip(x))
         return h if self.attention is None else self.attention(h)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ __all__ = [
     "NoiseMLP",
     "PositionalEmbedding",
     "Resample",
+    "activation_of",
     "augment_rows",
     "check_input",
     "class_rows",
@@ -33,17 +34,20 @@ __all__ = [
 class FourierEmbedding(nn.Module):
     """Random Fourier features [sin, cos](2 pi w c) with frozen w ~ N(0, scale^2); (B,) -> (B, channels).
 
-    https://arxiv.org/abs/2006.10739; NCSN++ (https://arxiv.org/abs/2011.13456) takes c = ln(sigma).
+    https://arxiv.org/abs/2006.10739; NCSN++ (https://arxiv.org/abs/2011.13456) takes c = ln(sigma). Phases
+    are hundreds of radians, so the order of the product shows in the fifth digit of a network's output: (w c)
+    2 pi as in score_sde, or with `radians` (2 pi w) c as in EDM.
     """
 
-    def __init__(self, channels: int, scale: float = 16.0):
+    def __init__(self, channels: int, scale: float = 16.0, radians: bool = False):
         super().__init__()
-        self.channels = channels
+        self.channels, self.radians = channels, radians
         self.register_buffer("frequencies", torch.randn((channels + 1) // 2) * scale)
 
     def forward(self, noise_label: Tensor) -> Tensor:
         # float32 whatever the autocast: a phase of hundreds of radians has no room for rounding.
-        phase = noise_label.to(self.frequencies.dtype)[:, None] * (2 * math.pi * self.frequencies)
+        c, turn = noise_label.to(self.frequencies.dtype)[:, None], 2 * math.pi
+        phase = c * (turn * self.frequencies) if self.radians else c * self.frequencies * turn
         return torch.cat([phase.sin(), phase.cos()], 1)[:, : self.channels]
 
 
@@ -68,16 +72,23 @@ class PositionalEmbedding(nn.Module):
 
 
 class NoiseMLP(nn.Module):
-    """The vector that conditions all blocks, through silu: noise level, class, augmentation -> (B, width).
+    """The vector that conditions all blocks, activated: noise level, class, augmentation -> (B, width).
 
     The layout of NCSN++, DDPM++ and DDPM: `embedding` of the noise label, to which the projected class row
     (scaled by sqrt(num_classes), EDM's unit variance) and augmentation label are added, then two layers.
     """
 
     def __init__(
-        self, embedding: nn.Module, channels: int, width: int, num_classes: int = 0, augment_dim: int = 0
+        self,
+        embedding: nn.Module,
+        channels: int,
+        width: int,
+        num_classes: int = 0,
+        augment_dim: int = 0,
+        activation: str = "silu",
     ):
         super().__init__()
+        self.act = activation_of(activation)
         self.embedding, self.num_classes, self.augment_dim = embedding, num_classes, augment_dim
         self.label = linear(num_classes, channels) if num_classes else None
         self.augment = linear(augment_dim, channels, bias=False) if augment_dim else None
@@ -91,7 +102,7 @@ class NoiseMLP(nn.Module):
             emb = emb + self.label(class_rows(label, self.num_classes, emb) * math.sqrt(self.num_classes))
         if self.augment is not None:
             emb = emb + self.augment(augment_rows(augment_label, self.augment_dim, emb))
-        return F.silu(self.out(F.silu(self.hidden(emb))))
+        return self.act(self.out(self.act(self.hidden(emb))))
 
 
 class Level(nn.Module):
@@ -301,6 +312,14 @@ def refuse_labels(label: Tensor | None, num_classes: int, augment_label: Tensor 
         raise ConfigError("label given to a network of num_classes=0: pass None, or build it with classes.")
     if augment_label is not None and not augment_dim:
         raise ConfigError("augment_label given to a network of augment_dim=0: pass None, or set augment_dim.")
+
+
+def activation_of(name: str) -> nn.Module:
+    """The nonlinearity of that name; ConfigError for one that no network has."""
+    known = {"silu": nn.SiLU, "elu": nn.ELU, "relu": nn.ReLU, "leaky_relu": partial(nn.LeakyReLU, 0.2)}
+    if name not in known:
+        raise ConfigError(f"activation={name!r} is not known: take one of {', '.join(known)}.")
+    return known[name]()
 
 
 def levels_of(image_size: int, num_levels: int) -> list[int]:

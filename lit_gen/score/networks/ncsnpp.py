@@ -7,6 +7,7 @@ the division by sigma of the official VE networks is c_out of the VE preconditio
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +22,13 @@ from lit_gen.score.networks.layers import (
     NoiseMLP,
     PositionalEmbedding,
     Resample,
+    activation_of,
     check_input,
     conv,
     group_norm,
     levels_of,
     linear,
+    refuse_labels,
 )
 
 __all__ = ["NCSNpp"]
@@ -40,7 +43,8 @@ class NCSNpp(nn.Module):
     fir=(1, 3, 3, 1), input_pyramid="residual"` (62,758,787); "deep" is `num_blocks=8`; the 256-pixel style is
     NCSN++ with `channel_mult=(1, 1, 2, 2, 2, 2, 2), num_blocks=2`, both pyramids "skip".
 
-    Raises ConfigError for an image size that cannot be halved len(channel_mult) - 1 times.
+    Raises ConfigError for an image size that cannot be halved len(channel_mult) - 1 times, and for classes or
+    augmentation labels of a network that is not `conditional`.
     """
 
     def __init__(
@@ -51,38 +55,58 @@ class NCSNpp(nn.Module):
         channel_mult: Sequence[int] = (1, 2, 2, 2),  # width of each resolution, in base_channels
         num_blocks: int = 4,  # residual blocks per resolution on the way down; one more on the way up
         attention_resolutions: Sequence[int] = (16,),  # the middle has attention besides
-        embedding: str = "positional",  # of the noise label: "positional" or "fourier"
+        embedding: str = "positional",  # of the noise label; "fourier"; "fourier_edm", rounded as EDM does
         embedding_mult: int | None = None,  # its channels in base_channels; None: 1 positional, 2 Fourier
         fourier_scale: float = 16.0,
         emb_mult: int = 4,  # width of the conditioning vector, in base_channels
         fir: Sequence[float] = (1, 1),  # resampling filter; NCSN++ (1, 3, 3, 1)
-        input_pyramid: str = "none",  # "none", "skip" (1x1 convolutions of the shrunk image) or "residual"
+        input_pyramid: str = "none",  # or "skip", "cat", "residual", "strided": see _PYRAMIDS
         output_pyramid: str = "none",  # "none" or "skip": the output is a sum over resolutions
         dropout: float = 0.1,
         num_classes: int = 0,  # 0: unconditional
         augment_dim: int = 0,  # length of the augmentation label, EDM's is 9; 0: none
         out_channels: int | None = None,  # None: as `channels`; twice that for a learned variance
         checkpoint_blocks: bool = False,  # recompute blocks in the backward pass: less memory, 1/3 more time
+        block: str = "biggan",  # resamples inside residual blocks; "ddpm": between them, without weights
+        activation: str = "silu",  # or "elu", "relu", "leaky_relu"
+        rescale: bool = True,  # sums of a signal and its residual are divided by sqrt 2
+        conditional: bool = True,  # False: the network ignores its noise label
     ):
         super().__init__()
         self.resolutions = levels_of(image_size, len(channel_mult))
-        _one_of("embedding", embedding, ("positional", "fourier"))
-        _one_of("input_pyramid", input_pyramid, ("none", "skip", "residual"))
+        _one_of("embedding", embedding, ("positional", "fourier", "fourier_edm"))
+        _one_of("input_pyramid", input_pyramid, tuple(_PYRAMIDS))
         _one_of("output_pyramid", output_pyramid, ("none", "skip"))
+        _one_of("block", block, ("biggan", "ddpm"))
+        if not conditional and (num_classes or augment_dim):
+            raise ConfigError(
+                f"num_classes={num_classes} and augment_dim={augment_dim} need conditional=True: labels "
+                "enter with the noise level."
+            )
         self.channels, self.out_channels = channels, out_channels or channels
         self.num_classes, self.augment_dim, self.checkpoint_blocks = (
             num_classes,
             augment_dim,
             checkpoint_blocks,
         )
-        fourier = embedding == "fourier"
+        self.input_pyramid, self.block, self.activation = input_pyramid, block, activation
+        self.embedding, self.rescale, self.conditional = embedding, rescale, conditional
+        fourier, radians = embedding != "positional", embedding == "fourier_edm"
         c_noise = base_channels * (embedding_mult or (2 if fourier else 1))
-        waves = FourierEmbedding(c_noise, fourier_scale) if fourier else PositionalEmbedding(c_noise)
-        self.noise = NoiseMLP(waves, c_noise, emb_mult * base_channels, num_classes, augment_dim)
+        waves = PositionalEmbedding(c_noise)
+        if fourier:
+            waves = FourierEmbedding(c_noise, fourier_scale, radians)
+        c_emb = emb_mult * base_channels if conditional else 0
+        self.noise = None
+        if conditional:
+            self.noise = NoiseMLP(waves, c_noise, c_emb, num_classes, augment_dim, activation)
         self.resample = Resample(fir)
 
-        def block(c_in, c_out, attention=False, mode="same"):
-            return _ResBlock(c_in, c_out, emb_mult * base_channels, dropout, attention, mode, self.resample)
+        def residual(c_in, c_out, attention=False, mode="same"):
+            if block == "ddpm" and mode != "same":
+                return _Resize(self.resample, mode)
+            options = (dropout, attention, mode, self.resample, activation, rescale)
+            return ResBlock(c_in, c_out, c_emb, *options)
 
         widths = [base_channels * m for m in channel_mult]
         attend = [r in tuple(attention_resolutions) for r in self.resolutions]
@@ -92,26 +116,28 @@ class NCSNpp(nn.Module):
         for i, width in enumerate(widths):
             level = Level()
             if i:
-                level.resize = block(c, c, mode="down")
-                level.pyramid = _input_pyramid(input_pyramid, c_image, c, self.resample)
-                c_image = c if input_pyramid == "residual" else c_image
+                level.resize = residual(c, c, mode="down")
+                level.pyramid = _PYRAMIDS[input_pyramid](c_image, c, self.resample, rescale)
+                c_image = c if input_pyramid in ("residual", "strided") else c_image
+                c = 2 * c if input_pyramid == "cat" else c
                 skips.append(c)
             for _ in range(num_blocks):
-                level.blocks.append(block(c, width, attend[i]))
+                level.blocks.append(residual(c, width, attend[i]))
                 c = width
                 skips.append(c)
             self.encoder.append(level)
-        self.middle = nn.ModuleList([block(c, c, attention=True), block(c, c)])
+        self.middle = nn.ModuleList([residual(c, c, attention=True), residual(c, c)])
         self.decoder = nn.ModuleList()
         for i, width in reversed(list(enumerate(widths))):
             level = Level()
             if i < len(widths) - 1:
-                level.resize = block(c, c, mode="up")
+                level.resize = residual(c, c, mode="up")
             for n in range(num_blocks + 1):
-                level.blocks.append(block(c + skips.pop(), width, attend[i] and n == num_blocks))
+                level.blocks.append(residual(c + skips.pop(), width, attend[i] and n == num_blocks))
                 c = width
             if i == 0 or output_pyramid == "skip":
-                level.head = nn.Sequential(group_norm(c), nn.SiLU(), conv(c, self.out_channels, gain=_SMALL))
+                last = conv(c, self.out_channels, gain=_SMALL)
+                level.head = nn.Sequential(group_norm(c), activation_of(activation), last)
             self.decoder.append(level)
         self.to(memory_format=torch.channels_last)
 
@@ -125,7 +151,7 @@ class NCSNpp(nn.Module):
         """
         check_input(x, self.channels, len(self.resolutions))
         image = x = x.contiguous(memory_format=torch.channels_last)
-        emb = self.noise(noise_label, label, augment_label)
+        emb = self._embed(noise_label, label, augment_label)
         h = self.stem(x)
         skips = [h]
         for level in self.encoder:
@@ -149,38 +175,51 @@ class NCSNpp(nn.Module):
                 out = level.head(h) if out is None else self.resample.up(out) + level.head(h)
         return out
 
-    def _run(self, block: nn.Module, h: Tensor, emb: Tensor) -> Tensor:
+    def _embed(
+        self, noise_label: Tensor, label: Tensor | None, augment_label: Tensor | None
+    ) -> Tensor | None:
+        if self.noise is not None:
+            return self.noise(noise_label, label, augment_label)
+        refuse_labels(label, 0, augment_label, 0)
+        return None
+
+    def _run(self, block: nn.Module, h: Tensor, emb: Tensor | None) -> Tensor:
         if self.checkpoint_blocks and torch.is_grad_enabled():
             return checkpoint(block, h, emb, use_reentrant=False)
         return block(h, emb)
 
 
-class _ResBlock(nn.Module):
-    """(x + f(x, emb)) / sqrt 2, then attention likewise; "down" and "up" resample after the first norm."""
+class ResBlock(nn.Module):
+    """(x + f(x, emb)) / sqrt 2, then attention likewise; "down" and "up" resample after the first norm.
 
-    def __init__(self, c_in, c_out, c_emb, dropout, attention, mode, resample):
+    Without `rescale` the sums stay as they are; `c_emb` 0 is a block without conditioning, called with None.
+    """
+
+    def __init__(
+        self, c_in, c_out, c_emb, dropout, attention, mode, resample, activation="silu", rescale=True
+    ):
         super().__init__()
         self.mode, self.dropout = mode, dropout
-        self.resample = resample
+        self.resample, self.rescale, self.act = resample, rescale, activation_of(activation)
         self.norm0 = group_norm(c_in)
         self.conv0 = conv(c_in, c_out)
-        self.affine = linear(c_emb, c_out)
+        self.affine = linear(c_emb, c_out) if c_emb else None
         self.norm1 = group_norm(c_out)
         self.conv1 = conv(c_out, c_out, gain=_SMALL)
         self.skip = conv(c_in, c_out, 1) if c_in != c_out or mode != "same" else None
         self.attention = _attention(c_out) if attention else None
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = F.silu(self.norm0(x))
+    def forward(self, x: Tensor, emb: Tensor | None) -> Tensor:
+        h = self.act(self.norm0(x))
         if self.mode == "down":
             h = self.resample.down(h)
         elif self.mode == "up":
             h = self.resample.up(h)
-        h = self.conv0(h) + self.affine(emb)[:, :, None, None]
-        h = F.silu(self.norm1(h))
+        h = self.conv0(h) if self.affine is None else self.conv0(h) + self.affine(emb)[:, :, None, None]
+        h = self.act(self.norm1(h))
         h = self.conv1(F.dropout(h, self.dropout, self.training))
-        h = (h + self._skip(x)).mul_(math.sqrt(0.5))
-        return h if self.attention is None else self.attention(h).mul_(math.sqrt(0.5))
+        h = _rescaled(h + self._skip(x), self.rescale)
+        return h if self.attention is None else _rescaled(self.attention(h), self.rescale)
 
     def _skip(self, x: Tensor) -> Tensor:
         if self.skip is None:
@@ -190,36 +229,63 @@ class _ResBlock(nn.Module):
         return self.skip(self.resample.down(x) if self.mode == "down" else x)
 
 
-class _InputSkip(nn.Module):
-    """Adds a 1x1 convolution of the shrunk input image: (h, image) -> (h, smaller image)."""
+class _Resize(nn.Module):
+    """Resampling alone, in the place of a residual block."""
 
-    def __init__(self, c_image, c, resample):
+    def __init__(self, resample: Resample, mode: str):
         super().__init__()
-        self.resample = resample
+        self.resample, self.mode = resample, mode
+
+    def forward(self, x: Tensor, emb: Tensor | None) -> Tensor:
+        return self.resample.down(x) if self.mode == "down" else self.resample.up(x)
+
+
+class _InputSkip(nn.Module):
+    """A 1x1 convolution of the shrunk input image is added to h, or put before it: (h, image) -> (h, smaller
+    image).
+    """
+
+    def __init__(self, c_image, c, resample, rescale, cat=False):
+        super().__init__()
+        self.resample, self.cat = resample, cat
         self.conv = conv(c_image, c, 1)
 
     def forward(self, h: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
         image = self.resample.down(image)
-        return h + self.conv(image), image
+        return torch.cat([self.conv(image), h], 1) if self.cat else h + self.conv(image), image
 
 
 class _InputResidual(nn.Module):
-    """h' = (h + strided convolution of the image) / sqrt 2, also the next image: (h, image) -> (h', h')."""
+    """h' = (h + strided convolution of the image) / sqrt 2, also the next image: (h, image) -> (h', h').
 
-    def __init__(self, c_image, c, resample):
+    Without the `filtered` image the zeros stand on the right and below only.
+    """
+
+    def __init__(self, c_image, c, resample, rescale, filtered=True):
         super().__init__()
-        self.resample = resample
+        self.resample, self.rescale, self.filtered = resample, rescale, filtered
         self.conv = conv(c_image, c, padding=0)
 
     def forward(self, h: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-        h = (h + self.resample.down_conv(image, self.conv)).mul_(math.sqrt(0.5))
+        if self.filtered:
+            image = self.resample.down_conv(image, self.conv)
+        else:
+            image = F.conv2d(F.pad(image, (0, 1, 0, 1)), self.conv.weight, self.conv.bias, stride=2)
+        h = _rescaled(h + image, self.rescale)
         return h, h
 
 
-def _input_pyramid(kind: str, c_image: int, c: int, resample: Resample) -> nn.Module | None:
-    return {"none": lambda *_: None, "skip": _InputSkip, "residual": _InputResidual}[kind](
-        c_image, c, resample
-    )
+_PYRAMIDS = {
+    "none": lambda *_: None,
+    "skip": _InputSkip,  # EDM's "skip"; "input_skip" of score_sde, progressive_combine "sum"
+    "cat": partial(_InputSkip, cat=True),  # the same with progressive_combine "cat"
+    "residual": _InputResidual,  # of both; NCSN++
+    "strided": partial(_InputResidual, filtered=False),  # score_sde's "residual" without a filter
+}
+
+
+def _rescaled(h: Tensor, rescale: bool) -> Tensor:
+    return h.mul_(math.sqrt(0.5)) if rescale else h
 
 
 def _attention(channels: int) -> Attention:

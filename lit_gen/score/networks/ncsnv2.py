@@ -1,11 +1,10 @@
 """NCSNv2 (Song & Ermon 2020, https://arxiv.org/abs/2006.09011) and its two deeper forms."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_gen.errors import ConfigError
-from lit_gen.score.networks.layers import check_input, levels_of, refuse_labels
+from lit_gen.score.networks.layers import activation_of, check_input, levels_of, refuse_labels
 from lit_gen.score.networks.ncsn import refine
 from lit_gen.score.networks.refinenet import RefineBlock, ResBlock, instance_norm_plus
 
@@ -46,7 +45,14 @@ class NCSNv2(nn.Module):
     Raises ConfigError for another depth, or an image size that its 1, 2 or 3 halvings do not divide.
     """
 
-    def __init__(self, image_size: int, channels: int = 3, base_channels: int = 128, depth: int = 4):
+    def __init__(
+        self,
+        image_size: int,
+        channels: int = 3,
+        base_channels: int = 128,
+        depth: int = 4,
+        activation: str = "elu",  # or "silu", "relu", "leaky_relu"
+    ):
         super().__init__()
         if depth not in _DEPTHS:
             raise ConfigError(
@@ -59,15 +65,20 @@ class NCSNv2(nn.Module):
         c = base_channels
         self.stem = nn.Conv2d(channels, c, 3, padding=1)
         self.stages = nn.ModuleList(
-            nn.ModuleList([ResBlock(a * c, b * c, _Norm, down, d), ResBlock(b * c, b * c, _Norm, False, d)])
+            nn.ModuleList(
+                [
+                    ResBlock(a * c, b * c, _Norm, down, d, activation),
+                    ResBlock(b * c, b * c, _Norm, False, d, activation),
+                ]
+            )
             for a, b, down, d in stages
         )
         pool = nn.MaxPool2d(5, 1, 2)
         self.refine = nn.ModuleList(
-            RefineBlock([a * c] * (2 if i else 1), b * c, None, pool, end=i == depth - 1)
+            RefineBlock([a * c] * (2 if i else 1), b * c, None, pool, i == depth - 1, activation)
             for i, (a, b) in enumerate(blocks)
         )
-        self.norm = _Norm(c)
+        self.norm, self.act = _Norm(c), activation_of(activation)
         self.head = nn.Conv2d(c, channels, 3, padding=1)
         self.to(memory_format=torch.channels_last)
 
@@ -79,7 +90,7 @@ class NCSNv2(nn.Module):
         refuse_labels(label, 0, augment_label, 0)
         h = self.stem(x.contiguous(memory_format=torch.channels_last))
         h = refine(self.stages, self.refine, h, None)
-        return self.head(F.elu(self.norm(h, None)))
+        return self.head(self.act(self.norm(h, None)))
 
 
 class _Norm(nn.Module):

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_gen.score.networks.layers import activation_of
+
 __all__ = ["RefineBlock", "ResBlock", "instance_norm_plus"]
 
 Norm = Callable[[int], nn.Module]
@@ -23,19 +25,28 @@ def instance_norm_plus(x: Tensor, gamma: Tensor, alpha: Tensor, beta: Tensor) ->
     means = x.mean((2, 3))
     means = (means - means.mean(1, keepdim=True)) / (means.var(1, keepdim=True) + 1e-5).sqrt()
     shift = torch.addcmul(beta, gamma, alpha * means)[:, :, None, None]
-    # Groups of one channel: unlike instance_norm this keeps channels_last.
-    h = torch.group_norm(x, x.shape[1], eps=1e-5)
+    # The channels_last kernel loses the deviation of channels whose mean is large; a copy costs less than it.
+    h = torch.group_norm(x.contiguous(), x.shape[1], eps=1e-5).contiguous(memory_format=torch.channels_last)
     return torch.addcmul(shift, h, gamma[..., None, None])
 
 
 class ResBlock(nn.Module):
-    """shortcut(x) + conv2(elu(norm2(conv1(elu(norm1(x)))))).
+    """shortcut(x) + conv2(act(norm2(conv1(act(norm1(x)))))).
 
     `down` halves the resolution (mean of 2x2 after the convolution), but with `dilation` > 1 it does not.
     """
 
-    def __init__(self, c_in: int, c_out: int, norm: Norm, down: bool = False, dilation: int = 1):
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        norm: Norm,
+        down: bool = False,
+        dilation: int = 1,
+        activation: str = "elu",
+    ):
         super().__init__()
+        self.act = activation_of(activation)
         self.halve = down and dilation == 1
         c_mid = c_in if down else c_out
         self.norm1 = norm(c_in)
@@ -47,8 +58,8 @@ class ResBlock(nn.Module):
             self.shortcut = _conv3(c_in, c_out, dilation) if dilation > 1 else nn.Conv2d(c_in, c_out, 1)
 
     def forward(self, x: Tensor, level: Tensor | None) -> Tensor:
-        h = self.conv1(F.elu(self.norm1(x, level)))
-        h = self.conv2(F.elu(self.norm2(h, level)))
+        h = self.conv1(self.act(self.norm1(x, level)))
+        h = self.conv2(self.act(self.norm2(h, level)))
         if self.halve:
             # The mean commutes with a 1x1 convolution and is cheaper before it.
             return F.avg_pool2d(h, 2) + self.shortcut(F.avg_pool2d(x, 2))
@@ -62,13 +73,20 @@ class RefineBlock(nn.Module):
     """
 
     def __init__(
-        self, c_in: Sequence[int], c_out: int, norm: Norm | None, pool: nn.Module, end: bool = False
+        self,
+        c_in: Sequence[int],
+        c_out: int,
+        norm: Norm | None,
+        pool: nn.Module,
+        end: bool = False,
+        activation: str = "elu",
     ):
         super().__init__()
-        self.adapt = nn.ModuleList(_ConvUnits(c, 2, 2, norm) for c in c_in)
+        act = activation_of(activation)
+        self.adapt = nn.ModuleList(_ConvUnits(c, 2, 2, norm, act) for c in c_in)
         self.fuse = _Fuse(c_in, c_out, norm) if len(c_in) > 1 else None
-        self.pool = _ChainedPool(c_out, norm, pool)
-        self.output = _ConvUnits(c_out, 3 if end else 1, 2, norm)
+        self.pool = _ChainedPool(c_out, norm, pool, act)
+        self.output = _ConvUnits(c_out, 3 if end else 1, 2, norm, act)
 
     def forward(self, xs: Sequence[Tensor], level: Tensor | None) -> Tensor:
         hs = [adapt(x, level) for adapt, x in zip(self.adapt, xs, strict=True)]
@@ -77,10 +95,11 @@ class RefineBlock(nn.Module):
 
 
 class _ConvUnits(nn.Module):
-    """`num_blocks` residual blocks of `num_stages` times norm, elu, 3x3 convolution."""
+    """`num_blocks` residual blocks of `num_stages` times norm, activation, 3x3 convolution."""
 
-    def __init__(self, c: int, num_blocks: int, num_stages: int, norm: Norm | None):
+    def __init__(self, c: int, num_blocks: int, num_stages: int, norm: Norm | None, act: nn.Module):
         super().__init__()
+        self.act = act
         self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
         for _ in range(num_blocks):
             self.convs.append(nn.ModuleList(_conv3(c, c, bias=False) for _ in range(num_stages)))
@@ -90,7 +109,7 @@ class _ConvUnits(nn.Module):
         for convs, norms in zip(self.convs, self.norms, strict=True):
             h = x
             for conv, norm in zip(convs, norms, strict=True):
-                h = conv(F.elu(norm(h, level)))
+                h = conv(self.act(norm(h, level)))
             x = x + h
         return x
 
@@ -116,14 +135,15 @@ class _Fuse(nn.Module):
 class _ChainedPool(nn.Module):
     """x + the sum of two stages of pooling and convolution, each fed by the one before."""
 
-    def __init__(self, c: int, norm: Norm | None, pool: nn.Module):
+    def __init__(self, c: int, norm: Norm | None, pool: nn.Module, act: nn.Module):
         super().__init__()
+        self.act = act
         self.convs = nn.ModuleList(_conv3(c, c, bias=False) for _ in range(2))
         self.norms = nn.ModuleList(_norm_or_none(norm, c) for _ in range(2))
         self.pool = pool
 
     def forward(self, x: Tensor, level: Tensor | None) -> Tensor:
-        x = path = F.elu(x)
+        x = path = self.act(x)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             path = conv(self.pool(norm(path, level)))
             x = x + path

@@ -24,15 +24,18 @@ from lit_gen.score.networks.edm2 import (
 from lit_gen.score.networks.layers import (
     Attention,
     Conv3x3,
+    FourierEmbedding,
     PositionalEmbedding,
     Resample,
+    activation_of,
     class_rows,
     conv,
     group_norm,
 )
 from lit_gen.score.networks.ncsn import NCSN
-from lit_gen.score.networks.ncsnpp import NCSNpp
+from lit_gen.score.networks.ncsnpp import _PYRAMIDS, NCSNpp
 from lit_gen.score.networks.ncsnv2 import NCSNv2
+from lit_gen.score.networks.refinenet import instance_norm_plus
 
 VE = {"embedding": "fourier", "fir": (1, 3, 3, 1), "input_pyramid": "residual"}
 PX256 = VE | {
@@ -61,6 +64,7 @@ COUNTS = [
     (NCSNpp, {"image_size": 32, "num_classes": 10} | CIFAR, 55_735_299),
     (NCSNpp, {"image_size": 32} | CIFAR | VE, 56_397_827 + 128),
     (NCSNpp, {"image_size": 32, "num_classes": 10} | CIFAR | VE, 56_400_643 + 128),
+    (NCSNpp, {"image_size": 32, "augment_dim": 0}, 61_804_419),  # EDM's ddpmpp [1,2,2,2]
     (NCSNpp, {"image_size": 64, "augment_dim": 9}, 61_805_571),
     (NCSNpp, {"image_size": 64, "augment_dim": 9} | VE, 62_761_091 + 128),
     (ADM, {"image_size": 64, "num_classes": 1000}, 295_899_267),
@@ -74,14 +78,19 @@ SMALL = {
     "256px": lambda **k: NCSNpp(
         8, 1, 16, (1, 2), 1, (4,), **(VE | {"input_pyramid": "skip", "output_pyramid": "skip"}), **k
     ),
+    "cat": lambda **k: NCSNpp(
+        8, 1, 16, (1, 2), 1, (4,), fir=(1, 3, 3, 1), input_pyramid="cat", block="ddpm", rescale=False, **k
+    ),
+    "strided": lambda **k: NCSNpp(8, 1, 16, (1, 2), 1, input_pyramid="strided", activation="elu", **k),
     "ddpm": lambda **k: DDPM(8, 1, 16, (1, 2), 1, (4,), num_classes=3, **k),
+    "ddpm plain": lambda **k: DDPM(8, 1, 16, (1, 2), 1, activation="elu", resample_conv=False, **k),
     "adm": lambda **k: ADM(8, 1, 16, (1, 2), 1, (4,), num_classes=3, augment_dim=9, **k),
     "edm2": lambda **k: EDM2(8, 1, 16, (1, 2), num_blocks=1, attention_resolutions=(4,), num_classes=3, **k),
     "ncsn": lambda: NCSN(8, 1, 8),
     "ncsnv2": lambda: NCSNv2(8, 1, 8),
     "ncsnv2 deepest": lambda: NCSNv2(16, 1, 8, depth=6),
 }
-UNETS = ["ncsnpp", "ddpmpp", "256px", "ddpm", "adm", "edm2"]
+UNETS = ["ncsnpp", "ddpmpp", "256px", "cat", "strided", "ddpm", "ddpm plain", "adm", "edm2"]
 
 
 def small(name, **options):
@@ -186,6 +195,41 @@ def test_positional_embeddings_of_ddpm_and_adm():
         assert ddpm[1, 4 + i].item() == pytest.approx(math.cos(3 * 10000 ** (-i / 3)), rel=1e-5)
         assert adm[1, i].item() == pytest.approx(math.cos(3 * 10000 ** (-i / 4)), rel=1e-5)
     assert ddpm[0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+
+
+def test_fourier_features_of_both_releases_are_the_same_but_for_rounding():
+    torch.manual_seed(0)
+    ours, theirs = FourierEmbedding(64), FourierEmbedding(64, radians=True)
+    theirs.load_state_dict(ours.state_dict())
+    c = torch.tensor([-4.6, 7.2])
+    assert not torch.equal(ours(c), theirs(c))
+    phase = 2 * math.pi * c.double()[:, None] * ours.frequencies.double()
+    exact = torch.cat([phase.sin(), phase.cos()], 1)
+    for layer in (ours, theirs):
+        torch.testing.assert_close(layer(c).double(), exact, rtol=0, atol=1e-3)
+        torch.testing.assert_close(layer.double()(c.double()), exact, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("silu", -0.2689), ("elu", -0.6321), ("relu", 0.0), ("leaky_relu", -0.2)]
+)
+def test_activations(name, expected):
+    assert activation_of(name)(torch.tensor(-1.0)).item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_instance_norm_plus_keeps_its_digits_where_means_are_large():
+    """A channel of mean 300 and deviation 1; the channels_last kernel alone is off in the second digit."""
+    torch.manual_seed(0)
+    x = (300 + torch.randn(2, 5, 8, 8)).contiguous(memory_format=torch.channels_last)
+    gamma, alpha, beta = torch.randn(3, 5)
+    wide = x.double()
+    means, centred = wide.mean((2, 3)), wide - wide.mean((2, 3), keepdim=True)
+    h = centred / (centred.square().mean((2, 3), keepdim=True) + 1e-5).sqrt()
+    m = (means - means.mean(1, keepdim=True)) / (means.var(1, keepdim=True) + 1e-5).sqrt()
+    expected = (h + (alpha * m)[..., None, None]) * gamma[:, None, None] + beta[:, None, None]
+    out = instance_norm_plus(x, gamma, alpha, beta)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -347,6 +391,33 @@ def test_ncsn_conditions_on_the_nearest_level_and_ncsnv2_on_none():
     assert torch.equal(net(inputs["x"], torch.zeros(3)), net(inputs["x"], torch.ones(3)))
 
 
+def test_an_unconditional_network_ignores_the_noise_label():
+    torch.manual_seed(0)
+    net = NCSNpp(8, 1, 16, (1, 2), 1, conditional=False).eval()
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    x = torch.randn(2, 1, 8, 8)
+    assert torch.equal(net(x, torch.zeros(2)), net(x, torch.ones(2)))
+    with pytest.raises(ConfigError, match="num_classes=0"):
+        net(x, torch.zeros(2), torch.tensor([0, 1]))
+    with pytest.raises(ConfigError, match="num_classes=3 and augment_dim=0 need conditional=True"):
+        NCSNpp(8, conditional=False, num_classes=3)
+
+
+def test_input_pyramids_see_the_shrunk_image():
+    """Level by level, with an identity for the convolution: "cat" puts the image before h, "strided" takes
+    every second pixel."""
+    resample, h = Resample((1, 3, 3, 1)), torch.randn(1, 3, 4, 4)
+    image = torch.randn(1, 3, 8, 8)
+    cat, strided = (_PYRAMIDS[k](3, 3, resample, False) for k in ("cat", "strided"))
+    for layer in (cat, strided):
+        torch.nn.init.dirac_(layer.conv.weight)
+    out, smaller = cat(h, image)
+    torch.testing.assert_close(out, torch.cat([resample.down(image), h], 1))
+    torch.testing.assert_close(smaller, resample.down(image))
+    torch.testing.assert_close(strided(h, image)[0], h + image[:, :, 1::2, 1::2])
+
+
 def test_learned_variances_double_the_output():
     net = NCSNpp(8, 3, 16, (1, 2), 1, out_channels=6)
     assert net(torch.zeros(1, 3, 8, 8), torch.zeros(1)).shape == (1, 6, 8, 8)
@@ -428,6 +499,10 @@ def test_labels_that_do_not_fit():
 def test_unknown_options():
     with pytest.raises(ConfigError, match="embedding='fouier' is not known: take one of positional, fourier"):
         NCSNpp(32, embedding="fouier")
+    with pytest.raises(ConfigError, match="activation='swish' is not known: take one of silu, elu, relu"):
+        DDPM(32, activation="swish")
+    with pytest.raises(ConfigError, match="block='resnet'"):
+        NCSNpp(32, block="resnet")
     with pytest.raises(ConfigError, match="input_pyramid='sum'"):
         NCSNpp(32, input_pyramid="sum")
     with pytest.raises(ConfigError, match=r"fir=\(1, 2, 1\) cannot resample by 2"):
