@@ -70,6 +70,14 @@ _EMBEDDING2 = {
     "head": "out_conv",
 }
 _BUFFERS = {"frequencies": "freqs", "phases": "phases"}
+# What NCSNpp can, of the options that EDM's SongUNet does not have.
+_SONG = {
+    "input_pyramid": ("none", "skip", "residual"),
+    "block": ("biggan",),
+    "activation": ("silu",),
+    "rescale": (True,),
+    "conditional": (True,),
+}
 # Constructor arguments that tensors do not show: official name -> ours.
 _HIDDEN = {
     "dropout": "dropout",
@@ -145,6 +153,10 @@ def rules(net: NCSNpp | ADM | EDM2) -> list[Rule]:
     """Our keys -> the official ones."""
     if not isinstance(net, NCSNpp | ADM | EDM2):
         raise ConfigError(f"EDM's releases have no {type(net).__name__}: take NCSNpp, ADM or EDM2.")
+    if isinstance(net, NCSNpp):
+        for name, wanted in _SONG.items():
+            if getattr(net, name) not in wanted:
+                raise ConfigError(f"EDM's releases have no NCSNpp with {name}={getattr(net, name)!r}.")
     cls = EDM2 if isinstance(net, EDM2) else NCSNpp
     table = _EMBEDDING2 if cls is EDM2 else _EMBEDDING
     found = list(expand(net, "", "", table, leaves=_BUFFERS))
@@ -209,18 +221,24 @@ def network_arguments(state: dict[str, Tensor]) -> tuple[type, dict[str, Any]]:
         "channels": stem.shape[1] - second,
         "num_blocks": sum(bool(re.match(rf"enc\.{sizes[0]}x\d+_block\d+\.{conv}\.weight", k)) for k in state),
         "attention_resolutions": tuple(r for r in sizes if f"enc.{r}x{r}_block0.{qkv}.weight" in state),
-        "num_classes": state["emb_label.weight" if second else "map_label.weight"].shape[1]
-        if ("emb_label.weight" if second else "map_label.weight") in state
-        else 0,
+        "num_classes": _width(state, "emb_label.weight" if second else "map_label.weight"),
     }
+    if second or "out_conv.weight" in state:
+        # Blocks narrower than one head have no attention; the middle has it wherever it can.
+        middle = f"dec.{sizes[-1]}x{sizes[-1]}_in0.{qkv}.weight" in state
+        arguments["attention_width"] = 1 if middle else widths[-1] + 1
     if second:
         return EDM2, arguments | _edm2_widths(widths, c_noise, c_emb)
-    arguments["augment_dim"] = state["map_augment.weight"].shape[1] if "map_augment.weight" in state else 0
+    arguments["augment_dim"] = _width(state, "map_augment.weight")
     if "out_conv.weight" in state:
-        arguments |= {"base_channels": c_noise, "emb_mult": c_emb // c_noise, "attention_width": 64}
+        arguments |= {"base_channels": c_noise, "emb_mult": c_emb // c_noise}
         arguments["channel_mult"] = tuple(w // c_noise for w in widths)
         return ADM, arguments | {"out_channels": len(state["out_conv.weight"])}
     return NCSNpp, arguments | _song(state, sizes, widths, len(stem), c_noise, c_emb)
+
+
+def _width(state: dict[str, Tensor], key: str) -> int:
+    return state[key].shape[1] if key in state else 0
 
 
 def _edm2_widths(widths: list[int], c_noise: int, c_emb: int) -> dict[str, Any]:
@@ -230,8 +248,13 @@ def _edm2_widths(widths: list[int], c_noise: int, c_emb: int) -> dict[str, Any]:
         "channel_mult": tuple(w // base for w in widths),
         "noise_mult": c_noise // base,
         "emb_mult": c_emb // base,
-        "attention_width": 64,
     }
+
+
+def _taps(kernel: Tensor) -> tuple[float, ...]:
+    """The row whose outer product a resampling filter is, with 1 as its smallest entry."""
+    row = kernel.float()[0, 0].sum(0)
+    return tuple((row / row[row != 0].abs().min()).tolist())
 
 
 def _song(
@@ -243,10 +266,10 @@ def _song(
     return {
         "base_channels": base,
         "channel_mult": tuple(w // base for w in widths),
-        "embedding": "fourier" if "map_noise.freqs" in state else "positional",
+        "embedding": "fourier_edm" if "map_noise.freqs" in state else "positional",
         "embedding_mult": c_noise // base,
         "emb_mult": c_emb // base,
-        "fir": tuple((f := filters[0].float()[0, 0].sum(0)).div(f.min()).tolist()) if filters else (1, 1),
+        "fir": _taps(filters[0]) if filters else (1, 1),
         "input_pyramid": next((k for k in ("skip", "residual") if f"{down}{k}.weight" in state), "none"),
         "output_pyramid": "skip" if len(heads) > 1 else "none",
         "out_channels": len(state[heads[0]]),

@@ -10,7 +10,7 @@ descending table of sigmas, and their output is divided by sigma; the VP and sub
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,15 @@ from lit_gen.pretrained.unpickle import load as read
 from lit_gen.score.networks.ddpm import DDPM
 from lit_gen.score.networks.ncsnpp import NCSNpp
 
-__all__ = ["from_state_dict", "load", "network_arguments", "rules", "to_state_dict"]
+__all__ = ["config_arguments", "from_state_dict", "load", "network_arguments", "rules", "to_state_dict"]
 
 _PREFIX = "module."
 _BUFFERS = ("sigmas",)
 _QKV = ("NIN_0", "NIN_1", "NIN_2")
-_PYRAMID = {"skip": "Conv_0", "residual": "Conv2d_0"}
+_UNUSED = ("Dense_0.weight", "Dense_0.bias", "all_modules.0.W")  # there in unconditional networks too
+_PYRAMID = {"skip": "Conv_0", "cat": "Conv_0", "strided": "Conv_0", "residual": "Conv2d_0"}
+_ACTIVATIONS = {"swish": "silu", "elu": "elu", "relu": "relu", "lrelu": "leaky_relu"}
+_NOTHING: tuple[str, dict[str, str], dict[str, Layout]] = ("", {}, {})  # a number without weights of ours
 
 _NIN = Layout(lambda ts: ts[0].T if ts[0].ndim > 1 else ts[0], lambda t: [t.T if t.ndim > 1 else t])
 _NIN_CONV = Layout(
@@ -51,13 +54,20 @@ _BLOCK = {
 
 
 def load(
-    path: str | Path, net: nn.Module | None = None, *, weights: str = "ema", **network: Any
+    path: str | Path,
+    net: nn.Module | None = None,
+    *,
+    weights: str = "ema",
+    config: Mapping[str, Any] | None = None,
+    **network: Any,
 ) -> tuple[nn.Module, Info]:
     """(network, info) of a checkpoint, in eval mode: its moving average if it has one, or `weights="model"`.
 
-    `net` takes the weights if given. Otherwise the architecture is read off the tensors, and `network` says
-    what they cannot: `image_size` (else attention is taken to stand at 16x16), `fir` (else NCSN++ has its
-    filter), `dropout`. Raises ConfigError for a file of another kind and for weights that do not fit.
+    `net` takes the weights if given, else the network is that of the official `config`, where there is one
+    (`config_arguments`). Without either the architecture is read off the tensors, as one of the released
+    kinds, and `network` says what they cannot: `image_size` (else attention is taken to stand at 16x16),
+    `fir` (else NCSN++ has its filter), `dropout`. Raises ConfigError for a file of another kind and for
+    weights that do not fit.
     """
     checkpoint = read(path)
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
@@ -68,26 +78,38 @@ def load(
     shadow = checkpoint.get("ema", {}).get("shadow_params")
     if weights == "ema" and shadow:
         state = _averaged(state, shadow)
-    net, info = from_state_dict(state, net, **network)
+    net, info = from_state_dict(state, net, config=config, **network)
     return net, replace(info, weights=weights if shadow else "model", step=checkpoint.get("step"))
 
 
 def from_state_dict(
-    state: dict[str, Tensor], net: nn.Module | None = None, **network: Any
+    state: dict[str, Tensor],
+    net: nn.Module | None = None,
+    *,
+    config: Mapping[str, Any] | None = None,
+    **network: Any,
 ) -> tuple[nn.Module, Info]:
     """As `load`, for the model's state dict with or without its "module." prefix."""
     state = {key.removeprefix(_PREFIX): value for key, value in state.items()}
     arguments = {}
     if net is None:
-        cls, arguments = network_arguments(state, network.get("image_size"))
+        cls, arguments = (
+            network_arguments(state, network.get("image_size"))
+            if config is None
+            else config_arguments(config)
+        )
         arguments |= network
         net = cls(**arguments)
-    apply(net, rules(net), state, "score_sde", ignore=_BUFFERS)
+    unused = () if isinstance(net, DDPM) or net.conditional else _UNUSED
+    apply(net, rules(net), state, "score_sde", ignore=_BUFFERS + unused)
     return net.eval(), Info("score_sde", arguments, sigmas=state.get("sigmas"))
 
 
 def to_state_dict(net: NCSNpp | DDPM) -> dict[str, Tensor]:
-    """The official model's state dict, "module." prefix included, without the table of sigmas."""
+    """The official model's state dict, "module." prefix included, without the table of sigmas.
+
+    That of an unconditional network lacks what the official one has and does not use.
+    """
     return {_PREFIX + key: tensor for key, tensor in invert(net, rules(net)).items()}
 
 
@@ -108,8 +130,9 @@ def rules(net: NCSNpp | DDPM) -> list[Rule]:
 def _layers(net: NCSNpp | DDPM) -> Iterator[tuple[str, dict[str, str], dict[str, Layout]]]:
     """(path here, names within, layouts) of the official modules, in their order."""
     plus = isinstance(net, NCSNpp)
-    block = _BLOCK if plus else _BLOCK | {"skip": "NIN_0"}
-    layouts = {} if plus else {"skip": _NIN_CONV}
+    nin = not plus or net.block == "ddpm"
+    block = _BLOCK | {"skip": "NIN_0"} if nin else _BLOCK
+    layouts = {"skip": _NIN_CONV} if nin else {}
 
     def blocks(path: str, modules) -> Iterator:
         for n, module in enumerate(modules):
@@ -117,15 +140,16 @@ def _layers(net: NCSNpp | DDPM) -> Iterator[tuple[str, dict[str, str], dict[str,
             if module.attention is not None:
                 yield f"{path}.{n}.attention", {}, {}
 
-    if "noise.embedding.frequencies" in net.state_dict():
-        yield "noise.embedding", SELF, {}
-    yield from ((path, SELF, {}) for path in ("noise.hidden", "noise.out", "stem"))
+    if plus and net.embedding != "positional":
+        yield ("noise.embedding", SELF, {}) if net.conditional else _NOTHING
+    if net.noise is not None:
+        yield from ((path, SELF, {}) for path in ("noise.hidden", "noise.out"))
+    yield "stem", SELF, {}
     for i, level in enumerate(net.encoder):
         if plus and level.resize is not None:
             yield f"encoder.{i}.resize", block, {}
             if level.pyramid is not None:
-                kind = "skip" if level.pyramid.conv.kernel_size == (1, 1) else "residual"
-                yield f"encoder.{i}.pyramid", {"conv": _PYRAMID[kind]}, {}
+                yield f"encoder.{i}.pyramid", {"conv": _PYRAMID[net.input_pyramid]}, {}
         yield from blocks(f"encoder.{i}.blocks", level.blocks)
         if not plus and level.resize is not None:
             yield f"encoder.{i}.resize", {"conv": "Conv_0"}, {}
@@ -169,6 +193,68 @@ def _averaged(state: dict[str, Tensor], shadow: list[Tensor]) -> dict[str, Tenso
     return state | dict(zip(trainable, shadow, strict=True))
 
 
+def config_arguments(
+    config: Mapping[str, Any],
+) -> tuple[type[NCSNpp] | type[DDPM], dict[str, Any]]:
+    """The class and constructor arguments that an official config says: nested mappings, or its ConfigDict.
+
+    Raises ConfigError for what the official code cannot run or has no network for here.
+    """
+    model, data = config["model"], config["data"]
+    arguments: dict[str, Any] = {
+        "image_size": data["image_size"],
+        "channels": data["num_channels"],
+        "base_channels": model["nf"],
+        "channel_mult": tuple(model["ch_mult"]),
+        "num_blocks": model["num_res_blocks"],
+        "attention_resolutions": tuple(model["attn_resolutions"]),
+        "dropout": model["dropout"],
+        "activation": _one_of(model, "nonlinearity", _ACTIVATIONS),
+    }
+    if _one_of(model, "name", {"ncsnpp": False, "ddpm": True}):
+        _runs(bool(model["conditional"]), "DDPM with model.conditional=False")
+        return DDPM, arguments | {"resample_conv": bool(model["resamp_with_conv"])}
+    return NCSNpp, arguments | _plus_arguments(model, levels=len(model["ch_mult"]))
+
+
+def _plus_arguments(model: Mapping[str, Any], levels: int) -> dict[str, Any]:
+    fir, taps = bool(model["fir"]), tuple(model["fir_kernel"])
+    block = _one_of(model, "resblock_type", {"biggan": "biggan", "ddpm": "ddpm"})
+    out = _one_of(model, "progressive", {"none": "none", "output_skip": "skip"})
+    combine = _one_of(model, "progressive_combine", {"sum": "skip", "cat": "cat"})
+    residual = "residual" if fir else "strided"
+    kinds = {"none": "none", "input_skip": combine, "residual": residual}
+    if levels > 1:
+        _runs(fir or out == "none", "model.progressive=output_skip without fir")
+        plain = fir and not model["resamp_with_conv"]
+        _runs(plain or block == "biggan", "model.resblock_type=ddpm but with fir and resamp_with_conv=False")
+    if fir and taps != taps[::-1]:
+        raise ConfigError(f"model.fir_kernel={list(taps)}: only symmetric filters are known here.")
+    return {
+        "embedding": _one_of(model, "embedding_type", {"fourier": "fourier", "positional": "positional"}),
+        "fourier_scale": model.get("fourier_scale", 16.0),
+        "fir": taps if fir else (1, 1),
+        "input_pyramid": _one_of(model, "progressive_input", kinds),
+        "output_pyramid": out,
+        "block": block,
+        "rescale": bool(model["skip_rescale"]),
+        "conditional": bool(model["conditional"]),
+    }
+
+
+def _one_of(model: Mapping[str, Any], key: str, known: dict[str, Any]) -> Any:
+    """Our name of an official option."""
+    value = str(model[key]).lower()
+    if value not in known:
+        raise ConfigError(f"model.{key}={model[key]!r} has no network here: take one of {', '.join(known)}.")
+    return known[value]
+
+
+def _runs(condition: bool, what: str) -> None:
+    if not condition:
+        raise ConfigError(f"{what}: the official code cannot run it, and there is no such network here.")
+
+
 def network_arguments(
     state: dict[str, Tensor], image_size: int | None = None
 ) -> tuple[type[NCSNpp] | type[DDPM], dict[str, Any]]:
@@ -178,7 +264,8 @@ def network_arguments(
     hidden, stem = modules[fourier], modules[fourier + 2]
     if "weight" not in hidden or hidden["weight"].ndim != 2 or stem.get("weight", torch.empty(0)).ndim != 4:
         raise ConfigError(
-            "the checkpoint's layers are not those of score_sde_pytorch's NCSN++, DDPM++ or DDPM."
+            "the checkpoint's layers are not those of the NCSN++, DDPM++ or DDPM networks that were released "
+            "with score_sde_pytorch: give the official config=."
         )
     base, channels = stem["weight"].shape[:2]
     rest = modules[fourier + 3 :]
@@ -216,8 +303,12 @@ def _modules(state: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         match = re.fullmatch(r"all_modules\.(\d+)\.(.+)", key)
         if match:
             modules.setdefault(int(match[1]), {})[match[2]] = tensor
-    if len(modules) < 8 or sorted(modules) != list(range(len(modules))):
+    if len(modules) < 8:
         raise ConfigError("the checkpoint has no numbered 'all_modules': it is not one of score_sde_pytorch.")
+    if sorted(modules) != list(range(len(modules))):
+        raise ConfigError(
+            "the checkpoint has layers without weights between others: give the official config=."
+        )
     return [modules[n] for n in range(len(modules))]
 
 

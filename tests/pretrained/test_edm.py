@@ -18,7 +18,7 @@ from lit_gen.score.networks.ncsnpp import NCSNpp
 NETWORKS = {
     "ddpmpp": lambda: NCSNpp(8, 3, 16, (1, 2), 2, (4,), num_classes=5, augment_dim=9),
     "ncsnpp": lambda: NCSNpp(
-        16, 1, 8, (1, 2, 1), 1, (8, 4), "fourier", 2, fir=(1, 3, 3, 1), input_pyramid="residual"
+        16, 1, 8, (1, 2, 1), 1, (8, 4), "fourier_edm", 2, fir=(1, 3, 3, 1), input_pyramid="residual"
     ),
     "skips": lambda: NCSNpp(
         8, 3, 8, (2, 2), 1, (), emb_mult=2, input_pyramid="skip", output_pyramid="skip", out_channels=6
@@ -177,5 +177,7 @@ def test_files_that_do_not_fit_are_named(tmp_path):
         edm.from_state_dict(state | {"surplus.weight": torch.zeros(1)})
     with pytest.raises(ConfigError, match=r"map_label.weight of this edm checkpoint has shape \(16, 5\)"):
         edm.from_state_dict(state, NCSNpp(8, 3, 16, (1, 2), 2, (4,), num_classes=6, augment_dim=9))
+    with pytest.raises(ConfigError, match="no NCSNpp with rescale=False"):
+        edm.to_state_dict(NCSNpp(8, 3, 8, (1,), 1, rescale=False))
     with pytest.raises(ConfigError, match="no DDPM"):
         edm.to_state_dict(DDPM(8, 3, 8, (1,), 1))

@@ -58,6 +58,75 @@ def test_architecture_is_read_off_the_tensors(tmp_path, name):
     assert official.keys() == again.keys() and all(torch.equal(again[k], v) for k, v in official.items())
 
 
+DATA = {"image_size": 16, "num_channels": 2, "centered": True}
+COMMON = {
+    "nf": 8,
+    "ch_mult": [1, 2],
+    "num_res_blocks": 1,
+    "attn_resolutions": [8],
+    "dropout": 0.1,
+    "nonlinearity": "swish",
+    "conditional": True,
+    "resamp_with_conv": True,
+}
+PLUS = COMMON | {
+    "name": "ncsnpp",
+    "fir": True,
+    "fir_kernel": [1, 3, 3, 1],
+    "skip_rescale": True,
+    "resblock_type": "biggan",
+    "progressive": "none",
+    "progressive_input": "residual",
+    "progressive_combine": "sum",
+    "embedding_type": "fourier",
+    "fourier_scale": 16,
+}
+CONFIGS = {
+    "ncsnpp": PLUS,
+    "256px": PLUS | {"progressive": "output_skip", "progressive_input": "input_skip"},
+    "cat": PLUS | {"progressive_input": "input_skip", "progressive_combine": "cat", "skip_rescale": False},
+    "strided": PLUS | {"fir": False, "nonlinearity": "lrelu", "embedding_type": "positional"},
+    "unconditional": PLUS | {"conditional": False},
+    "ddpm blocks": PLUS | {"resblock_type": "ddpm", "resamp_with_conv": False, "nonlinearity": "elu"},
+    "ddpm": COMMON | {"name": "ddpm", "resamp_with_conv": False, "nonlinearity": "relu"},
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_official_configs_say_what_tensors_cannot(tmp_path, name):
+    config = {"model": CONFIGS[name], "data": DATA}
+    cls, arguments = score_sde.config_arguments(config)
+    torch.manual_seed(0)
+    net = cls(**arguments).eval()
+    for p in net.parameters():
+        nn.init.normal_(p, std=0.3)
+    torch.save(checkpoint(net), tmp_path / "c.pth")
+    read, info = score_sde.load(tmp_path / "c.pth", weights="model", config=config)
+    x, c = torch.randn(2, 2, 16, 16), torch.tensor([0.2, 1.4])
+    assert torch.equal(read(x, c), net(x, c)) and info.network == arguments
+    if name not in ("ncsnpp", "256px"):
+        with pytest.raises(ConfigError, match=r"config=|does not fit"):
+            score_sde.load(tmp_path / "c.pth", image_size=16)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"nonlinearity": "gelu"}, r"model.nonlinearity='gelu' has no network here: take one of swish, elu"),
+        ({"name": "ncsnv2"}, "model.name='ncsnv2' has no network here"),
+        ({"name": "ddpm", "conditional": False}, "conditional=False: the official code cannot run it"),
+        ({"progressive": "residual"}, "model.progressive='residual' has no network"),
+        ({"progressive": "output_skip", "fir": False}, "output_skip without fir: the official code cannot"),
+        ({"resblock_type": "ddpm"}, "resblock_type=ddpm but with fir and resamp_with_conv=False"),
+        ({"fir_kernel": [1, 2, 3, 4]}, "only symmetric filters"),
+        ({"progressive_input": "sum"}, "model.progressive_input='sum'"),
+    ],
+)
+def test_options_without_a_network_are_named(change, message):
+    with pytest.raises(ConfigError, match=message):
+        score_sde.config_arguments({"model": PLUS | change, "data": DATA})
+
+
 @pytest.mark.parametrize("name", ["ncsnpp", "ddpmpp", "ddpm"])
 def test_moving_average_skips_the_frozen_frequencies(tmp_path, name):
     net = network(name)
