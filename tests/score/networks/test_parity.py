@@ -1,7 +1,7 @@
 """Networks, readers and training steps against numbers of the official codes; see the README beside them.
 
 Generic over what lies in the folder: a case is a .json with its .io.npz and weights, and says itself what it
-is.
+is: "peer" names the official code, "config" or "...kwargs" the network.
 """
 
 import json
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from lit_gen.errors import ConfigError
 from lit_gen.pretrained import edm, ncsn, score_sde, unpickle
 from lit_gen.score.denoiser import Denoiser
 from lit_gen.score.losses import (
@@ -24,19 +25,23 @@ from lit_gen.score.losses import (
     mean_of_pixels,
     snr,
 )
-from lit_gen.score.precondition import EDMPrecondition, PredictNoise, PredictScaledScore, StepIndex
-from lit_gen.score.sde import EDM, VE, VP, DiscreteVP, SubVP, cosine_betas
+from lit_gen.score.networks.ncsnpp import NCSNpp
+from lit_gen.score.precondition import (
+    EDMPrecondition,
+    LevelIndex,
+    LogNoiseLevel,
+    PredictNoise,
+    PredictScaledScore,
+    PredictScore,
+    ScaledTime,
+    StepIndex,
+)
+from lit_gen.score.sde import EDM, VE, VP, DiscreteVP, SubVP, cosine_betas, linear_betas
 
 pytestmark = pytest.mark.parity
 
 FOLDER = Path(os.environ.get("LITGEN_GOLDENS") or Path(__file__).parents[2] / "goldens") / "score"
-ROWS = {
-    "EDMPrecond": (EDM(), EDMPrecondition()),
-    "Precond": (EDM(), EDMPrecondition()),
-    "VPPrecond": (VP(), PredictNoise()),
-    "VEPrecond": (VE(), PredictScaledScore()),
-    "iDDPMPrecond": (DiscreteVP(cosine_betas()), PredictNoise(StepIndex(nearest=True))),
-}
+ACTIVATIONS = {"elu": "elu", "relu": "relu", "lrelu": "leaky_relu", "swish": "silu"}
 
 
 class Case:
@@ -65,8 +70,18 @@ class Case:
         return checkpoint["model"] if isinstance(checkpoint, dict) else checkpoint[0]
 
     @property
+    def peer(self) -> str:
+        """Repository and, for ncsn's, nothing of the commit."""
+        return self.json["peer"].partition("@")[0].rpartition("/")[2]
+
+    @property
     def config(self) -> dict:
         return self.json["config"]
+
+    @property
+    def kwargs(self) -> dict:
+        """Constructor arguments of an EDM or EDM2 network."""
+        return next(value for key, value in self.json.items() if key.endswith("kwargs"))
 
     def draws(self, step: int) -> list[Tensor]:
         return [self.io[k] for k in sorted(self.io) if k.startswith(f"step{step}_draw")]
@@ -76,14 +91,25 @@ class Case:
         fourier = any(k.endswith(("all_modules.0.W", "map_noise.freqs", "fourier.freqs")) for k in self.state)
         return 2e-5 if fourier else 1e-5
 
+    @property
+    def kinked(self) -> bool:
+        """Whether gradients jump, with max pooling (NCSNv2) or relus: where two pixels tie, rounding decides.
 
-def _cases(kind: str) -> list[Case]:
-    """`kind` is a key that only the JSONs of one release have."""
-    found = [Case(p) for p in sorted(FOLDER.glob("*.json")) if p.with_suffix(".io.npz").is_file()]
-    return [case for case in found if kind in case.json]
+        NCSNv2's official code on one thread and on two differs by up to 2.4 % in the gradient of a parameter.
+        """
+        model = self.json.get("config", {}).get("model", {})
+        return self.peer == "ncsnv2" or str(model.get("nonlinearity", "")).lower() in ("relu", "lrelu")
 
 
-SONG, ERMON, KARRAS = _cases("base_config"), _cases("cls"), _cases("constructor_kwargs")
+CASES = [Case(p) for p in sorted(FOLDER.glob("*.json")) if p.with_suffix(".io.npz").is_file()]
+SONG = [case for case in CASES if case.peer == "score_sde_pytorch"]
+ERMON = [case for case in CASES if case.peer in ("ncsn", "ncsnv2")]
+KARRAS = [case for case in CASES if case.peer in ("edm", "edm2")]
+
+
+@pytest.mark.parametrize("case", CASES, ids=repr)
+def test_every_case_is_of_a_known_code(case):
+    assert case in SONG + ERMON + KARRAS, case.json["peer"]
 
 
 def close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
@@ -94,34 +120,67 @@ def close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
 # Networks as functions of the official tensors, so that gradients are those of the official parameters
 
 
-def song_arguments(case: Case) -> dict:
-    model = case.config["model"]
-    arguments = {"image_size": case.config["data"]["image_size"], "dropout": model["dropout"]}
-    if model["name"] == "ncsnpp":
-        arguments["fir"] = tuple(model["fir_kernel"]) if model["fir"] else (1, 1)
-    return arguments
+def song_net(case: Case):
+    return score_sde.from_state_dict(case.state, config=case.config)[0]
+
+
+def is_fourier(net) -> bool:
+    return isinstance(net, NCSNpp) and net.embedding != "positional"
 
 
 def song(case: Case, tensors: dict[str, Tensor], x: Tensor, labels: Tensor) -> Tensor:
     """score_sde's `model(x, labels)`."""
-    model = case.config["model"]
-    net, _ = score_sde.from_state_dict(case.state, **song_arguments(case))
-    fourier = "noise.embedding.frequencies" in net.state_dict()
+    net = song_net(case)
+    fourier = is_fourier(net)
     out = official(
         net, score_sde.rules(net), tensors, as_net_sees(case, x), labels.log() if fourier else labels
     )
-    if model["scale_by_sigma"]:
+    if case.config["model"]["scale_by_sigma"]:
         sigma = labels if fourier else case.state["module.sigmas"][labels.long()].float()
         out = out / sigma[:, None, None, None]
     return out
 
 
+def song_process(case: Case):
+    """The process of a case, on the images of its data: [-1, 1] where they are `centered`, else [0, 1]."""
+    model = case.config["model"]
+    if case.config["training"]["sde"] == "vesde":
+        return VE(model["sigma_min"], model["sigma_max"])
+    kind = {"vpsde": VP, "subvpsde": SubVP}[case.config["training"]["sde"]]
+    return kind(model["beta_min"], model["beta_max"])
+
+
+def song_labels(case: Case, t: Tensor) -> Tensor:
+    """What get_score_fn tells the network at times t: 999 t, step, sigma, or the index of a level."""
+    n, process = case.config["model"]["num_scales"], song_process(case)
+    continuous = case.config["training"]["continuous"]
+    if isinstance(process, VE):
+        return process.sigma(t).float() if continuous else ((1 - t) * (n - 1)).round().long()
+    return t * (999 if continuous or isinstance(process, SubVP) else n - 1)
+
+
+def song_table(case: Case) -> DiscreteVP:
+    model = case.config["model"]
+    return DiscreteVP(linear_betas(model["num_scales"], model["beta_min"] / 1000, model["beta_max"] / 1000))
+
+
 def ermon(case: Case, tensors: dict[str, Tensor], x: Tensor, labels: Tensor) -> Tensor:
     """`scorenet(x, labels)` of ncsn and ncsnv2."""
-    net, info = ncsn.from_state_dict(case.state, image_size=case.config["data"]["image_size"])
+    net, info = ncsn.from_state_dict(case.state, **ermon_arguments(case))
     rescaled = case.config["data"].get("rescaled", False) or case.config["data"]["logit_transform"]
     out = official(net, ncsn.rules(net), tensors, x if rescaled else 2 * x - 1, labels.float())
     return 2 * out if info.release == "ncsn" else out / info.sigmas[labels][:, None, None, None]
+
+
+def ermon_arguments(case: Case) -> dict:
+    model, arguments = case.config["model"], {"image_size": case.config["data"]["image_size"]}
+    if "normalizer.gamma" in {key.removeprefix("module.") for key in case.state}:
+        arguments["activation"] = ACTIVATIONS[model["nonlinearity"].lower()]
+    elif model.get("normalization", "InstanceNorm++") != "InstanceNorm++":
+        with pytest.raises(ConfigError):
+            ncsn.from_state_dict(case.state)
+        pytest.skip(f"no such network here: normalization={model['normalization']}")
+    return arguments
 
 
 def karras(case: Case, tensors: dict[str, Tensor], x: Tensor, noise_labels: Tensor, **labels) -> Tensor:
@@ -130,7 +189,7 @@ def karras(case: Case, tensors: dict[str, Tensor], x: Tensor, noise_labels: Tens
 
 
 def karras_net(case: Case):
-    return edm.from_state_dict(case.state, hidden=edm.hidden_arguments(case.json["constructor_kwargs"]))
+    return edm.from_state_dict(case.state, hidden=edm.hidden_arguments(case.kwargs))
 
 
 def official(net, rules, tensors: dict[str, Tensor], *args, **labels) -> Tensor:
@@ -167,15 +226,19 @@ def check_gradients(case: Case, tensors: dict[str, Tensor], out: Tensor) -> None
     grads = torch.autograd.grad((out * case.io["grad_cotangent"]).sum(), list(used.values()))
     floor = 1e-5 * max(wanted.values())
     for name, grad in zip(used, grads, strict=True):
-        assert grad.norm().item() == pytest.approx(wanted[name], rel=2e-4, abs=floor), name
+        rel = 0.05 if case.kinked else 2e-4
+        assert grad.norm().item() == pytest.approx(wanted[name], rel=rel, abs=floor), name
 
 
 @pytest.mark.parametrize("case", SONG, ids=repr)
 def test_score_sde_outputs_and_gradients(case):
-    tensors = leaves(case)
-    out = song(case, tensors, case.io["x"], case.io["labels"])
-    close(out, case.io["out"].float(), case.tolerance)
+    tensors, io = leaves(case), case.io
+    out = song(case, tensors, io["x"], io["labels"])
+    close(out, io["out"].float(), case.tolerance)
     check_gradients(case, tensors, out)
+    net = song_net(case)
+    if not isinstance(net, NCSNpp) or net.conditional:
+        assert sum(p.numel() for p in net.parameters()) == case.json["trainable"]
 
 
 @pytest.mark.parametrize("case", ERMON, ids=repr)
@@ -198,13 +261,25 @@ def test_edm_outputs_and_gradients(case):
         close(plain, io["raw_out_no_augment"], case.tolerance)
 
 
-ROW_CASES = [(c, n) for c in KARRAS for n in ROWS if f"D_{n}" in c.io]
+def rows(case: Case) -> dict:
+    """Process and precondition by the name of EDM's class; "Precond" is EDM2's."""
+    karras = EDM(), EDMPrecondition(case.kwargs.get("sigma_data", 0.5))
+    return {
+        "EDMPrecond": karras,
+        "Precond": karras,
+        "VPPrecond": (VP(), PredictNoise()),
+        "VEPrecond": (VE(), PredictScaledScore()),
+        "iDDPMPrecond": (DiscreteVP(cosine_betas()), PredictNoise(StepIndex(nearest=True))),
+    }
+
+
+ROW_CASES = [(c, k[2:]) for c in KARRAS for k in c.io if k.startswith("D_") and not k.startswith("D_uncond")]
 
 
 @pytest.mark.parametrize(("case", "name"), ROW_CASES, ids=repr)
 def test_edm_preconditioned_outputs_and_losses(case, name):
     """D(x; sigma) and the loss of each of EDM's rows, x = x_0 + sigma n taken to the row's own process."""
-    io, (net, _), (process, row) = case.io, karras_net(case), ROWS[name]
+    io, (net, _), (process, row) = case.io, karras_net(case), rows(case)[name]
     if name == "iDDPMPrecond" and net.out_channels == net.channels:
         pytest.skip("made with another network, of twice the output channels")
     denoiser, t = Denoiser(net, process, row), process.time(io["sigma"])
@@ -218,21 +293,26 @@ def test_edm_preconditioned_outputs_and_losses(case, name):
         close(denoiser(x_t, t, **extra), io[f"D_uncond_{name}"], tolerance)
     draws = [io[k] for k in sorted(io) if k.startswith(f"loss_{name}_draw")]
     if draws:
-        sigma, weight = edm_sigma_and_weight(name, draws[0].flatten().double())
+        sigma, weight = edm_sigma_and_weight(name, draws[0].flatten().double(), row)
         loss = DenoisingLoss(None, weight, mean_of_pixels)
         per_image = loss(denoiser, io["images"], process.time(sigma), draws[1], io.get("class_labels"))
+        if name == "Precond":
+            u = edm.uncertainty(case.state)(sigma.log().float() / 4)
+            per_image = per_image / u.exp() + u
         expected = io[f"loss_{name}_per_element_mean"]
         torch.testing.assert_close(per_image.float(), expected, rtol=10 * tolerance, atol=0.0)
 
 
-def edm_sigma_and_weight(name: str, draw: Tensor):
-    """The noise levels and weights that EDM's three losses make of their first draw."""
+def edm_sigma_and_weight(name: str, draw: Tensor, row):
+    """The noise levels and weights that EDM's three losses, and EDM2's, make of their first draw."""
     if name == "VPPrecond":
         t = 1 + draw * (1e-5 - 1)
         return VP().noise_level(t), snr
     if name == "VEPrecond":
         return 0.02 * 5000**draw, snr
-    return (-1.2 + 1.2 * draw).exp(), EDMWeight()
+    if name == "Precond":
+        return (-0.4 + draw).exp(), EDMWeight(row.sigma_data)
+    return (-1.2 + 1.2 * draw).exp(), EDMWeight(getattr(row, "sigma_data", 0.5))
 
 
 @pytest.mark.parametrize("case", [c for c in KARRAS if any("logvar" in k for k in c.io)], ids=repr)
@@ -266,18 +346,17 @@ class Average:
 
 def song_loss(case: Case, forward, draws: list[Tensor]) -> Tensor:
     """The objective of score_sde's losses.py at given draws; `forward(x, labels)` is the official model."""
-    training, model = case.config["training"], case.config["model"]
-    data, z, vp = case.io["data"], draws[1], training["sde"] != "vesde"
+    training, process = case.config["training"], song_process(case)
+    data, z = case.io["data"], draws[1]
     reduce = mean_of_pixels if training["reduce_mean"] else half_sum_of_pixels
     if not training["continuous"]:
         return reduce(discrete_residual(case, forward, data, draws).square()).mean()
-    kind = {"vpsde": VP, "subvpsde": SubVP}.get(training["sde"])
-    process = kind(model["beta_min"], model["beta_max"]) if vp else VE(model["sigma_min"], model["sigma_max"])
     t = draws[0].double() * (1 - 1e-5) + 1e-5
     sigma = process.sigma(t).float()[:, None, None, None]
     x_t = process.marginal(data.double(), t, z.double()).float()
     # The network says -sigma times the score in VP models, the score in VE ones.
-    residual = z - forward(x_t, 999 * t.float()) if vp else sigma * forward(x_t, sigma.flatten()) + z
+    out = forward(x_t, song_labels(case, t.float()))
+    residual = sigma * out + z if isinstance(process, VE) else z - out
     per_image = reduce(residual.square())
     if training["likelihood_weighting"]:
         per_image = per_image * (process.diffusion(t) / process.sigma(t)).square()
@@ -286,26 +365,25 @@ def song_loss(case: Case, forward, draws: list[Tensor]) -> Tensor:
 
 def discrete_residual(case: Case, forward, data: Tensor, draws: list[Tensor]) -> Tensor:
     """z + sigma score for a table of noise levels (VE), z - net for DDPM's steps (VP)."""
-    model, (labels, z) = case.config["model"], draws
-    n = model["num_scales"]
-    if case.config["training"]["sde"] == "vesde":
-        ends = np.log(model["sigma_max"]), np.log(model["sigma_min"])
-        sigma = torch.linspace(*ends, n, dtype=torch.float64).exp()[labels].float()[:, None, None, None]
+    process, (labels, z) = song_process(case), draws
+    if isinstance(process, VE):
+        sigma = case.state["module.sigmas"][labels].float()[:, None, None, None]
         return z + sigma * forward(data + sigma * z, labels)
-    betas = torch.linspace(model["beta_min"] / n, model["beta_max"] / n, n, dtype=torch.float64)
-    signal = (1 - betas).cumprod(0)[labels][:, None, None, None]
-    return z - forward((signal.sqrt() * data + (1 - signal).sqrt() * z).float(), labels)
+    table = song_table(case)
+    x_t = table.marginal(data.double(), (labels + 1) / table.num_steps, z.double())
+    return z - forward(x_t.float(), labels)
 
 
 def ermon_loss(case: Case, forward, draws: list[Tensor]) -> Tensor:
-    """Annealed denoising score matching, 0.5 sum (sigma score + z)^2 at the recorded labels."""
+    """Annealed denoising score matching, 0.5 sum (sigma score + z)^2 times sigma^(anneal_power - 2)."""
     sigma = case.io["sigmas"][case.io["labels"]][:, None, None, None]
     data, z = case.io["data"], draws[-1]
     residual = sigma * forward(data + sigma * z, case.io["labels"]) + z
-    return half_sum_of_pixels(residual.square()).mean()
+    per_image = half_sum_of_pixels(residual.square())
+    return (per_image * sigma.flatten() ** (case.config["training"]["anneal_power"] - 2)).mean()
 
 
-def train(case: Case, call, loss, optimizer, average: Average | None, warmup: int = 0, clip: float = 0.0):
+def train(case: Case, call, loss, optimizer, average: Average | None, warmup: int = 0, clip: float = -1):
     """(losses, tensors) after the recorded steps; the tensors are those of `optimizer`, in place."""
     parameters, losses = optimizer.param_groups[0]["params"], []
     lr = optimizer.param_groups[0]["lr"]
@@ -315,7 +393,7 @@ def train(case: Case, call, loss, optimizer, average: Average | None, warmup: in
         value.backward()
         if warmup:
             optimizer.param_groups[0]["lr"] = lr * min(step / warmup, 1)
-        if clip:
+        if clip >= 0:
             torch.nn.utils.clip_grad_norm_(parameters, clip)
         optimizer.step()
         if average:
@@ -329,7 +407,8 @@ def test_score_sde_training_steps(case):
     tensors, optim = leaves(case), case.config["optim"]
     parameters = [t for t in tensors.values() if t.requires_grad]
     average = Average(parameters, case.config["model"]["ema_rate"], warmup=True)
-    adam = torch.optim.Adam(parameters, optim["lr"], (optim["beta1"], 0.999), optim["eps"])
+    betas = optim["beta1"], 0.999
+    adam = torch.optim.Adam(parameters, optim["lr"], betas, optim["eps"], optim["weight_decay"])
     losses = train(
         case,
         lambda x, labels: song(case, tensors, x, labels),
@@ -339,15 +418,16 @@ def test_score_sde_training_steps(case):
         optim["warmup"],
         optim["grad_clip"],
     )
-    assert losses == pytest.approx(case.json["train_losses"], rel=2 * case.tolerance)
-    io, tolerance = case.io, 5 * case.tolerance  # Adam's first steps are signs of gradients, however small
+    assert losses == pytest.approx(case.json["train_losses"], rel=1e-3 if case.kinked else 2 * case.tolerance)
+    # Adam's first steps are signs of gradients, however small.
+    io, tolerance = case.io, 0.05 if case.kinked else 5 * case.tolerance
     close(song(case, tensors, io["x"], io["labels"]), io["out_after"].float(), tolerance)
     with torch.no_grad():
         for tensor, mean in zip(parameters, average.tensors, strict=True):
             tensor.copy_(mean)
     close(song(case, tensors, io["x"], io["labels"]), io["out_after_ema"].float(), tolerance)
-    if "eval_draw000_rand" in io or case.draws("eval"):
-        draws = [io[k] for k in sorted(io) if k.startswith("eval_draw")]
+    draws = [io[k] for k in sorted(io) if k.startswith("eval_draw")]
+    if draws:
         value = song_loss(case, lambda x, labels: song(case, tensors, x, labels), draws)
         assert value.item() == pytest.approx(case.json["eval_loss_with_ema"], rel=2 * tolerance)
 
@@ -356,15 +436,20 @@ def test_score_sde_training_steps(case):
 def test_ncsn_training_steps(case):
     tensors, optim = leaves(case), case.config["optim"]
     parameters = [t for t in tensors.values() if t.requires_grad]
-    rate = case.config["model"].get("ema_rate")
+    rate = case.config["model"]["ema_rate"] if case.config["model"].get("ema") else None
     average = Average(parameters, rate, warmup=False) if rate else None
     adam = torch.optim.Adam(
-        parameters, optim["lr"], (optim["beta1"], 0.999), optim.get("eps", 1e-8), optim["weight_decay"]
+        parameters,
+        optim["lr"],
+        (optim["beta1"], 0.999),
+        optim.get("eps", 1e-8),
+        optim["weight_decay"],
+        optim["amsgrad"],
     )
     losses = train(case, lambda x, labels: ermon(case, tensors, x, labels), ermon_loss, adam, average)
-    assert losses == pytest.approx(case.json["train_losses"], rel=2 * case.tolerance)
-    io = case.io
-    close(ermon(case, tensors, io["x"], io["labels"]), io["out_after"], 5 * case.tolerance)
+    assert losses == pytest.approx(case.json["train_losses"], rel=1e-3 if case.kinked else 2 * case.tolerance)
+    io, tolerance = case.io, 0.01 if case.kinked else 5 * case.tolerance
+    close(ermon(case, tensors, io["x"], io["labels"]), io["out_after"], tolerance)
     for path in case.files(".ckpt.pth"):
         saved = unpickle.load(path)
         if average and len(saved) > 4:
@@ -378,7 +463,7 @@ def test_score_sde_checkpoint(case):
     """The file after training: its last weights and its nameless moving average give the recorded outputs."""
     for weights, name in (("model", "out_after"), ("ema", "out_after_ema")):
         key = name if name in case.io else "out"
-        net, info = score_sde.load(case.files(".ckpt.pth")[0], weights=weights, **song_arguments(case))
+        net, info = score_sde.load(case.files(".ckpt.pth")[0], weights=weights, config=case.config)
         tensors = {k.removeprefix("module."): v for k, v in score_sde.to_state_dict(net).items()}
         close(song(case, tensors, case.io["x"], case.io["labels"]), case.io[key].float(), case.tolerance)
         assert info.weights == weights or key == "out"
@@ -386,24 +471,61 @@ def test_score_sde_checkpoint(case):
 
 @pytest.mark.parametrize("case", [c for c in ERMON if c.files(".ckpt.pth")], ids=repr)
 def test_ncsn_checkpoint(case):
-    net, _ = ncsn.load(
-        case.files(".ckpt.pth")[0], weights="model", image_size=case.config["data"]["image_size"]
-    )
+    net, _ = ncsn.load(case.files(".ckpt.pth")[0], weights="model", **ermon_arguments(case))
     tensors = {k.removeprefix("module."): v for k, v in ncsn.to_state_dict(net).items()}
     close(ermon(case, tensors, case.io["x"], case.io["labels"]), case.io["out_after"], case.tolerance)
 
 
-@pytest.mark.parametrize("case", [c for c in SONG if c.config["training"]["continuous"]], ids=repr)
+@pytest.mark.parametrize("case", SONG, ids=repr)
+def test_score_sde_scores(case):
+    """get_score_fn: its labels at times t, and the score that it makes of the network's output."""
+    io, process = case.io, song_process(case)
+    labels = song_labels(case, io["t"])
+    torch.testing.assert_close(io["labels"].to(labels.dtype), labels, rtol=1e-5, atol=1e-5)
+    score = song(case, leaves(case), io["x"], io["labels"]).detach()
+    if not isinstance(process, VE):
+        std = process.sigma(io["t"].double())
+        if not case.config["training"]["continuous"] and not isinstance(process, SubVP):
+            table = song_table(case)
+            std = table.sigma((labels.long() + 1) / table.num_steps)
+        score = -score / std.float()[:, None, None, None]
+    # In float32 the peer's std is off by per mille at small t.
+    close(score, io["score"].float(), 1e-3 if io["t"].min() < 1e-2 else 5 * case.tolerance)
+
+
+def denoiser_row(case: Case):
+    """(process on [-1, 1] images, times, precondition, their score over that of the case) or None where the
+    official score is none of a denoiser: a VP network divided by sigma, on [0, 1] images, or between two of
+    its steps; a VE network that takes a sigma for an index.
+    """
+    model, data, t = case.config["model"], case.config["data"], case.io["t"].double()
+    process, net = song_process(case), song_net(case)
+    fourier, n = is_fourier(net), model["num_scales"]
+    if not isinstance(process, VE):
+        discrete = not case.config["training"]["continuous"] and not isinstance(process, SubVP)
+        if model["scale_by_sigma"] or not data["centered"] or discrete:
+            return None
+        return process, t, PredictNoise((lambda _, t: (999 * t).log()) if fourier else ScaledTime()), 1.0
+    unit = 1 if data["centered"] else 2
+    low, high = unit * model["sigma_min"], unit * model["sigma_max"]
+    if case.config["training"]["continuous"]:
+        label = LogNoiseLevel(1.0, unit)
+    else:
+        label, t = LevelIndex(n, high, low), 1 - song_labels(case, t) / (n - 1)
+    if fourier == case.config["training"]["continuous"]:
+        # Of scores s = d log p / dx: those of images twice as large are half as large.
+        row, factor = (PredictScaledScore, 1 / unit) if model["scale_by_sigma"] else (PredictScore, 1.0)
+        return VE(low, high), t, row(label), factor
+    return None
+
+
+@pytest.mark.parametrize("case", SONG, ids=repr)
 def test_score_sde_scores_through_the_denoiser(case):
     """A checkpoint behind our process and precondition, on [-1, 1] images, has the score of get_score_fn."""
-    model, io = case.config["model"], case.io
-    net, _ = score_sde.from_state_dict(case.state, **song_arguments(case))
-    if case.config["training"]["sde"] == "vesde":
-        process, row, unit = VE(2 * model["sigma_min"], 2 * model["sigma_max"]), PredictScaledScore(), 0.5
-    else:
-        kind = VP if case.config["training"]["sde"] == "vpsde" else SubVP
-        process, row, unit = kind(model["beta_min"], model["beta_max"]), PredictNoise(), 1.0
-    score = Denoiser(net, process, row).score(as_net_sees(case, io["x"]), io["t"].double())
-    # In float32 the peer's std is off by per mille at small t, its label by rounding 999 t.
+    found, io = denoiser_row(case), case.io
+    if found is None:
+        pytest.skip("the official score is not that of a denoiser here")
+    process, t, row, factor = found
+    score = Denoiser(song_net(case), process, row).score(as_net_sees(case, io["x"]), t)
     worst = 1e-3 if io["t"].min() < 1e-2 else 5 * case.tolerance
-    close(score, io["score"].float() * unit, worst)
+    close(score, io["score"].float() * factor, worst)
