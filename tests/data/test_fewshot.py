@@ -111,6 +111,19 @@ def test_own_is_another_image_of_the_contents_class():
         KeyedPairs(images(1), own=True)
 
 
+def test_seen_is_the_restyled_content():
+    """The same for the same (seed, epoch, index), and the content itself stays as it is."""
+    data = images()
+    restyle = lambda image, g: (image + torch.randint(1, 9, (), generator=g)).to(torch.uint8)  # noqa: E731
+    keys = [(0, 5), (1, 5), (2, 50)]
+    pairs = KeyedPairs(data, seed=1, restyle=restyle)
+    batch = pairs.__getitems__(keys)
+    assert torch.equal(batch["content"], KeyedPairs(data, seed=1).__getitems__(keys)["content"])
+    moved = (batch["seen"].int() - batch["content"].int()) % 256
+    assert ((moved == moved[:, :1, :1, :1]) & (moved > 0)).all()
+    assert torch.equal(batch["seen"][2:], pairs.__getitems__(keys[2:])["seen"])
+
+
 def test_a_batch_of_pairs_depends_on_keys_alone():
     data = images()
     shift = lambda image, g: (image + torch.randint(0, 9, (), generator=g)).to(torch.uint8)  # noqa: E731

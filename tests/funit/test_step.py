@@ -42,16 +42,17 @@ class Training:
 
     def plainly(self) -> None:
         """Each pass on its own, with gradients everywhere, as the paper's equations read."""
-        g, d, (xa, la, xb, lb, own) = self.generator, self.discriminator, self.batch
+        g, d, (xa, la, xb, lb, own, seen) = self.generator, self.discriminator, self.batch
+        seen = xa if seen is None else seen
         xb = xb.clone().requires_grad_()
         real, _ = d(xb, lb)
-        fake, _ = d(g(xa, xb).detach(), lb)
+        fake, _ = d(g(seen, xb).detach(), lb)
         penalty, _ = losses.gradient_penalty(real, xb)
         ((1 - real).relu().mean() + (1 + fake).relu().mean() + penalty).backward()
         g.zero_grad()
         self.update("discriminator", {})
         xb = self.batch.classes
-        xt, xr = g(xa, xb), g(xa, xa if own is None else own)
+        xt, xr = g(seen, xb), g(seen, xa if own is None else own)
         (fake_t, f_t), (fake_r, f_r), (_, f_b), (_, f_a) = d(xt, lb), d(xr, la), d(xb, lb), d(xa, la)
         adversarial = 0.5 * (-fake_t.mean() - fake_r.mean())
         matching = (f_t.mean((2, 3)) - f_b.mean((2, 3))).abs().mean()
@@ -73,6 +74,17 @@ def test_lean_step_has_the_gradients_of_the_plain_one():
     plain.plainly()
     assert_same(lean, plain, 1e-12)
     assert all(p.requires_grad and p.grad is None for p in lean.discriminator.parameters())
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_what_the_content_encoder_sees(parts):
+    """`seen` stands in for the content image in the content encoder, and nowhere else."""
+    lean, plain = Training(), Training()
+    seen = torch.rand_like(lean.batch.content)
+    lean.batch, plain.batch = lean.batch._replace(seen=seen), plain.batch._replace(seen=seen)
+    lean.step(parts)
+    plain.plainly()
+    assert_same(lean, plain, 1e-12)
 
 
 @pytest.mark.parametrize("parts", [1, 2])
