@@ -16,14 +16,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from lit_gen import schema
 from lit_gen.errors import ConfigError
 
 __all__ = ["CONF_DIR", "entry_point", "is_main_process"]
-
-OMEGACONF = re.compile(r"\n\s+(full_key: .*|(object|reference)_type=.*)")  # what its messages say for developers
 
 
 def _conf_dir() -> Path:
@@ -109,8 +107,22 @@ def _users_mistake(error: BaseException | None) -> str | None:
     for link in chain:
         if isinstance(link, OverrideParseException):
             return f"{link.override}: {link}".strip()
-    typed = [link for link in chain if isinstance(link, HydraException | OmegaConfBaseException)]
-    return OMEGACONF.sub("", ": ".join(str(link).strip() for link in typed)) or None
+    if any("Config group override must be a string" in str(link) for link in chain):
+        return "a group was given null: name one of its options, or leave the group out (~group)."
+    typed = [link for link in chain if isinstance(link, HydraException)]
+    typed += [link for link in chain if isinstance(link, OmegaConfBaseException)][:1]  # one wraps the next
+    return ": ".join(_plainly(link) for link in typed) or None
+
+
+def _plainly(error: BaseException) -> str:
+    """What Hydra or OmegaConf says, without the lines that are for its developers."""
+    where = getattr(error, "full_key", None)
+    said = re.split(r"\n\s+(?:full_key: |object_type=|reference_type=)", str(error))[0].strip()
+    if isinstance(error, MissingMandatoryValue):
+        return f"{where} is missing: give {where}=..."
+    if isinstance(error, InterpolationKeyError):
+        return f"{said}: {where} takes its value from there, and this choice of groups has no such key."
+    return said
 
 
 def _leave_nothing(folder: Path) -> None:

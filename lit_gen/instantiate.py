@@ -1,6 +1,7 @@
 """A configuration becomes objects by `_target_`, from packages that are allowed to be called."""
 
 import functools
+import inspect
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -46,16 +47,39 @@ def instantiate(node: Any, allow: Sequence[str] = (), **kwargs: Any) -> Any:
             )
     # Plain lists and dicts: an optimizer puts what it is given into every checkpoint.
     try:
+        _check_options(container)
         return hydra.utils.instantiate(_with_partials(container), _convert_="all", **kwargs)
     except InstantiationException as error:
         if unknown := re.search(r"unexpected keyword argument '(\w+)'", str(error.__cause__)):
             where = re.search(r"full_key: (\S+)", str(error))
-            raise ConfigError(
-                f"{where[1] + ': ' if where else ''}{str(error.__cause__).split('(')[0]} has no option "
-                f"{unknown[1]!r}. Where an experiment sets it for another choice of the group (model=..., "
-                "model/loss=...), take the experiment of that family: experiment=digits_vp, for instance."
-            ) from error
+            called = str(error.__cause__).split("(")[0]
+            raise ConfigError(_no_option(called, unknown[1], where[1] if where else "")) from error
         raise
+
+
+def _no_option(called: str, name: str, at: str) -> str:
+    return (
+        f"{at + ': ' if at else ''}{called} has no option {name!r}. Where an experiment sets it for another "
+        "choice of the group (model=..., sampler=...), leave it out (~ before its key) or take an "
+        "experiment of that family: experiment=digits_vp, for instance."
+    )
+
+
+def _check_options(node: Any, at: str = "") -> None:
+    """A function that is given `_partial_` is called later, in the middle of a training: options that it does
+    not have are refused now.
+    """
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in children:
+        _check_options(value, f"{at}.{key}" if at else str(key))
+    if isinstance(node, dict) and node.get("_partial_") and "_target_" in node:
+        function = hydra.utils.get_object(node["_target_"])
+        parameters = inspect.signature(function).parameters
+        if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            return
+        for name in node:
+            if name not in parameters and not name.startswith("_"):
+                raise ConfigError(_no_option(node["_target_"].rpartition(".")[2], name, at))
 
 
 def _with_partials(node: Any) -> Any:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from lit_gen.errors import ConfigError
 from lit_gen.rng import key, keyed_generator
 
 __all__ = ["BaseModule", "optimization"]
@@ -34,6 +35,8 @@ class BaseModule(pl.LightningModule):
         "evaluate": "python -m lit_gen.evaluate run={run}",
     }
     """What to type after a training."""
+    reads: ClassVar[frozenset[str]] = frozenset()
+    """What its steps take from a batch: `lit_gen.runs.build` refuses data that do not give it."""
 
     def __init__(self, seed: int = 0, log_every: int = 50):
         super().__init__()
@@ -158,8 +161,8 @@ class BaseModule(pl.LightningModule):
 
     def ema_network(self) -> torch.nn.Module:
         """The network whose weights the EMA callback averages."""
-        raise AttributeError(
-            f"{type(self).__name__} names no network for the EMA callback: leave callbacks.ema out."
+        raise ConfigError(
+            f"{type(self).__name__} names no network for the EMA callback: leave it out (~callbacks.ema)."
         )
 
     def guard(self, loss: Tensor, details: dict[str, Tensor]) -> None:

@@ -58,6 +58,7 @@ def build(cfg: DictConfig, folder: Path) -> Experiment:
     module = instantiate(config["model"], allow)
     # Averages and guards first: what measures or saves after them finds the batch completed.
     callbacks = [instantiate(c, allow) for c in config["callbacks"].values()]
+    _check_answers(module, dict(zip(config["callbacks"], callbacks, strict=True)))
     callbacks.sort(key=lambda c: not isinstance(c, EMA | NaNGuard | Signals))
     loggers = []
     if _is_rank_zero():
@@ -67,6 +68,7 @@ def build(cfg: DictConfig, folder: Path) -> Experiment:
     )
     if _is_rank_zero():  # the others wait for its prepare_data, so that a download happens once
         data.check(trainer.world_size)
+        _check_batch(module, data)
     return Experiment(module, data, trainer, config)
 
 
@@ -81,6 +83,32 @@ def _switched_on(group: str, nodes: dict[str, Any]) -> dict[str, Any]:
                 f"alone. Leave it out (~{group}.{name}), or give {group}.{name}._target_."
             )
     return {name: node for name, node in nodes.items() if node and node["_target_"]}
+
+
+def _check_answers(module: Any, callbacks: dict[str, Any]) -> None:
+    """Callbacks name in `asks` the methods of the module that they call."""
+    for name, callback in callbacks.items():
+        if isinstance(callback, EMA):
+            module.ema_network()
+        for method in getattr(callback, "asks", ()):
+            if not hasattr(module, method):
+                raise ConfigError(
+                    f"callbacks.{name} ({type(callback).__name__}) calls {method} of the model, a "
+                    f"{type(module).__name__}, which has none: leave it out (~callbacks.{name}), or take the "
+                    "callbacks of the model's family (callbacks=default, classifier, detection, funit)."
+                )
+
+
+def _check_batch(module: Any, data: Any) -> None:
+    if not hasattr(data, "keyed_train"):
+        return  # a data module of the user's
+    given = set(data.keyed_train()[0, 0])
+    if missing := getattr(module, "reads", frozenset()) - given:
+        raise ConfigError(
+            f"A {type(module).__name__} needs {', '.join(sorted(missing))} in a batch; the data, a "
+            f"{type(data).__name__}, give {', '.join(sorted(given))}: they are of different families. Take "
+            "an experiment of the model's (experiment=digits, funit_glyphs, detector_scenes), or its data."
+        )
 
 
 def _is_rank_zero() -> bool:

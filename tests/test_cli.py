@@ -47,13 +47,21 @@ MISTAKES = {
     "resume=nowhere/at/all": "no run folder",
     "seed=[": "seed",
     "callbacks/averages=[power]": "callbacks.ema={'decay': 0.999} names no class",
+    "data=folder": "data.train.path is missing: give data.train.path=...",
+    "data=bccd": "model.net.channels takes its value from there",
+    "data=cifar10": "data.train: the images cannot be had",
+    "data=glyphs": "needs image, label in a batch; the data, a FewShotDataModule, give",
+    "experiment=funit_glyphs metrics=digits": "callbacks.quality (SampleQuality) calls sample of the model",
+    "experiment=digits_edm sampler=pc sampler.S_churn=1": "Could not override 'sampler.S_churn'",
+    "experiment=digits_ncsnv2 sampler=pc": "predictor_corrector has no option 'step_size'",
+    "sampler=null": "leave the group out (~group)",
     "callbacks.grid=5": "callbacks.grid=5 names no class",
 }
 
 
 @pytest.mark.parametrize(("mistake", "says"), MISTAKES.items(), ids=list(MISTAKES))
 def test_mistakes_end_with_one_message(command, tmp_path, mistake, says):
-    code, _, err = command(train.main, "trainer=cpu", mistake)
+    code, _, err = command(train.main, "trainer=cpu", *mistake.split())
     assert code == 2
     assert says in err
     assert "Traceback" not in err and "Error executing job" not in err

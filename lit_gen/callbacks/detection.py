@@ -27,6 +27,8 @@ class DetectionQuality(pl.Callback):
     what the best checkpoint can be chosen by.
     """
 
+    asks = ("detect",)
+
     def __init__(self, every: int = 500, pictures: int = 8, shown: float = 0.3):
         if every < 1 or pictures < 0 or not 0 <= shown <= 1:
             raise ConfigError(

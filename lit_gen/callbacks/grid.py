@@ -24,6 +24,8 @@ class SampleGrid(pl.Callback):
     `module.sample_trajectory(indices, seed, num_frames) -> uint8 (N, F, C, H, W)`.
     """
 
+    asks = ("sample", "sample_trajectory")
+
     def __init__(
         self,
         every: int = 1000,

@@ -43,6 +43,8 @@ class SampleQuality(pl.Callback):
     whose class it is sure of (p > 0.9) and the number of classes found.
     """
 
+    asks = ("sample",)
+
     def __init__(
         self,
         extractor: Extractor,

@@ -39,6 +39,8 @@ class Translations(pl.Callback):
         seed: of the content images and of the pasted images in the baseline.
     """
 
+    asks = ("translate",)
+
     def __init__(
         self,
         every: int = 1000,

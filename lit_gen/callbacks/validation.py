@@ -19,6 +19,8 @@ class ValidationLoss(pl.Callback):
     number of devices and its changes are the network's alone.
     """
 
+    asks = ("validation_loss",)
+
     def __init__(self, every: int = 500):
         if every < 1:
             raise ConfigError(f"callbacks.validation.every={every}: must be at least 1 batch.")

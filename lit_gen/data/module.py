@@ -52,7 +52,13 @@ class ImageDataModule(KeyedDataModule):
         """The "train" or "test" set, made on first use."""
         if split not in self._sets:
             source = self._sources[split]
-            self._sets[split] = as_images(source() if callable(source) else source)
+            try:
+                self._sets[split] = as_images(source() if callable(source) else source)
+            except (
+                OSError,
+                RuntimeError,
+            ) as error:  # no network, no package to download with, a broken archive
+                raise ConfigError(f"data.{split}: the images cannot be had: {error}") from error
         return self._sets[split]
 
     @property

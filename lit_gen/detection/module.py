@@ -24,6 +24,7 @@ class DetectorModule(BaseModule):
     """
 
     next_commands: ClassVar[dict[str, str]] = {}
+    reads = frozenset({"image", "boxes", "labels"})
 
     def __init__(
         self,

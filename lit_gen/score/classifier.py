@@ -30,6 +30,8 @@ class ClassifierModule(BaseModule):
         "guide": "python -m lit_gen.sample run=<a score model's run> guidance=classifier guidance.run={run}",
     }
 
+    reads = frozenset({"image", "label"})
+
     def __init__(
         self,
         net: nn.Module,

@@ -32,6 +32,8 @@ class ScoreModule(BaseModule):
     labels)`; the network is told the labels (`lit_gen.augment.conditional`).
     """
 
+    reads = frozenset({"image", "label"})
+
     def __init__(
         self,
         net: nn.Module,

@@ -9,6 +9,7 @@ import yaml
 
 from lit_gen import runs
 from lit_gen.cli import CONF_DIR
+from lit_gen.instantiate import instantiate
 
 FILES = sorted((CONF_DIR / "sweeps").glob("*.yaml"))
 
@@ -48,6 +49,7 @@ def test_every_point_composes(compose, path):
         line = expand(sweep, point)
         assert line[:4] == ["/usr/bin/env", "python", "-m", "lit_gen.train"]
         cfg = compose(*line[4:])
+        instantiate(cfg.sampler)  # refuses options of another sampler
         for name, value in point.items():
             if name != "sampler":  # a group
                 node = cfg
