@@ -8,6 +8,7 @@ import string
 import struct
 import sys
 import tempfile
+import time
 import zipfile
 import zlib
 from pathlib import Path
@@ -102,10 +103,12 @@ def test_malformed_overrides(override):
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=20_000, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(malformed)
 def test_two_hundred_malformed_overrides(override):
+    start = time.process_time()  # a busy machine's clock says nothing
     check(override)
+    assert time.process_time() - start < 20
 
 
 class Hostile:
