@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from functools import cache
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from lit_gen.callbacks.ema import EMA, HalfLife
 from lit_gen.rng import PerSample
 from lit_gen.score import phema
 from lit_gen.score.denoiser import AbstractDenoiser, Denoiser
@@ -25,6 +27,7 @@ from lit_gen.score.losses import (
     snr,
     sum_of_pixels,
 )
+from lit_gen.score.networks.layers import PositionalEmbedding, Resample
 from lit_gen.score.precondition import (
     EDMPrecondition,
     LevelIndex,
@@ -65,9 +68,19 @@ NEEDS_EDM = pytest.mark.skipif(not OFFICIAL_EDM, reason=f"no sde_edm.json in {FO
 
 
 def song_process(name: str):
-    kind, _, variant = name.partition("_")
-    sigma_max = {"celeba": 90.0}.get(variant, 50.0)
-    return {"VE": VE(0.01, sigma_max), "VP": VP(), "subVP": SubVP()}[kind]
+    """The process of a name ("VE", "VP_N100", "VE_celeba" ...), whose parameters its drift or levels say."""
+    kind, golden = name.partition("_")[0], SONG.get(name, {})
+    if kind == "VE":
+        levels = golden.get("discrete_sigmas_at") or {"0": 0.01, "last": 50.0}
+        return VE(float(f"{levels['0']:.6g}"), float(f"{list(levels.values())[-1]:.6g}"))
+    ends = (0.1, 20.0)
+    if golden:
+        # beta(t) from drift = -beta x / 2 at two of the times.
+        x, drift, t = (numbers(v) for v in (SONG["x"], golden["drift"], SONG["t"]))
+        beta = (-2 * (drift / x).flatten(1).median(1).values)[[3, -1]]
+        slope = (beta[1] - beta[0]) / (t[-1] - t[3])
+        ends = tuple(float(f"{b:.4g}") for b in (beta[1] - slope * t[-1], beta[1] + slope * (1 - t[-1])))
+    return {"VP": VP, "subVP": SubVP}[kind](*ends)
 
 
 # --- score_sde_pytorch ------------------------------------------------------------------------------
@@ -90,6 +103,24 @@ def test_process_has_the_official_coefficients(name):
         g = process.diffusion(t)
         reverse = per_image(process.drift(t), x) * x - factor * per_image(g.square(), x) * score
         assert_close(reverse, numbers(golden[f"reverse_drift_{flow}"]), rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", [k for k in SONG if "N" in SONG[k] and "marginal_std" in SONG[k]])
+def test_tables_of_discrete_models(name):
+    golden, process = SONG[name], song_process(name)
+    n = golden["N"]
+    if "discrete_sigmas_at" in golden:
+        steps = numbers([int(k) for k in golden["discrete_sigmas_at"]])
+        levels = numbers(list(golden["discrete_sigmas_at"].values()))
+        assert_close(process.sigma(steps / (n - 1)), levels, rtol=2e-5, atol=0)
+    if "discrete_betas_at" in golden:
+        betas = linear_betas(n, process.beta_min / 1000, process.beta_max / 1000)
+        steps = torch.tensor([int(k) for k in golden["discrete_betas_at"]])
+        for ours, key in (
+            (betas[steps], "discrete_betas_at"),
+            (DiscreteVP(betas).alpha((steps + 1) / n).square(), "alphas_cumprod_at"),
+        ):
+            assert_close(ours, numbers(list(golden[key].values())), rtol=2e-5, atol=0)
 
 
 @pytest.mark.parametrize("name", [k for k in SONG if "N" in SONG[k] and "discretize_G" in SONG[k]])
@@ -125,13 +156,15 @@ class ScoreOf(AbstractDenoiser):
 @pytest.mark.parametrize("name", [k for k in SONG.get("one_step", {}) if "." in k])
 def test_one_step_of_each_predictor_and_corrector(name):
     golden = SONG["one_step"]
-    kind, method, *_ = name.split(".", 2)
+    kind, method, *options = name.split(".", 2)
+    snr = float(re.search(r"snr([\d.]+?)(?=\.[a-z]|$)", options[0])[1]) if options else 0.0
+    a, b = (float(v) for v in re.findall(r"(-?[\d.]+)\*", golden["score_fn"]))
     process, x, score = song_process(kind), numbers(SONG["x"]), numbers(SONG["score"])
     t, noise = torch.tensor(golden["t"], dtype=torch.float64), [numbers(z) for z in golden[name]["noise"]]
-    denoiser = ScoreOf(process, lambda x_t: -0.7 * x_t + 0.1 * score)
+    denoiser = ScoreOf(process, lambda x_t: a * x_t + b * score)
     step = (FixedStep(1e-3) if method == "euler_maruyama" else OfficialSteps(1000))(process, t, t)
     if method in ("langevin", "ald"):
-        make = {"langevin": Langevin(0.16, 1, per_image=False), "ald": AnnealedLangevin(0.16, 1)}[method]
+        make = {"langevin": Langevin(snr, 1, per_image=False), "ald": AnnealedLangevin(snr, 1)}[method]
         after = x
         for z in noise:
             after = make(denoiser, after, t, step, generator=Replay(z))
@@ -183,6 +216,33 @@ def test_loss(name):
     pixels = mean_of_pixels if "reduce_mean=True" in name else half_sum_of_pixels
     losses = DenoisingLoss(LogNormal(), weight, pixels)(denoiser, x_0, t, numbers(golden["z"]))
     assert losses.mean().item() == pytest.approx(golden["loss"], rel=2e-5)
+
+
+@NEEDS_SONG
+def test_embedding_and_filters():
+    golden = SONG["timestep_embedding_song"]
+    waves = PositionalEmbedding(golden["dim"])(torch.tensor(golden["t"]))
+    assert_close(waves, torch.tensor(golden["emb"]), rtol=0, atol=1e-4)
+    fir = SONG["fir"]
+    x, box, resample = numbers(fir["x"]), Resample().double(), Resample(fir["kernel"]).double()
+    conv = nn.Conv2d(2, 3, 3, bias=False).double()
+    conv.weight.data = numbers(fir["w"])
+    for name, out in {
+        "upsample_2d": resample.up(x),
+        "downsample_2d": resample.down(x),
+        "naive_up": box.up(x),
+        "naive_down": box.down(x),
+        "conv_downsample_2d": resample.down_conv(x, conv),
+    }.items():
+        assert_close(out, numbers(fir[name]), rtol=1e-5, atol=1e-5, msg=name)
+
+
+@NEEDS_SONG
+def test_warm_up_of_the_moving_average():
+    ema = EMA(0.9999)
+    for updates, decay in SONG["ema_decay_rule"].items():
+        ema.num_updates = int(updates)
+        assert ema.current_decay == pytest.approx(decay, abs=1e-12)
 
 
 # --- EDM ------------------------------------------------------------------------------------------
@@ -260,6 +320,14 @@ def test_edm_loss(name):
     if "reported_scalar" in golden:
         mean = loss(Halved(), x_0, sigma, z).mean().item()
         assert mean == pytest.approx(golden["reported_scalar"], rel=1e-4)
+
+
+@NEEDS_EDM
+def test_half_life_of_edm():
+    decay = HalfLife(500_000, 512)
+    for images, beta in OFFICIAL_EDM["edm_ema_beta"].items():
+        if int(images):  # the official first update, before any image, copies the weights
+            assert decay(int(images) / 512) == pytest.approx(beta, rel=1e-9)
 
 
 @NEEDS_EDM
