@@ -249,6 +249,8 @@ class SearchSchema:
     seeds: int = 1
     test_children: int = 3
     workers: int = 0
+    storage: str | None = None
+    join: bool = False
     wandb: str = "auto"
     allow_targets: list[str] = field(default_factory=list)
     out: str = MISSING

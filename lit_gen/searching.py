@@ -6,6 +6,7 @@ import signal
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lit_gen.augment import Augmentation, Policy
 from lit_gen.augment.search import (
+    TPE,
     Method,
     PlantedReward,
     PolicySpace,
@@ -22,6 +24,7 @@ from lit_gen.augment.search import (
     Trial,
     merge,
     run,
+    run_shared,
 )
 from lit_gen.errors import ConfigError
 from lit_gen.instantiate import instantiate
@@ -47,10 +50,15 @@ def search(cfg: DictConfig, out: Path) -> dict[str, Any]:
     `report.json`, `curve.png`, `sheet.png`. Prints the report and returns it. With `seeds` above 1 each seed
     has a folder `seed_<k>` like that, and `out` the report over them.
 
-    What is in the ledgers is not done again. Raises ConfigError for what does not fit, and if `out` holds
-    another search.
+    What is in the ledgers is not done again. With `storage` several processes share a search: one writes
+    `out`, the others (`join`) train children for it and return when there is nothing left to train. Raises
+    ConfigError for what does not fit, and if `out` holds another search.
     """
     settings = _checked(cfg, out)
+    if cfg.join:
+        with suppress(OSError):  # the folder that Hydra made, unless it is the search's own
+            out.rmdir()
+        return _join(cfg)
     if cfg.seeds == 1:
         return _search(cfg, settings, out)
     reports = []
@@ -74,31 +82,45 @@ def _finished(cfg: DictConfig, out: Path) -> dict[str, Any] | None:
     return json.loads((out / "report.json").read_text()) if same else None
 
 
-def _search(cfg: DictConfig, settings: dict[str, Any], out: Path) -> dict[str, Any]:
+def _join(cfg: DictConfig) -> dict[str, Any]:
+    """Trains children of searches that other processes report on; the numbers it returns are of all."""
+    seeds = range(cfg.seed, cfg.seed + cfg.seeds)
+    for part in (OmegaConf.merge(cfg, {"seed": seed, "seeds": 1}) for seed in seeds):
+        try:
+            results = _all_searches(part, *_prepared(part)[:3], None, None)
+        except KeyboardInterrupt:
+            raise Interrupted("Stopped; another process takes the place of this one.") from None
+        print(f"{cfg.name}-seed{part.seed} in {cfg.storage}: every child is trained", flush=True)
+    return {name: [result.cost for result in parts] for name, parts in results.items()}
+
+
+def _prepared(cfg: DictConfig) -> tuple[Space, Task, Callable[..., Method], float]:
+    """What is searched for, in what, by what; and the CPU seconds that it took to make these."""
     allow = list(cfg.allow_targets)
     space = instantiate(cfg.space, allow)
     strategy: Callable[..., Method] = instantiate(cfg.strategy, allow)
-    if getattr(strategy, "func", strategy) is grid and (cells := math.prod(space.sizes)) > cfg.budget:
+    made = getattr(strategy, "func", strategy)
+    if made is grid and (cells := math.prod(space.sizes)) > cfg.budget:
         raise ConfigError(f"The grid has {cells} cells, budget={cfg.budget}: raise it, or space=randaugment.")
+    if cfg.storage and made not in (TPE, Random):
+        raise ConfigError("storage= shares searches of strategy=tpe and random; others have workers=.")
     data = instantiate(cfg.data, allow) if cfg.data else None
     start = time.process_time()
     task: Task = instantiate(cfg.reward, allow)(space, data, cfg.seed)
-    prepared = time.process_time() - start
     if cfg.randaugment and any(isinstance(reward, PlantedReward) for reward in task.rewards):
         raise ConfigError("randaugment=true: the planted reward knows policies alone.")
+    return space, task, strategy, time.process_time() - start
+
+
+def _search(cfg: DictConfig, settings: dict[str, Any], out: Path) -> dict[str, Any]:
+    space, task, strategy, prepared = _prepared(cfg)
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.json").unlink(missing_ok=True)
     OmegaConf.save(OmegaConf.create(settings), out / "config.yaml")
     logger = wandb(str(out), name=f"{cfg.name}-seed{cfg.seed}", mode=cfg.wandb)
     try:
         logger.log_hyperparams(settings)
-        results = {"found": _searches(cfg, out, space, task, strategy, logger, "ledger")}
-        if cfg.control and getattr(strategy, "func", strategy) is not Random:
-            results["best of random"] = _searches(cfg, out, space, task, Random, logger, "random")
-        if cfg.randaugment:
-            cells = randaugment_grid(space, cfg.budget)
-            name = "RandAugment, best of its grid"
-            results[name] = _searches(cfg, out, cells, task, grid, logger, "randaugment")
+        results = _all_searches(cfg, space, task, strategy, out, logger)
         found = {name: _best(parts, cfg.top) for name, parts in results.items()}
         report = report_of(cfg, task, results, found, prepared)
         files = write(out, task, results, found["found"], report)
@@ -120,6 +142,12 @@ def _checked(cfg: DictConfig, out: Path) -> dict[str, Any]:
     for name, least in (("budget", 1), ("top", 1), ("test_children", 0), ("workers", 0), ("seeds", 1)):
         if cfg[name] < least:
             raise ConfigError(f"{name}={cfg[name]}: must be at least {least}.")
+    if cfg.join and not cfg.storage:
+        raise ConfigError("join=true needs storage=, the one of the search to help with.")
+    if cfg.storage and cfg.workers:
+        raise ConfigError(
+            f"workers={cfg.workers} with storage=: start the same command again instead, with join=true."
+        )
     if cfg.seeds > 1 and not cfg.test_children:
         raise ConfigError("seeds= compares test scores: test_children must be at least 1.")
     if (out / "policy.yaml").exists() and not list(out.glob("ledger*.jsonl")):
@@ -127,7 +155,7 @@ def _checked(cfg: DictConfig, out: Path) -> dict[str, Any]:
     settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     if (out / "config.yaml").exists():
         before = OmegaConf.to_container(OmegaConf.load(out / "config.yaml"))
-        for name in ("strategy", "space", "reward", "data", "seed", "seeds"):
+        for name in ("strategy", "space", "reward", "data", "seed", "seeds", "storage"):
             if before.get(name) != settings[name]:
                 raise ConfigError(
                     f"{out} holds another search: its {name} was {before.get(name)} and is now "
@@ -136,12 +164,31 @@ def _checked(cfg: DictConfig, out: Path) -> dict[str, Any]:
     return settings
 
 
-def _searches(
+def _all_searches(
     cfg: DictConfig,
-    out: Path,
     space: Space,
     task: Task,
     strategy: Callable[..., Method],
+    out: Path | None,
+    logger: Any,
+) -> dict[str, list[Result]]:
+    """The search, and its controls."""
+    results = {"found": _searches(cfg, space, task, strategy, out, logger, "ledger")}
+    if cfg.control and getattr(strategy, "func", strategy) is not Random:
+        results["best of random"] = _searches(cfg, space, task, Random, out, logger, "random")
+    if cfg.randaugment and not cfg.join:
+        cells = randaugment_grid(space, cfg.budget)
+        name = "RandAugment, best of its grid"
+        results[name] = _searches(cfg, cells, task, grid, out, logger, "randaugment")
+    return results
+
+
+def _searches(
+    cfg: DictConfig,
+    space: Space,
+    task: Task,
+    strategy: Callable[..., Method],
+    out: Path | None,
     logger: Any,
     ledger: str,
 ) -> list[Result]:
@@ -153,19 +200,18 @@ def _searches(
         seed = key(cfg.seed, "search", part) if many else cfg.seed
         described = {k: _plain(cfg[k]) for k in ("space", "reward", "data", "seed")}
         described |= {"strategy": _plain(cfg.strategy) if ledger == "ledger" else ledger, "part": part}
-        results.append(
-            run(
-                space,
-                reward,
-                strategy(space=space, seed=seed),
-                cfg.budget,
-                ledger=out / f"{name}.jsonl",
-                description=described,
-                workers=cfg.workers,
-                progress=name,
-                on_trial=_logging(logger, space, name if ledger != "ledger" or many else "search"),
-            )
-        )
+        books: dict[str, Any] = {"description": described, "progress": name}
+        if out:
+            books |= {"ledger": out / f"{name}.jsonl"}
+            books |= {"on_trial": _logging(logger, name if ledger != "ledger" or many else "search")}
+        made = getattr(strategy, "func", strategy)
+        if cfg.storage and made is not grid:
+            shared = {"name": f"{cfg.name}-seed{cfg.seed}-{name}", "random": made is Random, "seed": seed}
+            result = run_shared(space, reward, cfg.budget, storage=cfg.storage, **shared, **books)
+        else:
+            method = strategy(space=space, seed=seed)
+            result = run(space, reward, method, cfg.budget, workers=cfg.workers, **books)
+        results.append(result)
     return results
 
 
@@ -173,9 +219,9 @@ def _plain(node: Any) -> Any:
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 
-def _logging(logger: Any, space: Space, name: str) -> Callable[[Trial, Result], None]:
+def _logging(logger: Any, name: str) -> Callable[[Trial, Result], None]:
     def on_trial(trial: Trial, result: Result) -> None:
-        recent = result.trials[-WINDOW:]
+        recent, space = result.trials[-WINDOW:], result.space
         numbers = {
             "reward": trial.reward,
             "best": result.best_reward,

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -116,6 +117,9 @@ def test_another_search_is_not_overwritten(compose, tmp_path):
         (["reward=classifier", "data=digits", "reward.scale=0"], "scale=0"),
         (["strategy=grid"], "The grid has"),
         (["randaugment=true"], "planted reward"),
+        (["storage=s.journal"], "strategy=tpe and random"),
+        (["storage=s.journal", "strategy=tpe", "workers=2"], "join=true"),
+        (["join=true"], "needs storage="),
         (["seeds=2", "test_children=0"], "test_children must"),
         (["space=randaugment", "strategy=tpe"], "space of policies"),
     ],
@@ -218,6 +222,55 @@ def test_fast_autoaugment_prefers_what_the_net_recognises(compose):
     policy, results = fast_autoaugment(space, rewards, trials=6, top=1)
     assert len(results) == 2 and len(policy.sub_policies) == 4
     assert {op[0] for sub in policy.sub_policies for op in sub} == {"Brightness"}
+
+
+def logged(folder):
+    """Name -> its values, of an offline W&B run."""
+    file = next(folder.glob("wandb/offline-run-*/*.wandb"))
+    tool = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json", str(file)]
+    out = subprocess.run(tool, capture_output=True, text=True, timeout=60).stdout
+    names: dict[str, list] = {}
+    for line in out.splitlines():
+        record = json.loads(line) if line.startswith("{") else {}
+        for key, value in record.get("history", {}).get("item", {}).items():
+            names.setdefault(key, []).append(value)
+    return names
+
+
+def test_curves_go_to_wandb(compose, tmp_path):
+    """Read back from an offline run: the rewards of the ledger, child by child, the shares of each op, the
+    controls, the cost, the pictures, the test scores."""
+    given = [*PLANTED, "budget=6", "+space.ops=[Equalize,Color,Cutout]", "wandb=offline"]
+    report = searching.search(compose(*given, config_name="search"), tmp_path)
+    names = logged(tmp_path)
+    for ledger, prefix in (("ledger", "search"), ("random", "random")):
+        assert names[f"{prefix}/reward"] == pytest.approx([r for _, _, r in trials(tmp_path, ledger)])
+        shares = [names[f"{prefix}/ops/{op}"] for op in ("Equalize", "Color", "Cutout")]
+        chosen = [[c[0::3].count(k) for k in range(3)] for _, c, _ in trials(tmp_path, ledger)]
+        assert [s[-1] for s in shares] == pytest.approx([sum(c) / (6 * 4) for c in zip(*chosen, strict=True)])
+        assert names[f"{prefix}/best"] == sorted(names[f"{prefix}/best"])
+        assert {f"{prefix}/{k}" for k in ("mean_of_50", "cpu_seconds", "images")} <= names.keys()
+    assert names["trainer/global_step"][:6] == [1, 2, 3, 4, 5, 6]
+    assert names["test/found"] == [pytest.approx(report["results"]["found"]["test"])]
+    assert any(name.startswith("search/curve") for name in names)
+
+
+@pytest.mark.slow
+def test_two_commands_share_a_search(tmp_path):
+    """The second trains children for the first and writes nothing; together they make the sequence of one
+    alone, for uniform choices depend on a trial's number only."""
+    common = [sys.executable, "-m", "lit_gen.search", "reward=classifier", "data=digits", "space=small"]
+    common += ["strategy=random", "budget=12", "test_children=0", "wandb=disabled", "reward.child.epochs=8"]
+    storage = f"storage={tmp_path}/study.journal"
+    first = subprocess.Popen(
+        [*common, storage, f"out={tmp_path}/together"], stdout=subprocess.PIPE, text=True
+    )
+    joined = [*common, storage, "join=true", f"out={tmp_path}/helper"]
+    second = subprocess.run(joined, capture_output=True, text=True, timeout=300)
+    assert first.wait(timeout=300) == 0 and second.returncode == 0, second.stderr
+    assert "every child is trained" in second.stdout and not (tmp_path / "helper").exists()
+    subprocess.run([*common, f"storage={tmp_path}/alone.journal", f"out={tmp_path}/alone"], check=True)
+    assert sorted(trials(tmp_path / "together")) == trials(tmp_path / "alone")
 
 
 @pytest.mark.slow

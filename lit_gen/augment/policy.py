@@ -44,6 +44,8 @@ class Augmentation(ABC):
     converted, which rounds).
     """
 
+    needs_partner = False  # whether an image can only be augmented beside another one (SamplePairing)
+
     def __init__(
         self,
         table: dict[str, Op],
@@ -96,6 +98,26 @@ class Augmentation(ABC):
             None if masks is None else [masks],
             box_format,
         )
+        return tuple(x if x is None else x[0] for x in out)
+
+    def apply_beside(
+        self,
+        image: Tensor,
+        partner: Tensor,
+        boxes: Tensor | None,
+        draws: Draws,
+        masks: Tensor | None = None,
+        box_format: str | None = None,
+    ) -> tuple[Any, ...]:
+        """`apply` with what SamplePairing mixes in, an image of the same shape."""
+        if partner.shape != image.shape:
+            raise ConfigError(
+                f"SamplePairing mixes images of one size, got {tuple(image.shape)} and "
+                f"{tuple(partner.shape)}: set data.image_size, or leave this op out."
+            )
+        both = [None if x is None else [x, x[:0]] for x in (boxes, masks)]
+        pair = torch.stack([image, partner])
+        out = self.apply_batch(pair, both[0], [draws, {"ops": []}], both[1], box_format)
         return tuple(x if x is None else x[0] for x in out)
 
     def apply_batch(
@@ -251,6 +273,9 @@ class Policy(Augmentation):
         self.sub_policies = _checked(sub_policies, ops, name)
         self.ops, self.name = ops, name
         super().__init__(DETECTION_OFFICIAL if faithful else TABLES[ops], faithful=faithful, **options)
+        self.needs_partner = any(
+            isinstance(self.table[op[0]], PairOp) for sub in self.sub_policies for op in sub
+        )
 
     @classmethod
     def load(cls, source: str | Path, **options: Any) -> "Policy":

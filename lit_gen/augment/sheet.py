@@ -30,8 +30,8 @@ def policy_sheet(
     text.
 
     `image` is uint8 (C, H, W), `boxes` (N, 4) in the policy's format; kept boxes are drawn in green, lost
-    ones in grey. Augmentations without sub-policies show `rows` rows of draws. `scale` enlarges the images
-    without smoothing.
+    ones in grey; SamplePairing mixes in the mirrored image. Augmentations without sub-policies show `rows`
+    rows of draws. `scale` enlarges the images without smoothing.
     """
     if columns < 1 or rows < 1 or scale < 1:
         raise ConfigError(
@@ -49,7 +49,7 @@ def policy_sheet(
         pen.text((GAP, top), title, INK)
         for c in range(columns):
             draws = _draws(policy, r, 0 if boxes is None else len(boxes), generator)
-            picture = _picture(policy, *policy.apply(image, boxes, draws), scale)
+            picture = _picture(policy, *_applied(policy, image, boxes, draws), scale)
             sheet.paste(picture, (GAP + c * (w + GAP), top + LINE))
     return F.pil_to_tensor(sheet)
 
@@ -68,6 +68,12 @@ def _draws(policy: Augmentation, row: int, num_boxes: int, generator: torch.Gene
     if isinstance(policy, Policy):
         return policy.sample_sub_policy(row, num_boxes, generator)
     return policy.sample(num_boxes, generator)
+
+
+def _applied(policy: Augmentation, image: Tensor, boxes: Tensor | None, draws: Draws) -> tuple:
+    if policy.needs_partner:
+        return policy.apply_beside(image, image.flip(-1), boxes, draws)
+    return policy.apply(image, boxes, draws)
 
 
 def _picture(

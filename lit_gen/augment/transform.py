@@ -67,8 +67,17 @@ class AutoAugment(v2.Transform):
         inputs = (*inputs,) if generator else (*inputs, last)
         return self.augment(inputs if len(inputs) > 1 else inputs[0], generator)
 
-    def augment(self, sample: Any, generator: torch.Generator | None = None) -> Any:
-        """The sample, augmented; with a generator the result depends on nothing else."""
+    @property
+    def needs_partner(self) -> bool:
+        """Whether `augment` wants a second image: the policy has SamplePairing."""
+        return self.policy.needs_partner
+
+    def augment(
+        self, sample: Any, generator: torch.Generator | None = None, partner: Tensor | None = None
+    ) -> Any:
+        """The sample, augmented; with a generator the result depends on nothing else. `partner`, an image
+        uint8 (C, H, W) of the same size, is what SamplePairing mixes in.
+        """
         generator = generator or _generator()
         flat, spec = tree_flatten(sample)
         at = _image_index(flat)
@@ -82,7 +91,11 @@ class AutoAugment(v2.Transform):
         boxes, box_format = _boxes(flat[boxes_at[0]]) if boxes_at else (None, None)
         masks = _planes([flat[i] for i in masks_at]) if masks_at else None
         draws = self.policy.sample(0 if boxes is None else len(boxes), generator)
-        image, moved, keep, *masks_out = self.policy.apply(image, boxes, draws, masks, box_format)
+        if self.needs_partner:
+            beside = self.policy.apply_beside(image, _given(partner), boxes, draws, masks, box_format)
+            image, moved, keep, *masks_out = beside
+        else:
+            image, moved, keep, *masks_out = self.policy.apply(image, boxes, draws, masks, box_format)
         flat[at] = _like(image, flat[at])
         if boxes_at:
             given = flat[boxes_at[0]]
@@ -149,6 +162,15 @@ def _generator() -> torch.Generator:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return rng.keyed_generator(draw, torch.distributed.get_rank())
     return rng.keyed_generator(draw, *(os.environ.get(k, "0") for k in ("RANK", "NODE_RANK", "LOCAL_RANK")))
+
+
+def _given(partner: Tensor | None) -> Tensor:
+    if partner is None:
+        raise ConfigError(
+            "SamplePairing mixes in a second image: augment batches (B, C, H, W), or augment(sample, "
+            "generator, partner), or leave this op out of the policy."
+        )
+    return partner
 
 
 def _image_index(flat: list[Any]) -> int:

@@ -68,7 +68,9 @@ class KeyedDataset:
 
     `transform(image, generator) -> image` or `-> (image, condition)`, uint8 (C, H, W) in and out, gets a
     generator keyed by (seed, epoch, index). A batch is {"image": uint8 (B, C, H, W), "label": int64 (B,),
-    "index": int64 (B,)}, plus "augment_label": float32 (B, A) where the transform returns conditions.
+    "index": int64 (B,)}, plus "augment_label": float32 (B, A) where the transform returns conditions. Of
+    a transform that `needs_partner`, `augment(image, generator, partner)` is called, with another image of
+    the set that depends on the same key.
     """
 
     def __init__(
@@ -93,14 +95,19 @@ class KeyedDataset:
         return batch | {"index": torch.tensor(indices)}
 
     def _transformed(self, images: Tensor, keys: list[Key]) -> dict[str, Tensor]:
-        results = [
-            self.transform(image, keyed_generator(self.seed, "augment", *k))
-            for image, k in zip(images, keys, strict=True)
-        ]
+        results = [self._one(image, k) for image, k in zip(images, keys, strict=True)]
         if isinstance(results[0], tuple):
             images, conditions = zip(*results, strict=True)
             return {"image": torch.stack(images), "augment_label": torch.stack(conditions)}
         return {"image": torch.stack(results)}
+
+    def _one(self, image: Tensor, k: Key) -> Any:
+        generator = keyed_generator(self.seed, "augment", *k)
+        if not getattr(self.transform, "needs_partner", False):
+            return self.transform(image, generator)
+        choice = keyed_generator(self.seed, "partner", *k)
+        partner = int(torch.randint(len(self), (), generator=choice))
+        return self.transform.augment(image, generator, self.dataset[partner]["image"])
 
 
 class KeyedDataModule(pl.LightningDataModule, ABC):

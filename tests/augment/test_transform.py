@@ -18,6 +18,7 @@ from lit_gen import rng
 from lit_gen.augment import AugMix, AutoAugment, Policy, RandAugment, Views, augmix_loss, jensen_shannon
 from lit_gen.augment.sheet import policy_sheet
 from lit_gen.data.detection_module import PolicyAugment
+from lit_gen.data.keyed import KeyedDataset
 from lit_gen.errors import ConfigError
 
 IMAGE = torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8, generator=rng.keyed_generator("transform"))
@@ -223,3 +224,38 @@ def test_sheet_shows_rows_of_draws():
     assert boxed[:, 4 + 3, 4 + 2].tolist() == [64, 255, 64]
     with pytest.raises(ConfigError, match="columns"):
         policy_sheet(nothing, IMAGE, columns=0)
+
+
+def test_sample_pairing_finds_its_partner():
+    """A lone image says what is missing; beside one it is mixed, in a data module with the same partner
+    however the work is cut; boxes and the sheet as with any policy."""
+    policy = Policy([[["SamplePairing", 1.0, 9]]], "classification")
+    transform = AutoAugment(policy)
+    with pytest.raises(ConfigError, match="second image"):
+        transform(IMAGE)
+    with pytest.raises(ConfigError, match="one size"):
+        transform.augment(IMAGE, None, IMAGE[:, :20])
+    mixed = transform.augment(IMAGE, None, torch.zeros_like(IMAGE))
+    assert torch.equal(mixed, (IMAGE.float() * 0.6).round().to(torch.uint8))
+    moved = AutoAugment(Policy([[["TranslateX", 1.0, 3], ["SamplePairing", 1.0, 9]]], "classification"))
+    sample = moved.augment(sample_of(), rng.keyed_generator(0), torch.zeros_like(IMAGE))
+    alone = AutoAugment(Policy([[["TranslateX", 1.0, 3]]], "classification"))
+    expected = alone.augment(sample_of(), rng.keyed_generator(0))
+    assert torch.equal(sample["target"]["boxes"], expected["target"]["boxes"])
+    assert policy_sheet(policy, IMAGE, columns=2).shape == policy_sheet(LEFT, IMAGE, columns=2).shape
+
+    class Flat:
+        image_size, channels, classes = 8, 1, ["a"]
+
+        def __len__(self):
+            return 6
+
+        def __getitem__(self, i):
+            return {"image": torch.full((1, 8, 8), 40 * i, dtype=torch.uint8), "label": 0}
+
+    keyed = KeyedDataset(Flat(), transform, seed=3)
+    keys = [(0, 5), (0, 2), (1, 5), (1, 0)]
+    whole = keyed.__getitems__(keys)["image"]
+    assert torch.equal(whole, torch.cat([keyed[k]["image"] for k in keys]))
+    left = [round(float(x[0, 0, 0] - 0.6 * 40 * i) / 0.4) for x, (_, i) in zip(whole, keys, strict=True)]
+    assert all(v % 40 == 0 and 0 <= v <= 200 for v in left)

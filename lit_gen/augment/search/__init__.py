@@ -1,7 +1,8 @@
 """The search for augmentation policies.
 
 space.py (what may be chosen), methods.py and ppo.py (what chooses), rewards.py (what a choice is worth),
-loop.py (`run`), density.py (Fast AutoAugment, made of these).
+loop.py (`run`), shared.py (`run_shared`: many processes, one study), density.py (Fast AutoAugment, made of
+these).
 """
 
 from lit_gen.augment.search.density import density_folds, fast_autoaugment
@@ -9,6 +10,7 @@ from lit_gen.augment.search.loop import Result, Reward, Trial, run
 from lit_gen.augment.search.methods import TPE, Grid, Method, Random
 from lit_gen.augment.search.ppo import PPO
 from lit_gen.augment.search.rewards import ClassifierReward, DensityReward, Labelled, PlantedReward
+from lit_gen.augment.search.shared import run_shared
 from lit_gen.augment.search.space import (
     PolicySpace,
     RandAugmentSpace,
@@ -40,4 +42,5 @@ __all__ = [
     "fast_autoaugment",
     "merge",
     "run",
+    "run_shared",
 ]

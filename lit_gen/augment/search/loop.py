@@ -31,7 +31,7 @@ from lit_gen.augment.search.methods import Method
 from lit_gen.augment.search.space import Choices, Space
 from lit_gen.errors import ConfigError
 
-__all__ = ["Result", "Reward", "Trial", "run"]
+__all__ = ["Result", "Reward", "Trial", "append", "bar", "run", "timed"]
 
 Reward = Callable[[Augmentation], float]  # a validation score; may have `images`, the images a child sees
 
@@ -113,7 +113,7 @@ def run(
         )
     old = _open(Path(ledger), description or {}) if ledger else []
     result = Result(space)
-    with _children(reward, workers) as train, _bar(progress, budget) as advance:
+    with _children(reward, workers) as train, bar(progress, budget) as advance:
         while len(result.trials) < budget:
             rows = method.ask()
             if not rows:
@@ -130,7 +130,7 @@ def run(
                 trial = Trial(len(result.trials), row, value, seconds, int(getattr(reward, "images", 0)))
                 result.trials.append(trial)
                 if ledger:
-                    _append(Path(ledger), trial)
+                    append(Path(ledger), trial)
                 if on_trial:
                     on_trial(trial, result)
                 advance(result)
@@ -157,7 +157,8 @@ def _open(path: Path, description: dict[str, Any]) -> list[Trial]:
     return [Trial(**record | {"choices": tuple(record["choices"])}) for record in records]
 
 
-def _append(path: Path, trial: Trial) -> None:
+def append(path: Path, trial: Trial) -> None:
+    """A line of the ledger, on the disk when this returns."""
     with path.open("a") as file:
         file.write(trial.to_json() + "\n")
         file.flush()
@@ -183,10 +184,11 @@ def _start_worker(reward: Reward) -> None:
 
 
 def _work(policy: Augmentation) -> tuple[float, float]:
-    return _timed(_reward, policy)
+    return timed(_reward, policy)
 
 
-def _timed(reward: Reward, policy: Augmentation) -> tuple[float, float]:
+def timed(reward: Reward, policy: Augmentation) -> tuple[float, float]:
+    """The reward, and the CPU seconds that it took."""
     start = time.process_time()
     value = float(reward(policy))
     return value, time.process_time() - start
@@ -195,14 +197,15 @@ def _timed(reward: Reward, policy: Augmentation) -> tuple[float, float]:
 @contextmanager
 def _children(reward: Reward, workers: int) -> Iterator[Train]:
     if not workers:
-        yield lambda policies: (_timed(reward, p) for p in policies)
+        yield lambda policies: (timed(reward, p) for p in policies)
         return
     with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (reward,)) as pool:
         yield lambda policies: pool.map(_work, policies)
 
 
 @contextmanager
-def _bar(title: str, total: int) -> Iterator[Callable[[Result], None]]:
+def bar(title: str, total: int) -> Iterator[Callable[[Result], None]]:
+    """Shows how far a search is, each time the function that it yields is called."""
     if not title:
         yield lambda result: None
         return

@@ -1,0 +1,140 @@
+"""One study, several processes: every trial once, no trial lost with its process, books for all."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lit_gen.augment.search import PlantedReward, detection_space, run_shared
+from lit_gen.augment.search.shared import _open
+from lit_gen.errors import ConfigError
+
+pytest.importorskip("optuna")
+SPACE = detection_space(num_sub_policies=2)
+SCRIPT = """
+import sys, time
+from lit_gen.augment.search import PlantedReward, detection_space, run_shared
+
+class Slow(PlantedReward):
+    def __call__(self, policy):
+        time.sleep(float(sys.argv[2]))
+        return super().__call__(policy)
+
+space = detection_space(num_sub_policies=2)
+random = sys.argv[4] == "random"
+print("ready", flush=True)
+sys.stdin.readline()
+run_shared(space, Slow(space, 2), int(sys.argv[3]), storage=sys.argv[1], random=random, seed=5)
+"""
+
+
+def start(storage, seconds, budget, kind):
+    """A process that has imported everything and waits for a line."""
+    command = [sys.executable, "-c", SCRIPT, storage, str(seconds), str(budget), kind]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def go(process):
+    process.stdin.write("go\n")
+    process.stdin.flush()
+
+
+def planted():
+    return PlantedReward(SPACE, 2)
+
+
+@pytest.mark.parametrize("kind", ["random", "tpe"])
+def test_one_process_alone_is_reproducible_and_resumes(tmp_path, kind):
+    """In one go, and in two: the same trials; the ledger has them."""
+    given = {"random": kind == "random", "seed": 5}
+    whole = run_shared(SPACE, planted(), 14, storage=f"{tmp_path}/a/whole.journal", **given)
+    storage = f"sqlite:///{tmp_path}/parts.db"
+    run_shared(SPACE, planted(), 6, storage=storage, **given)
+    seen = []
+    parts = run_shared(
+        SPACE,
+        planted(),
+        14,
+        storage=storage,
+        ledger=tmp_path / "l.jsonl",
+        on_trial=lambda t, r: seen.append((t, len(r.trials))),
+        **given,
+    )
+    assert [(t.number, t.choices, t.reward) for t in parts.trials] == [
+        (t.number, t.choices, t.reward) for t in whole.trials
+    ]
+    assert seen == [(t, i + 1) for i, t in enumerate(parts.trials)]
+    lines = [json.loads(line) for line in (tmp_path / "l.jsonl").read_text().splitlines()[1:]]
+    assert [(t["number"], tuple(t["choices"])) for t in lines] == [
+        (t.number, t.choices) for t in whole.trials
+    ]
+    assert all(t.reward == planted()(SPACE.decode(t.choices)) for t in parts.trials)
+    assert len({t.choices for t in parts.trials}) == 14
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["journal", "sqlite"])
+def test_processes_share_the_trials(tmp_path, kind):
+    """Three processes: the budget exactly, all of them at work, and uniform choices those of one process."""
+    storage = f"{tmp_path}/s.journal" if kind == "journal" else f"sqlite:///{tmp_path}/s.db"
+    _open(storage, "search", {})  # the tables, before three processes make them
+    processes = [start(storage, 0.2, 20, "random") for _ in range(3)]
+    for process in processes:
+        go(process)
+    assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
+    trials = run_shared(SPACE, planted(), 20, storage=storage, random=True, seed=5).trials
+    assert len(trials) == 20
+    owners = {tuple(t.user_attrs["owner"]) for t in _open(storage, "search", {}).get_trials()}
+    assert len(owners) == 3
+    alone = run_shared(SPACE, planted(), 40, storage=f"{tmp_path}/alone.journal", random=True, seed=5).trials
+    by_number = {t.number: t.choices for t in alone}
+    assert all(by_number[t.number] == t.choices for t in trials)
+
+
+@pytest.mark.slow
+def test_the_trial_of_a_killed_process_is_done_by_another(tmp_path):
+    storage = f"{tmp_path}/s.journal"
+    killed, other = start(storage, 30, 5, "random"), start(storage, 0, 5, "random")
+    go(killed)
+    study = _open(storage, "search", {})
+    while not study.get_trials() or "owner" not in study.get_trials()[0].user_attrs:
+        assert killed.poll() is None
+        time.sleep(0.05)
+    go(other)
+    while sum(t.value is not None for t in study.get_trials()) < 4:
+        time.sleep(0.05)
+    assert other.poll() is None  # it waits for the fifth
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert other.wait(timeout=60) == 0
+    states = [t.state.name for t in study.get_trials()]
+    assert sorted(states) == ["COMPLETE"] * 5 + ["FAIL"] and states[0] == "FAIL"
+
+
+def test_an_error_frees_the_place_of_its_trial(tmp_path):
+    storage = f"{tmp_path}/s.journal"
+
+    def broken(policy):
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run_shared(SPACE, broken, 3, storage=storage)
+    assert len(run_shared(SPACE, planted(), 3, storage=storage).trials) == 3
+
+
+def test_what_does_not_fit_is_refused(tmp_path):
+    storage = f"{tmp_path}/s.journal"
+    run_shared(SPACE, planted(), 2, storage=storage, description={"seed": 1})
+    with pytest.raises(ConfigError, match="another search by the name search"):
+        run_shared(SPACE, planted(), 2, storage=storage, description={"seed": 2})
+    with pytest.raises(ConfigError, match="budget=0"):
+        run_shared(SPACE, planted(), 0, storage=storage)
+    with pytest.raises(ConfigError, match="cannot be opened"):
+        run_shared(SPACE, planted(), 2, storage=f"sqlite:///{tmp_path}/no/such/folder/s.db")
+    with pytest.raises(ConfigError, match="cannot be opened"):
+        run_shared(SPACE, planted(), 2, storage="nonsense://x")
