@@ -1,5 +1,6 @@
 """Pictures of an augmentation: its policy sheet, and what a data module feeds to a model."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from lit_gen.rng import keyed_generator
 
 __all__ = ["fed_sheets", "pictures_of", "preview"]
 
-SIDE = 96  # pixels that a small image is enlarged to
+SIDE, BOXED_SIDE = 96, 160  # pixels that a small image is enlarged to at least, without and with boxes
+LARGEST = 320  # pixels that a picture of a policy sheet has at most
 COLOURS = [(255, 96, 32), (64, 255, 64), (64, 160, 255), (255, 255, 64), (255, 64, 255)]  # of classes in turn
 
 
@@ -57,7 +59,8 @@ def preview(cfg: DictConfig, out: Path) -> dict[str, Path]:
                 boxes,
                 columns=cfg.columns,
                 rows=cfg.rows,
-                scale=cfg.scale or _scale(image),
+                scale=cfg.scale or _scale(image, boxes is not None),
+                largest=None if cfg.scale else LARGEST,
                 generator=keyed_generator(cfg.seed, "preview", i),
             )
             shown[f"policy_{i}"] = sheet
@@ -78,7 +81,7 @@ def fed_sheets(data: Any, num: int = 32, scale: int = 0) -> dict[str, Tensor]:
     for key, name in (("image", "fed"), ("content", "fed_content"), ("classes", "fed_classes")):
         if key in batch:
             images = [to_uint8(image) for image in batch[key][:num]]
-            factor = scale or _scale(images[0], 224 if "boxes" in batch else SIDE)
+            factor = scale or _scale(images[0], "boxes" in batch)
             boxes = batch.get("boxes", [torch.zeros(0, 4)] * num)
             labels = batch.get("labels", [torch.zeros(0)] * num)
             drawn = [
@@ -112,8 +115,8 @@ def _examples(cfg: DictConfig, data: Any) -> list[tuple[Tensor, Tensor | None]]:
     return [(item["image"], item.get("boxes")) for item in items]
 
 
-def _scale(image: Tensor, side: int = SIDE) -> int:
-    return max(1, side // max(image.shape[-2:]))
+def _scale(image: Tensor, boxed: bool) -> int:
+    return math.ceil((BOXED_SIDE if boxed else SIDE) / max(image.shape[-2:]))
 
 
 def _labelled(image: Tensor, boxes: Tensor, labels: list[int], classes: Sequence[str], scale: int) -> Tensor:

@@ -1,5 +1,10 @@
 """The preview's pictures: where things are in the sheets, and that they show what the data module feeds."""
 
+import subprocess
+import sys
+from pathlib import Path
+
+import PIL.Image
 import pytest
 import torch
 
@@ -56,6 +61,47 @@ def test_pictures_of_a_folder_and_of_data(compose, tmp_path):
         previewing.preview(cfg, tmp_path / "a")
     cfg = compose("data=digits", "augment=randaugment", "wandb=disabled", "rows=1", config_name="preview")
     assert set(previewing.preview(cfg, tmp_path / "b")) == {"policy_0", "fed"}
+
+
+def test_pictures_are_large_enough_to_be_seen_and_small_enough_to_be_sent(compose, tmp_path):
+    """Enlarged to 160 pixels at least with boxes, shrunk to 320 at most; `scale=` is taken at its word."""
+    image = torch.randint(0, 256, (3, 700, 500), dtype=torch.uint8)
+    save_png(image, tmp_path / "large.png")
+    save_png(image[:, :64, :50], tmp_path / "small.png")
+    for name, options, side in (
+        ("large", [], (320, 229)),
+        ("small", ["boxes=[[5,5,40,40]]"], (192, 150)),
+        ("small", [], (128, 100)),
+        ("small", ["scale=1"], (64, 50)),
+    ):
+        given = [
+            "augment=detection_v0",
+            "columns=3",
+            f"images={tmp_path}/{name}.png",
+            "wandb=disabled",
+            *options,
+        ]
+        out = tmp_path / f"{name}{len(list(tmp_path.iterdir()))}"
+        previewing.preview(compose(*given, config_name="preview"), out)
+        width, height = PIL.Image.open(out / "policy_0.png").size
+        h, w = side
+        assert height == 4 + h + 5 * (12 + h + 4) + 4
+        assert width == 4 + 3 * (w + 4) or 4 + 3 * (w + 4) < width < 400  # narrower than a title
+
+
+def test_sheets_go_to_wandb(compose, tmp_path):
+    """Read back from an offline run: both kinds of pictures, and their files."""
+    cfg = compose(
+        "data=scenes", "augment=detection_v0", "columns=1", "fed=2", "wandb=offline", config_name="preview"
+    )
+    previewing.preview(cfg, tmp_path)
+    file = next(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    tool = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json", str(file)]
+    text = subprocess.run(tool, capture_output=True, text=True, timeout=60).stdout
+    assert "preview/policy_0" in text and "preview/fed" in text
+    media = [p.name for p in tmp_path.glob("wandb/offline-run-*/files/media/images/preview/*.png")]
+    assert len([n for n in media if n.startswith("policy_0")]) == 1
+    assert len([n for n in media if n.startswith("fed")]) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A picture of what an augmentation does: rows are its sub-policies, columns are draws."""
 
+
 import PIL.Image
 import PIL.ImageDraw
 import torch
@@ -24,6 +25,7 @@ def policy_sheet(
     columns: int = 8,
     rows: int = 8,
     scale: int = 1,
+    largest: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """uint8 (3, H', W'): the image, and below it `columns` draws of each sub-policy under the sub-policy's
@@ -31,25 +33,28 @@ def policy_sheet(
 
     `image` is uint8 (C, H, W), `boxes` (N, 4) in the policy's format; kept boxes are drawn in green, lost
     ones in grey; SamplePairing mixes in the mirrored image. Augmentations without sub-policies show `rows`
-    rows of draws. `scale` enlarges the images without smoothing.
+    rows of draws. `scale` enlarges the images without smoothing; `largest` is how many pixels the longer side
+    of a picture has at most in the sheet.
     """
     if columns < 1 or rows < 1 or scale < 1:
         raise ConfigError(
             f"A sheet needs columns, rows and scale of at least 1, got {columns}, {rows}, {scale}."
         )
-    h, w = (scale * s for s in image.shape[-2:])
     titles = _titles(policy, rows)
-    height = GAP + h + len(titles) * (LINE + h + GAP) + GAP
-    sheet = PIL.Image.new("RGB", (GAP + columns * (w + GAP), height), PAPER)
-    pen = PIL.ImageDraw.Draw(sheet)
     keep = None if boxes is None else torch.ones(len(boxes), dtype=torch.bool)
-    sheet.paste(_picture(policy, image, boxes, keep, scale), (GAP, GAP))
+    original = _picture(policy, image, boxes, keep, scale, largest)
+    w, h = original.size
+    pen = PIL.ImageDraw.Draw(original)  # for the length of a text alone
+    width = max([GAP + columns * (w + GAP), *(2 * GAP + int(pen.textlength(t)) for t in titles)])
+    sheet = PIL.Image.new("RGB", (width, GAP + h + len(titles) * (LINE + h + GAP) + GAP), PAPER)
+    sheet.paste(original, (GAP, GAP))
+    pen = PIL.ImageDraw.Draw(sheet)
     for r, title in enumerate(titles):
         top = 2 * GAP + h + r * (LINE + h + GAP)
         pen.text((GAP, top), title, INK)
         for c in range(columns):
             draws = _draws(policy, r, 0 if boxes is None else len(boxes), generator)
-            picture = _picture(policy, *_applied(policy, image, boxes, draws), scale)
+            picture = _picture(policy, *_applied(policy, image, boxes, draws), scale, largest)
             sheet.paste(picture, (GAP + c * (w + GAP), top + LINE))
     return F.pil_to_tensor(sheet)
 
@@ -77,10 +82,27 @@ def _applied(policy: Augmentation, image: Tensor, boxes: Tensor | None, draws: D
 
 
 def _picture(
-    policy: Augmentation, image: Tensor, boxes: Tensor | None, keep: Tensor | None, scale: int
+    policy: Augmentation,
+    image: Tensor,
+    boxes: Tensor | None,
+    keep: Tensor | None,
+    scale: int,
+    largest: int | None,
 ) -> PIL.Image.Image:
     corners, colours = torch.zeros(0, 4), []
     if boxes is not None:
         corners = policy.pixel_boxes(boxes, *image.shape[-2:])
         colours = [KEPT if kept else LOST for kept in keep.tolist()]
+    if largest and scale * max(image.shape[-2:]) > largest:
+        image, corners, scale = *_shrunk(image, corners, largest), 1
     return F.to_pil_image(boxed_picture(image, corners, colours, scale=scale))
+
+
+def _shrunk(image: Tensor, corners: Tensor, largest: int) -> tuple[Tensor, Tensor]:
+    """Before boxes are drawn, so that their lines stay whole."""
+    h, w = image.shape[-2:]
+    new_h, new_w = (max(1, round(side * largest / max(h, w))) for side in (h, w))
+    across, down = new_w / w, new_h / h
+    return F.resize(image, [new_h, new_w], antialias=True), corners * corners.new_tensor(
+        [across, down, across, down]
+    )

@@ -222,6 +222,11 @@ def test_sheet_shows_rows_of_draws():
             assert torch.equal(sheet[:, top : top + 40, left : left + 60], IMAGE)
     boxed = policy_sheet(nothing, IMAGE, BOXES, columns=1)
     assert boxed[:, 4 + 3, 4 + 2].tolist() == [64, 255, 64]
+    small = policy_sheet(nothing, IMAGE, BOXES, columns=3, scale=2, largest=30)  # 20 x 30 each, boxes halved
+    assert small.shape == (3, 4 + 20 + 2 * (12 + 20 + 4) + 4, 4 + 3 * 34)
+    assert small[:, 4 + 5, 4 + 20].tolist() == [64, 255, 64]  # the corner (40, 10) of the second box
+    long = Policy([[["TranslateY_Only_BBoxes", 1.0, 10]] * 3])
+    assert policy_sheet(long, IMAGE, columns=1).shape[2] > 3 * len("TranslateY_Only_BBoxes 1 10") * 5
     with pytest.raises(ConfigError, match="columns"):
         policy_sheet(nothing, IMAGE, columns=0)
 
@@ -242,7 +247,7 @@ def test_sample_pairing_finds_its_partner():
     alone = AutoAugment(Policy([[["TranslateX", 1.0, 3]]], "classification"))
     expected = alone.augment(sample_of(), rng.keyed_generator(0))
     assert torch.equal(sample["target"]["boxes"], expected["target"]["boxes"])
-    assert policy_sheet(policy, IMAGE, columns=2).shape == policy_sheet(LEFT, IMAGE, columns=2).shape
+    assert policy_sheet(policy, IMAGE, columns=4).shape == policy_sheet(LEFT, IMAGE, columns=4).shape
 
     class Flat:
         image_size, channels, classes = 8, 1, ["a"]
