@@ -1,12 +1,14 @@
 """Classifiers that judge few-shot translations: trained on the data themselves, once, and kept in the cache.
 
 The paper's judges are Inception-V3 networks fine-tuned on the data set, one on all classes and one on the
-target classes (Liu et al. 2019, section 4, https://arxiv.org/abs/1905.01723); these are ResNet-10s.
+target classes (Liu et al. 2019, section 4, https://arxiv.org/abs/1905.01723). These are ResNet-10s, or those
+where the weights to start from are at hand.
 """
 
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +17,62 @@ from torch import Tensor
 
 from lit_gen.data.fewshot_module import FewShotDataModule
 from lit_gen.errors import ConfigError
-from lit_gen.funit.classifier import ResNet10, accuracy, load_classifier, save_classifier, train_classifier
+from lit_gen.funit.classifier import (
+    Classifier,
+    ResNet10,
+    accuracy,
+    load_classifier,
+    save_classifier,
+    train_classifier,
+)
+from lit_gen.funit.imagenet import InceptionV3
 from lit_gen.metrics import ExtractorId
 from lit_gen.metrics.distributed import from_rank_zero
 from lit_gen.metrics.reference import cache_folder
+from lit_gen.metrics.weights_files import Published, find_weights, sha256_of
 
-__all__ = ["KINDS", "Schooling", "Verdict", "all_images", "extractor_id", "has_contents", "judge"]
+__all__ = [
+    "KINDS",
+    "Schooling",
+    "Verdict",
+    "all_images",
+    "extractor_id",
+    "has_contents",
+    "judge",
+    "weights_of",
+]
 
 KINDS = ("test", "all", "source", "content")
 """Which classes a judge tells apart: the target ones, all, the source ones, or the contents (letters)."""
+
+TORCHVISION = {
+    "inception": ("Inception-V3", "inception_v3_google-0cc3c7bd.pth", "104 MB", "the judges are ResNet-10s"),
+    "vgg": ("VGG-16", "vgg16-397923af.pth", "528 MB", "DIPD is that of the judge's own maps"),
+    "lpips": ("AlexNet", "alexnet-owt-7be5be79.pth", "233 MB", "there is no LPIPS"),
+}
+
+
+def weights_of(name: str, given: str) -> Path:
+    """The file of torchvision's ImageNet weights that `judges.<name>=<given>` means; "auto": the published
+    one, from $LITGEN_WEIGHTS, torch's cache or the net. Raises ConfigError where it cannot be had."""
+    what, file, size, otherwise = TORCHVISION[name]
+    if given != "auto":
+        if not Path(given).is_file():
+            raise ConfigError(
+                f"judges.{name}={given}: there is no such file of torchvision's {what} ({file}, {size})."
+            )
+        return Path(given)
+    instead = f"give judges.{name}=<that file>, or leave judges.{name} out: {otherwise} then"
+    url, prefix = f"https://download.pytorch.org/models/{file}", file[:-4].rsplit("-", 1)[1]
+    published = Published(f"torchvision's {what} of ImageNet", [file], url, prefix, size, instead)
+    return find_weights(published)[0]
 
 
 @dataclass(frozen=True)
 class Schooling:
     """How a judge is trained: `ResNet10(width)` by `train_classifier`. `held_out` of the images are kept to
-    say how good it is; `flip` mirrors (animals, not letters)."""
+    say how good it is; `flip` mirrors (animals, not letters). `steps` of a fine-tuned network are the same,
+    its `lr` is its own."""
 
     steps: int = 800
     width: int = 16
@@ -53,16 +96,23 @@ class Schooling:
 class Verdict:
     """A judge, the names of its classes and its accuracy on images that it was not trained on."""
 
-    network: ResNet10
+    network: Classifier
     classes: list[str]
     accuracy: float
 
 
 def judge(
-    data: FewShotDataModule, kind: str, schooling: Schooling | None = None, folder: Path | None = None
+    data: FewShotDataModule,
+    kind: str,
+    schooling: Schooling | None = None,
+    folder: Path | None = None,
+    inception: Path | None = None,
+    device: torch.device | str = "cpu",
 ) -> Verdict:
-    """The judge of a kind, from the cache or else trained. Every rank must call it; rank 0 trains.
+    """The judge of a kind on a device, from the cache or else trained there. Every rank must call it; rank 0
+    trains.
 
+    `inception`: torchvision's Inception-V3 weights, to be fine-tuned, instead of a ResNet-10 from nothing.
     Its accuracy is that on a fifth (`held_out`) of the images; the content judge's is that on the images of
     the target classes, of which it sees none. Raises ConfigError for another kind than `KINDS`, and for
     "content" where the data do not know their contents.
@@ -78,10 +128,14 @@ def judge(
         "schooling": asdict(schooling),
         "format": 1,
     }
+    if inception is not None:
+        key["inception"] = sha256_of(inception)
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     path = (folder or cache_folder() / "judges") / f"{kind}-{digest}.pt"
-    from_rank_zero(lambda: None if path.is_file() else str(_train(data, kind, schooling, path)))
+    made = partial(_train, data, kind, schooling, path, inception, device)
+    from_rank_zero(lambda: None if path.is_file() else str(made()))
     network, classes = load_classifier(path)
+    network.to(device)
     _, (images, labels) = _lessons(data, kind, schooling)
     return Verdict(network.requires_grad_(False), classes, accuracy(network, images, labels))
 
@@ -102,22 +156,37 @@ def extractor_id(verdict: Verdict, kind: str) -> ExtractorId:
     digest = hashlib.sha256()
     for name, value in sorted(verdict.network.state_dict().items()):
         digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
-    width = verdict.network.num_features
-    return ExtractorId(f"resnet10-{kind}", "1", digest.hexdigest(), "none", "pool", width)
+    network = verdict.network
+    resize = "bilinear299" if isinstance(network, InceptionV3) else "none"
+    return ExtractorId(
+        f"{network.name}-{kind}", "1", digest.hexdigest(), resize, "pool", network.num_features
+    )
 
 
-def _train(data: FewShotDataModule, kind: str, schooling: Schooling, path: Path) -> Path:
+def _train(
+    data: FewShotDataModule,
+    kind: str,
+    schooling: Schooling,
+    path: Path,
+    inception: Path | None,
+    device: torch.device | str,
+) -> Path:
     (images, labels), _ = _lessons(data, kind, schooling)
     classes = _classes(data, kind)
     torch.manual_seed(schooling.seed)  # the initial weights
+    if inception is None:
+        network, lr = ResNet10(len(classes), images.shape[1], schooling.width), schooling.lr
+    else:
+        network = InceptionV3(len(classes), images.shape[1]).load_imagenet(inception)
+        lr = network.fine_tuning_lr
     with torch.enable_grad():
         network = train_classifier(
-            ResNet10(len(classes), images.shape[1], schooling.width),
+            network.to(device),
             images,
             labels,
             steps=schooling.steps,
             batch_size=schooling.batch_size,
-            lr=schooling.lr,
+            lr=lr,
             shift=schooling.shift,
             flip=schooling.flip,
             seed=schooling.seed,

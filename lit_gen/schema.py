@@ -101,6 +101,7 @@ class TranslateSchema:
     classes: str = "target"
     k: int | None = None
     image_size: int | None = None
+    fit: str = "crop"
     interpolate: int = 0
     seed: int = 0
     batch_size: int = 64
@@ -184,6 +185,7 @@ class EvaluateSchema:
     reservoir: int = 10_000
     k: Any = 5
     judges: dict[str, str] = field(default_factory=dict)
+    on_error: str = "raise"
     bits_per_dim: int = 0
     checkpoint: str = "best"
     ema: bool = True

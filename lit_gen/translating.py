@@ -28,8 +28,9 @@ OFFICIAL_SIZE = 128
 
 def translate(cfg: DictConfig, out: Path) -> dict[str, Any]:
     """Translates `cfg.content` into every class of `cfg.classes`; writes `sheet.png` (with the true
-    translations below each row where the run's own data know them), `images/<class>/<content>.png`, with `cfg.interpolate` also `interpolation.png` and `interpolation/`, and
-    `translation.json`; returns the record.
+    translations below each row where the run's own data know them), `images/<class>/<content>.png`, with
+    `cfg.interpolate` also `interpolation.png` and `interpolation/`, and `translation.json`; returns the
+    record.
 
     Raises ConfigError for what does not fit together.
     """
@@ -38,6 +39,8 @@ def translate(cfg: DictConfig, out: Path) -> dict[str, Any]:
             raise ConfigError(f"{name}={cfg[name]}: must be at least 1.")
     if cfg.k is not None and cfg.k < 1:
         raise ConfigError(f"k={cfg.k}: at least one image must show a class.")
+    if cfg.fit not in ("crop", "stretch"):
+        raise ConfigError(f"fit={cfg.fit}: the networks take squares; give crop or stretch.")
     if cfg.interpolate < 0 or cfg.interpolate == 1:
         raise ConfigError(f"interpolate={cfg.interpolate}: give 0 for none, or at least 2 steps.")
     if any((out / name).exists() for name in ("sheet.png", "images", "interpolation", "translation.json")):
@@ -66,6 +69,7 @@ def translate(cfg: DictConfig, out: Path) -> dict[str, Any]:
         "contents": list(contents),
         "classes": {name: len(shown) for name, shown in classes.items()},
         "image_size": size,
+        "fit": cfg.fit,
         "interpolate": cfg.interpolate,
         "seed": cfg.seed,
         "version": __version__,
@@ -104,29 +108,31 @@ def funit_run(cfg: DictConfig) -> tuple[FUNITModule, DictConfig, Path]:
     return module, run_cfg, path
 
 
-def read_contents(path: Path, num: int, channels: int, size: int) -> dict[str, Tensor]:
+def read_contents(path: Path, num: int, channels: int, size: int, fit: str = "crop") -> dict[str, Tensor]:
     """The first `num` images of a file, folder or zip: {name: uint8 (C, size, size)}."""
     if path.is_file() and path.suffix.lower() in EXTENSIONS:
-        return {path.stem: decode(path.read_bytes(), str(path), channels=channels, image_size=size)}
+        return {path.stem: decode(path.read_bytes(), str(path), channels=channels, image_size=size, fit=fit)}
     if not path.exists():
         raise ConfigError(f"content={path}: there is no such image or folder.")
-    files = ImageFiles(path, image_size=size, channels=channels, scan=False)
+    files = ImageFiles(path, image_size=size, channels=channels, fit=fit, scan=False)
     return {str(Path(files.names[i]).with_suffix("")): files[i]["image"] for i in range(min(num, len(files)))}
 
 
-def read_class_folders(path: Path, k: int | None, channels: int, size: int) -> dict[str, Tensor]:
+def read_class_folders(
+    path: Path, k: int | None, channels: int, size: int, fit: str = "crop"
+) -> dict[str, Tensor]:
     """{class name: uint8 (K, C, size, size)} of an image, a folder of images, or a folder (or zip) of such
     folders, each a class; the first k of them by name, or all.
 
     Raises ConfigError where a class has fewer than k, naming it.
     """
     if path.is_file() and path.suffix.lower() in EXTENSIONS:
-        image = decode(path.read_bytes(), str(path), channels=channels, image_size=size)
+        image = decode(path.read_bytes(), str(path), channels=channels, image_size=size, fit=fit)
         classes = {path.stem: image[None]}
     elif not path.exists():
         raise ConfigError(f"classes={path}: there is no such folder.")
     else:
-        files = ImageFiles(path, image_size=size, channels=channels, scan=False)
+        files = ImageFiles(path, image_size=size, channels=channels, fit=fit, scan=False)
         names = files.classes or [path.stem]
         labels = torch.zeros(len(files), dtype=torch.int64) if files.labels is None else files.labels
         members = {name: (labels == i).nonzero()[:k, 0].tolist() for i, name in enumerate(names)}
@@ -142,7 +148,8 @@ def read_class_folders(path: Path, k: int | None, channels: int, size: int) -> d
 def _inputs(
     cfg: DictConfig, run_cfg: DictConfig | None, channels: int, size: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]:
-    """What to translate, and into what, by name; the true translations (N, T, C, H, W) where they are known."""
+    """What to translate, and into what, by name; the true translations (N, T, C, H, W) where they are
+    known."""
     own = {
         name
         for name in ("content", "classes")
@@ -164,9 +171,9 @@ def _inputs(
             f"{data.train.classes[data.train[i]['label']]}_{i}": data.train[i]["image"] for i in numbers
         }
     else:
-        contents = read_contents(Path(cfg.content), cfg.num, channels, size)
+        contents = read_contents(Path(cfg.content), cfg.num, channels, size, cfg.fit)
     if "classes" not in own:
-        return contents, read_class_folders(Path(cfg.classes), cfg.k, channels, size), None
+        return contents, read_class_folders(Path(cfg.classes), cfg.k, channels, size, cfg.fit), None
     classes = data.examples(cfg.k or 5, seed=cfg.seed)[0]
     if "content" not in own or data.truth(numbers[0], next(iter(classes))) is None:
         return contents, classes, None

@@ -90,7 +90,8 @@ class Translations(pl.Callback):
             classes = judge(data, "test", self.judging)
             self.judged["judge/test_accuracy"] = round(classes.accuracy, 4)
             predicted = partial(predict, classes.network)
-            options["judges"] = {"test": Judge(predicted, range(len(self.examples)))}
+            places = [data.test.classes.index(name) for name in self.examples]
+            options["judges"] = {"test": Judge(predicted, places)}
             if has_contents(data):
                 letters = judge(data, "content", self.judging)
                 self.judged["judge/content_accuracy"] = round(letters.accuracy, 4)

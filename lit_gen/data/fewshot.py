@@ -185,7 +185,7 @@ def examples(
         elif on_error == "raise":
             raise ConfigError(
                 f"Class {name!r} has {len(members)} images, k={k} are asked for:"
-                " lower k, or set on_error=skip to leave it out."
+                " lower k, or set on_error=skip (of a training data.on_error=skip) to leave it out."
             )
         else:
             left_out[name] = len(members)

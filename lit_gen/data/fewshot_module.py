@@ -4,8 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lit_gen.data.decode import check_on_error
 from lit_gen.data.fewshot import KeyedPairs, Selection, examples, select_classes, select_listed, split_classes
 from lit_gen.data.images import as_images
 from lit_gen.data.keyed import KeyedBatches, KeyedDataModule, KeyedDataset
@@ -34,6 +36,9 @@ class FewShotDataModule(KeyedDataModule):
     - `restyle(image, generator)`: makes "seen", what the content encoder sees in place of a training
       batch's content image (paper: null).
 
+    - `on_error`: "skip" leaves out target classes of fewer than K images; those, and images that a folder
+      has left out, are counted in a warning. With "raise" such a class is a ConfigError.
+
     `train` and `test` are the source and the target images under `view`, each with its own class numbers from
     0; `classes` names all, sources first, so that source class s is class s of all and target class t is
     class `len(train.classes) + t`. Training batches are those of `KeyedPairs` in [-1, 1]; validation batches
@@ -59,8 +64,11 @@ class FewShotDataModule(KeyedDataModule):
         num_classes: int | None = None,
         own_class_image: bool = False,
         restyle: Transform | None = None,
+        on_error: str = "raise",
     ):
         super().__init__(batch_size, num_workers, seed, pin_memory)
+        check_on_error(on_error)
+        self.on_error = on_error
         if (train_list is None) != (test_list is None):
             raise ConfigError("train_list and test_list go together: give both, or neither and say target=.")
         self._images, self._lists = images, (train_list, test_list)
@@ -103,6 +111,8 @@ class FewShotDataModule(KeyedDataModule):
     def check(self, world_size: int = 1) -> None:
         """Raises ConfigError for what would fail later: empty sides, a batch size or a configuration that
         does not fit."""
+        if skipped := getattr(self.train.base, "skipped", None):
+            rank_zero_warn(f"{len(skipped)} unreadable images are left out, {next(iter(skipped))} for one.")
         KeyedBatches(len(self.train), self.batch_size, world_size=world_size)
         image = self.keyed_train()[0, 0]["content"]
         true = {
@@ -115,12 +125,17 @@ class FewShotDataModule(KeyedDataModule):
                 raise ConfigError(f"data.{name}={value}: the source images have {true[name]}.")
 
     def examples(
-        self, k: int, on_error: str = "raise", seed: int | None = None
+        self, k: int, on_error: str | None = None, seed: int | None = None
     ) -> tuple[dict[str, Tensor], dict[str, int]]:
         """K images of every target class, uint8 (K, C, H, W), and the classes left out; see the function
         `examples`. Another `seed` than `split_seed` draws others."""
         seed = self.split_seed if seed is None else seed
-        chosen, left_out = examples(self.test, k, seed, on_error)
+        chosen, left_out = examples(self.test, k, seed, on_error or self.on_error)
+        if not chosen:
+            raise ConfigError(f"No target class has k={k} images; the largest has {max(left_out.values())}.")
+        if left_out:
+            some = ", ".join(f"{name} ({n})" for name, n in list(left_out.items())[:3])
+            rank_zero_warn(f"{len(left_out)} target classes have fewer than {k} images: {some} are left out.")
         return {
             c: torch.stack([self.test[int(i)]["image"] for i in some]) for c, some in chosen.items()
         }, left_out

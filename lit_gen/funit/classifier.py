@@ -1,8 +1,9 @@
-"""Small classifiers that judge translations where no pretrained network fits (glyphs, 64 x 64 animals).
+"""Classifiers that judge translations: small ones, trained from nothing where no pretrained network fits
+(glyphs, 64 x 64 animals), or the paper's.
 
-The paper's judges are Inception-V3 networks fine-tuned on the data (Liu et al. 2019, section 4); its few-shot
-classification extends a 10-layer ResNet by a linear head for unseen classes (appendix), which are the two
-things here.
+The paper's judges are Inception-V3 networks fine-tuned on the data (Liu et al. 2019, section 4,
+`lit_gen.funit.imagenet`); its few-shot classification extends a 10-layer ResNet by a linear head for unseen
+classes (appendix).
 """
 
 from pathlib import Path
@@ -13,10 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_gen.errors import ConfigError
+from lit_gen.funit.imagenet import InceptionV3
 from lit_gen.images import to_float
 from lit_gen.rng import keyed_generator
 
 __all__ = [
+    "Classifier",
     "ResNet10",
     "accuracy",
     "fit_head",
@@ -52,6 +55,8 @@ class ResNet10(nn.Module):
     Images are uint8 (N, C, H, W) of 8 x 8 pixels or more.
     """
 
+    name = "resnet10"
+
     def __init__(self, num_classes: int, channels: int = 3, width: int = 32):
         super().__init__()
         for name, value in (("num_classes", num_classes), ("channels", channels), ("width", width)):
@@ -80,8 +85,11 @@ class ResNet10(nn.Module):
         return self.head(self.features(images))
 
 
+Classifier = ResNet10 | InceptionV3
+
+
 def train_classifier(
-    network: ResNet10,
+    network: Classifier,
     images: Tensor,
     labels: Tensor,
     *,
@@ -93,7 +101,7 @@ def train_classifier(
     shift: int = 2,
     flip: bool = False,
     seed: int = 0,
-) -> ResNet10:
+) -> Classifier:
     """Trains on uint8 images (N, C, H, W) and labels (N,); returns the network in eval mode.
 
     AdamW with a one-cycle rate, random shifts by up to `shift` pixels and, with `flip`, mirror images (right
@@ -181,7 +189,7 @@ def fit_head(
     return head
 
 
-def save_classifier(network: ResNet10, path: str | Path, classes: list[str]) -> Path:
+def save_classifier(network: Classifier, path: str | Path, classes: list[str]) -> Path:
     """Writes {"config", "classes", "state_dict"}: what `load_classifier` reads with `weights_only=True`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -190,14 +198,16 @@ def save_classifier(network: ResNet10, path: str | Path, classes: list[str]) -> 
     return path
 
 
-def load_classifier(path: str | Path) -> tuple[ResNet10, list[str]]:
+def load_classifier(path: str | Path) -> tuple[Classifier, list[str]]:
     """The classifier in eval mode and the names of its classes. Raises ConfigError if the file holds none."""
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"There is no classifier {path}.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        network = ResNet10(**content["config"])
+        config = dict(content["config"])
+        made_of = InceptionV3 if config.pop("network", None) == InceptionV3.name else ResNet10
+        network = made_of(**config)
         network.load_state_dict(content["state_dict"])
         classes = content["classes"]
     except Exception as error:  # torch raises half a dozen types here; all mean the same to the user

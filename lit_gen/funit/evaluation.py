@@ -118,6 +118,8 @@ class Measures:
         distance to the real images of that class. The mean over classes is the paper's mFID if the features
         are Inception's; it is reported under `distance_name`.
     truth: (content number, class name) -> the true translation, uint8 (C, H, W).
+    perceptual: two batches of uint8 images -> their distances (N,): LPIPS to the true translation, or where
+        there is none to the content image.
     content_logits, content_label: a classifier of what the content images show, and the right answers (N,).
     """
 
@@ -127,6 +129,7 @@ class Measures:
     distance: Callable[[Tensor, str], float] | None = None
     distance_name: str = "mean_fd"
     truth: Callable[[int, str], Tensor] | None = None
+    perceptual: Callable[[Tensor, Tensor], Tensor] | None = None
     content_logits: Callable[[Tensor], Tensor] | None = None
     content_label: Tensor | None = None
 
@@ -153,8 +156,9 @@ def evaluate(
     """Means over all N x T translations of N contents (N, C, H, W) into T classes {name: (K, C, H, W)}.
 
     Names: "top1_<judge>", "top5_<judge>" (shares; of fewer than 5 classes, of all), "is_<judge>" (Inception
-    score of the whole set with that classifier), "dipd", the distance's name, "l1" and "ssim" to the true
-    translations, "content" (the share whose content the classifier still reads).
+    score of the whole set with that classifier), "dipd", the distance's name, "l1", "ssim" and "lpips" to the
+    true translations ("lpips_content" to the content where there are none), "content" (the share whose
+    content the classifier still reads).
     """
     if not len(contents) or not examples:
         raise ConfigError(
@@ -175,6 +179,9 @@ def evaluate(
             truth = torch.stack([measures.truth(i, name) for i in range(rows.start, rows.stop)])
             totals.add("l1", paired_l1(images, truth))
             totals.add("ssim", ssim(images, truth))
+        if measures.perceptual is not None:
+            key, other = ("lpips_content", contents[rows]) if measures.truth is None else ("lpips", truth)
+            totals.add(key, measures.perceptual(images, other))
         if measures.features is not None:
             features.append(measures.features(images).cpu())
             if rows.stop == len(contents):

@@ -20,7 +20,7 @@ __all__ = ["Published", "find_weights", "sha256_of"]
 @dataclass(frozen=True)
 class Published:
     """Weights that others published: `what` they are, the names their file goes by, its address and the start
-    of its sha256.
+    of its sha256; `instead`: what else the user can do without them.
     """
 
     what: str
@@ -28,6 +28,10 @@ class Published:
     url: str
     sha256_prefix: str
     size: str
+    instead: str = (
+        "choose the embedded extractor lit_gen.metrics.digits64, whose fd_digits64_... is not comparable "
+        "with published numbers"
+    )
 
 
 def find_weights(published: Published, weights: str | Path | None = None) -> tuple[Path, str]:
@@ -95,6 +99,5 @@ def _absent(published: Published, cache: Path, error: OSError) -> str:
         f"This metric needs {published.what} ({' or '.join(published.files)}, {published.size}). "
         f"Looked in: weights=<unset>, $LITGEN_WEIGHTS={own}, {cache} (absent); "
         f"{published.url} could not be had ({error}). "
-        "Copy the file to one of these places, or choose the embedded extractor lit_gen.metrics.digits64, "
-        "whose fd_digits64_... is not comparable with published numbers."
+        f"Copy the file to one of these places, or {published.instead}."
     )

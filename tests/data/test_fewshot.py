@@ -306,3 +306,26 @@ def test_real_sets(name, classes):
     assert len(module.classes) == classes
     shown, _ = module.examples(5)
     assert all(x.shape == (5, 3, 64, 64) for x in shown.values())
+
+
+def test_small_classes_and_unreadable_images_are_counted(tmp_path):
+    """on_error=skip leaves out target classes of fewer than K images, and counts them and the images."""
+    for name, n in {"a": 4, "b": 4, "few": 2, "many": 5}.items():
+        (tmp_path / name).mkdir()
+        for i in range(n):
+            Image.new("RGB", (8, 8), (i, i, i)).save(tmp_path / name / f"{i}.png")
+    (tmp_path / "a" / "bad.png").write_text("no image")
+    files = ImageFiles(tmp_path, image_size=8, on_error="skip")
+    chosen = {"target": ["few", "many"], "batch_size": 2}
+    data = FewShotDataModule(files, on_error="skip", **chosen)
+    with pytest.warns(UserWarning, match=r"1 unreadable images are left out, a/bad.png"):
+        data.check()
+    with pytest.warns(UserWarning, match=r"1 target classes have fewer than 3 images: few \(2\)"):
+        shown, left_out = data.examples(3)
+    assert list(shown) == ["many"] and left_out == {"few": 2}
+    with pytest.raises(ConfigError, match=r"No target class has k=6 images; the largest has 5"):
+        data.examples(6)
+    with pytest.raises(ConfigError, match=r"'few' has 2 images, k=3 .*data.on_error=skip"):
+        FewShotDataModule(files, **chosen).examples(3)
+    with pytest.raises(ConfigError, match="on_error='hide'"):
+        FewShotDataModule(files, on_error="hide", **chosen)

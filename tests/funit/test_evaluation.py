@@ -144,3 +144,14 @@ def test_dipd_ignores_style():
     a, b = torch.randn(2, 4, 5, 32, 32)
     assert evaluation.dipd(a, 3 * a - 7).max() < 1e-8
     torch.testing.assert_close(evaluation.dipd(a, b), torch.full((4,), 2.0), rtol=0.05, atol=0)
+
+
+def test_perceptual_distance_is_to_the_truth_or_else_to_the_content():
+    def brightness(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a.double().mean((1, 2, 3)) - b.double().mean((1, 2, 3))).abs()
+
+    known = evaluate(perfect, CONTENTS, EXAMPLES, Measures(perceptual=brightness, truth=truth))
+    assert known["lpips"] == 0 and "lpips_content" not in known
+    unknown = evaluate(perfect, CONTENTS, EXAMPLES, Measures(perceptual=brightness))
+    assert unknown["lpips_content"] == pytest.approx(sum(abs(level - 80) for level in LEVELS) / 3)
+    assert "lpips" not in unknown

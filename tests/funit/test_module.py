@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 from functools import partial
 from pathlib import Path
 
@@ -173,14 +174,39 @@ def test_interpolation_ends_at_its_classes():
         module.interpolate(content, first, second, steps=1)
 
 
-def test_nan_stops_with_the_parts_named(tmp_path):
+@pytest.mark.parametrize(
+    ("weight", "named"),
+    [
+        ("generator.decoder.out.bias", r"discriminator/fake: nan.*generator/reconstruction: nan"),
+        ("discriminator.stem.bias", r"discriminator/real: nan.*generator/adversarial: nan"),
+    ],
+)
+def test_nan_stops_with_the_parts_named(weight, named, tmp_path):
     module = training.module()
     with torch.no_grad():
-        module.generator.decoder.out.bias[0] = torch.nan
-    with pytest.raises(
-        NotFiniteError, match=r"batch 1 .*discriminator/fake: nan.*generator/reconstruction: nan"
-    ):
+        module.get_parameter(weight)[0] = torch.nan
+    with pytest.raises(NotFiniteError, match=rf"batch 1 .*{named}"):
         training.fit(module, 2, callbacks=[NaNGuard()], default_root_dir=tmp_path)
+
+
+def nan_penalty(logits: torch.Tensor, images: torch.Tensor) -> tuple[torch.Tensor, Parts]:
+    penalty = logits.sum() * torch.nan
+    return penalty, {"penalty": penalty.detach()}
+
+
+@pytest.mark.parametrize(
+    ("objective", "named", "sound"),
+    [
+        (Objective(penalty=nan_penalty), r"discriminator/penalty: nan", "discriminator/real"),
+        (Objective(features=torch.inf), r"generator/loss: inf", "discriminator/loss"),
+    ],
+)
+def test_one_loss_that_is_not_finite_is_enough(objective, named, sound, tmp_path):
+    """D's alone, by its penalty; G's alone, by an infinite weight. Parts that are finite read so."""
+    module = training.module(objective=objective)
+    with pytest.raises(NotFiniteError, match=named) as error:
+        training.fit(module, 2, callbacks=[NaNGuard()], default_root_dir=tmp_path)
+    assert re.search(rf"{sound}: -?\d", str(error.value))
 
 
 def test_refuses_with_value_and_remedy():

@@ -218,6 +218,12 @@ def test_refuses_with_value_and_remedy(trained, compose, tmp_path):
         evaluate("bits_per_dim=3")
     with pytest.raises(ConfigError, match=r"has 6 images, k=9"):
         evaluate("k=[1,9]")
+    with pytest.raises(ConfigError, match=r"No target class has k=9 images; the largest has 6"):
+        evaluate("k=[1,9]", "on_error=skip")
+    with pytest.raises(ConfigError, match=r"fit=shorter: .* crop or stretch"):
+        translate("fit=shorter")
+    with pytest.raises(ConfigError, match=r"judges.vgg=nowhere: there is no such file"):
+        evaluate("+judges.vgg=nowhere", "k=[1,3]", "num=2")
     with pytest.raises(ConfigError, match=r"judges.style"):
         evaluate("+judges.style=x.pt")
     assert not (tmp_path / "x").exists()
