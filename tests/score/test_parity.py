@@ -250,8 +250,9 @@ def test_warm_up_of_the_moving_average():
 
 @pytest.mark.parametrize("name", OFFICIAL_EDM.get("edm_sigma_steps", {}))
 def test_karras_grid(name):
-    steps, rho = (float(part.split("=")[1]) for part in name.split(","))
-    grid = karras(EDM(), int(steps), rho=rho)
+    told = {key: float(value) for key, _, value in (part.partition("=") for part in name.split(","))}
+    process = EDM(told.get("sigma_min", 0.002), told.get("sigma_max", 80.0))
+    grid = karras(process, int(told["N"]), rho=told["rho"])
     assert_close(grid, numbers(OFFICIAL_EDM["edm_sigma_steps"][name]), rtol=1e-12, atol=1e-12)
 
 

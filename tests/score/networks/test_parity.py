@@ -6,7 +6,7 @@ is: "peer" names the official code, "config" or "...kwargs" the network.
 
 import json
 import os
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,8 @@ from torch.func import functional_call
 
 from lit_gen.errors import ConfigError
 from lit_gen.pretrained import edm, ncsn, score_sde, unpickle
-from lit_gen.score.denoiser import Denoiser
+from lit_gen.rng import PerSample
+from lit_gen.score.denoiser import AbstractDenoiser, Denoiser
 from lit_gen.score.losses import (
     DenoisingLoss,
     EDMWeight,
@@ -36,6 +37,7 @@ from lit_gen.score.precondition import (
     ScaledTime,
     StepIndex,
 )
+from lit_gen.score.samplers import annealed_langevin
 from lit_gen.score.sde import EDM, VE, VP, DiscreteVP, SubVP, cosine_betas, linear_betas
 
 pytestmark = pytest.mark.parity
@@ -273,7 +275,13 @@ def rows(case: Case) -> dict:
     }
 
 
-ROW_CASES = [(c, k[2:]) for c in KARRAS for k in c.io if k.startswith("D_") and not k.startswith("D_uncond")]
+def row_names(case: Case) -> list[str]:
+    """The rows that a case has recorded; EDM2 has one only, which may go without its name."""
+    named = [key[2:] for key in case.io if key.startswith("D_") and not key.startswith("D_uncond")]
+    return named or (["Precond"] if case.peer == "edm2" and "D" in case.io else [])
+
+
+ROW_CASES = [(case, name) for case in KARRAS for name in row_names(case)]
 
 
 @pytest.mark.parametrize(("case", "name"), ROW_CASES, ids=repr)
@@ -288,7 +296,8 @@ def test_edm_preconditioned_outputs_and_losses(case, name):
     # The peer inverts sigma(t) in float32, and Fourier features see 999 t: there is no more in these numbers.
     fourier = "noise.embedding.frequencies" in net.state_dict()
     tolerance = 2e-3 if fourier and name == "VPPrecond" else case.tolerance
-    close(denoiser(x_t, t, io.get("class_labels"), **extra), io[f"D_{name}"], tolerance)
+    expected = io[f"D_{name}"] if f"D_{name}" in io else io["D"]
+    close(denoiser(x_t, t, io.get("class_labels"), **extra), expected, tolerance)
     if f"D_uncond_{name}" in io:
         close(denoiser(x_t, t, **extra), io[f"D_uncond_{name}"], tolerance)
     draws = [io[k] for k in sorted(io) if k.startswith(f"loss_{name}_draw")]
@@ -456,6 +465,50 @@ def test_ncsn_training_steps(case):
             names = [name for name, tensor in tensors.items() if tensor.requires_grad]
             for name, mean in zip(names, average.tensors, strict=True):
                 torch.testing.assert_close(mean, saved[4][name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+class Recorded(PerSample):
+    """A generator that hands out recorded draws in order."""
+
+    def __init__(self, draws: list[Tensor]):
+        self.draws = iter(draws)
+
+    def _stack(self, draw, shape, device, dtype):
+        return next(self.draws).to(dtype)
+
+
+class ByLevel(AbstractDenoiser):
+    """The official network of [0, 1] images, told the number of the level that the sampler is at."""
+
+    def __init__(self, case: Case, levels: Tensor):
+        super().__init__()
+        self.process, self.levels = VE(float(levels.min()), float(levels.max())), levels
+        self.call = partial(ermon, case, leaves(case))
+
+    def forward(self, x_t, t, label=None):
+        level = (self.levels - self.process.sigma(t)).abs().argmin()
+        score = self.call(x_t.float(), level.expand(len(x_t)))
+        return x_t + self.process.sigma(t).square() * score.double()
+
+
+@pytest.mark.parametrize("case", [c for c in ERMON if "ald_final" in c.io], ids=repr)
+def test_annealed_langevin(case):
+    """The official loop over recorded noise, its last step of denoising included."""
+    io, levels = case.io, case.io["ald_sigmas"].double()
+    draws = [io[k] for k in sorted(io) if k.startswith("ald_draw")]
+    denoiser = ByLevel(case, levels)
+    options = {"num_steps": len(levels), "steps_per_level": len(draws) // len(levels)}
+    options["step_size"] = case.config["sampling"]["step_lr"]
+    for denoise, name in ((False, "ald_last_before_denoise"), (True, "ald_final")):
+        out = annealed_langevin(
+            denoiser,
+            io["ald_x0"],
+            grid=lambda process, num_steps: process.time(levels),
+            denoise=denoise,
+            generator=Recorded(draws),
+            **options,
+        )
+        close(out, io[name], 10 * case.tolerance)
 
 
 @pytest.mark.parametrize("case", [c for c in SONG if c.files(".ckpt.pth")], ids=repr)

@@ -17,7 +17,7 @@ import torch
 
 from lit_gen.errors import ConfigError
 from lit_gen.rng import PerSample
-from lit_gen.score.denoiser import Clipped, Counted, GaussianMixtureDenoiser
+from lit_gen.score.denoiser import AbstractDenoiser, Clipped, Counted, GaussianMixtureDenoiser
 from lit_gen.score.guidance import Guidance
 from lit_gen.score.likelihood import bits_per_dim, kl_term, log_likelihood, variational_bound
 from lit_gen.score.restoration import Colorization, Inpainting, Replace
@@ -192,21 +192,6 @@ def song_restore(match, _record):
 # --- EDM and EDM2 ----------------------------------------------------------------------------------
 
 
-class SquareRootVE(EDM):
-    """The "ve" schedule of EDM's ablation: sigma(t) = sqrt(t)."""
-
-    def sigma(self, t):
-        return t.double().sqrt()
-
-    noise_level = sigma
-
-    def time(self, noise_level):
-        return noise_level.square()
-
-    def diffusion(self, t):
-        return torch.ones_like(t.double())
-
-
 class CalibratedVP(VP):
     """VP from sigma_min at t = 1e-3 to sigma_max at 1, for which EDM's code lets beta_min be negative."""
 
@@ -218,6 +203,50 @@ class CalibratedVP(VP):
         low, high = np.log1p(sigma_min**2), np.log1p(sigma_max**2)
         slope = 2 * (low / 1e-3 - high) / (1e-3 - 1)
         return cls(high - slope / 2, high + slope / 2)
+
+
+class Ablation(Process):
+    """Any schedule of EDM's ablation (noise levels over t) with any of its scalings: "vp" keeps the variance
+    of the noise and a unit image at one, "none" leaves the image as it is.
+    """
+
+    t_min, t_max, prior_std = 0.0, 1.0, 1.0
+
+    def __init__(self, schedule: str, scaling: str, low: float, high: float):
+        vp = CalibratedVP.between(low, high)
+        self._level, self._inverse, self._slope = {
+            "vp": (vp.noise_level, vp.time, lambda t, s: vp.beta(t) * (s + 1 / s) / 2),
+            "ve": (torch.sqrt, torch.square, lambda t, s: 1 / (2 * s)),
+            "linear": (torch.clone, torch.clone, lambda t, s: torch.ones_like(s)),
+        }[schedule]
+        self._scaled = {"vp": True, "none": False}[scaling]
+
+    def noise_level(self, t):
+        return self._level(t.double())
+
+    def time(self, noise_level):
+        return self._inverse(noise_level)
+
+    def alpha(self, t):
+        s = self.noise_level(t)
+        return (1 + s.square()).rsqrt() if self._scaled else torch.ones_like(s)
+
+    def sigma(self, t):
+        return self.alpha(t) * self.noise_level(t)
+
+    def _growth(self, t):
+        s = self.noise_level(t)
+        return s * self._slope(t.double(), s)
+
+    def drift(self, t):
+        return -self._growth(t) * self.alpha(t).square() if self._scaled else 0 * self._growth(t)
+
+    def diffusion(self, t):
+        return self.alpha(t) * (2 * self._growth(t)).sqrt()
+
+
+ENDS = {"vp": tuple(VP().noise_level(torch.tensor([1e-3, 1.0])).tolist()), "ve": (0.02, 100.0)}
+ENDS |= {"iddpm": (0.002, 81.0), "edm": (0.002, 80.0)}
 
 
 def edm_grid(name: str, steps: int) -> torch.Tensor:
@@ -235,13 +264,12 @@ def edm_grid(name: str, steps: int) -> torch.Tensor:
     return karras(EDM(), steps)[:-1]
 
 
-def ablation(solver, discretization, schedule, steps, x, denoise, alpha=1.0):
-    vp = CalibratedVP.between(0.002, 80.0) if discretization == "edm" else VP()
-    process = {"vp": vp, "ve": SquareRootVE(), "linear": EDM()}[schedule]
+def ablation(solver, discretization, schedule, scaling, steps, x, denoise):
+    process = Ablation(schedule, scaling, *ENDS[discretization])
     times = process.time(edm_grid(discretization, steps))
     denoiser = denoise(process)
     x = x * process.sigma(times[0])
-    second = None if solver == "euler" else alpha
+    second = None if solver == "euler" else 1.0
     x = probability_flow(denoiser, x, num_steps=steps, grid=given(times), alpha=second)
     # The official last step, to t = 0, is one of Euler's in t, ours a denoising.
     return x - times[-1] * velocity(denoiser, x, times[-1])
@@ -251,12 +279,35 @@ def edm_ablation(match, _record):
     out = ablation(
         match["solver"],
         match["discretization"],
-        {"none": match["schedule"]}.get(match["scaling"], match["schedule"]),
+        match["schedule"],
+        match["scaling"],
         int(match["N"]),
         arrays(SONG)["unit_latent"].double(),
         mixture,
     )
     return out, 1e-5
+
+
+class Halved(AbstractDenoiser):
+    """x / 2 of the unscaled image, the closed form of sde_edm.json."""
+
+    def __init__(self, process: Process):
+        super().__init__()
+        self.process = process
+
+    def forward(self, x_t, t, label=None):
+        return x_t / self.process.alpha(t) / 2
+
+
+@pytest.mark.parametrize("name", [k for k in load("sde_edm").get("ablation", {}) if k.count(".") == 3])
+def test_ablation_of_a_closed_form(name: str):
+    golden = load("sde_edm")
+    record, x = golden["ablation"][name], torch.tensor(golden["ablation_latents"], dtype=torch.float64)
+    steps = record["nfe"] if name.startswith("euler") else (record["nfe"] + 1) // 2
+    out = ablation(*name.split("."), steps, x, Halved)
+    expected = torch.tensor(record["out"], dtype=torch.float64)
+    tolerance = 1e-3 if "iddpm" in name else 1e-5  # the official table of iDDPM's levels is float32
+    torch.testing.assert_close(out, expected, rtol=0, atol=tolerance * expected.abs().max().item())
 
 
 def edm_alpha(match, record):
@@ -269,15 +320,16 @@ def edm_alpha(match, record):
 
 
 def edm_heun(match, record):
-    """With churn: the ImageNet setting. The official code draws noise at every step and uses it from S_min to
-    S_max.
+    """With churn: the ImageNet setting, unless the record says another. The official code draws noise at
+    every step and uses it from S_min to S_max.
     """
     denoiser, steps, options = mixture(EDM()), int(match["N"]), {}
     if match["churn"]:
         levels = karras(EDM(), steps)[:-1]
-        noise = arrays("samplers_other_noise")[match[0]].double()[(levels >= 0.05) & (levels <= 50)]
         options = {"S_churn": float(match["churn"]), "S_min": 0.05, "S_max": 50.0, "S_noise": 1.003}
-        options["generator"] = Recorded(noise)
+        options = {key: float(record.get(key, value)) for key, value in options.items()}
+        used = (levels >= options["S_min"]) & (levels <= options["S_max"])
+        options["generator"] = Recorded(arrays("samplers_other_noise")[match[0]].double()[used])
     out = heun(denoiser, start(EDM()), num_steps=steps, **options)
     assert denoiser.calls == record["nfe"]
     return out, 1e-5
@@ -453,7 +505,7 @@ KINDS = {
     r"edm_ablation_(?P<solver>euler|heun)_(?P<discretization>\w+)_(?P<schedule>\w+)_(?P<scaling>\w+)"
     r"_N(?P<N>\d+)": edm_ablation,
     rf"edm_ablation_alpha(?P<alpha>{NUMBER})_N(?P<N>\d+)": edm_alpha,
-    r"edm_heun_(?:churn(?P<churn>\d+)_)?N(?P<N>\d+)": edm_heun,
+    rf"edm_heun_(?:churn(?P<churn>{NUMBER})_)?N(?P<N>\d+)": edm_heun,
     rf"edm2_heun_N(?P<N>\d+)_guidance(?P<weight>{NUMBER})": edm2_heun,
     r"gd_ddim_(?P<spacing>(?:ddim)?\d+)_clip(?P<clip>\d)": gd_ddim,
     r"gd_ddim_(?P<N>\d+)_eta1_clip(?P<clip>\d)": gd_stochastic,
