@@ -15,6 +15,7 @@ from lit_gen.errors import ConfigError
 from lit_gen.funit import translator
 from lit_gen.funit.evaluation import copy_content, paired_l1
 from lit_gen.images import save_png, to_float
+from lit_gen.instantiate import instantiate
 from lit_gen.pretrained.funit import save_checkpoint
 
 
@@ -116,6 +117,33 @@ def test_two_processes_equal_one_through_the_spine(fit_glyphs, tiny_glyphs, tmp_
 def test_nan_names_the_parts_and_our_clipping(fit_glyphs, tmp_path):
     with pytest.raises(NotFiniteError, match=r"generator/.*: nan.*model\.gradient_clip_val=1"):
         fit_glyphs(tmp_path, "model.optimizer.lr=1e38")
+
+
+def test_the_papers_experiment(compose, tmp_path, monkeypatch):
+    """Official sizes and settings; a step of it, with small networks, on class folders with list files."""
+    monkeypatch.setenv("LITGEN_DATA", str(tmp_path))
+    monkeypatch.setenv("LITGEN_CACHE", str(tmp_path / "cache"))
+    names = [f"{c}/{i}.png" for c in "abcd" for i in range(5)]
+    for j, name in enumerate(names):
+        save_png(torch.full((3, 44, 40 + j), 10 * j, dtype=torch.uint8), tmp_path / "animal_faces" / name)
+    (tmp_path / "animals_list_train.txt").write_text("\n".join(names[:15]))
+    (tmp_path / "animals_list_test.txt").write_text("\n".join(names[15:]))
+    whole = compose("experiment=funit_animal_faces")
+    assert (whole.data.batch_size, whole.data.num_classes, whole.data.image_size) == (64, 119, 128)
+    with torch.device("meta"):
+        official = instantiate(whole.model)
+    assert sum(p.numel() for p in official.generator.parameters()) == 29_866_435
+    small = ["generator.width=2", "generator.mlp_width=4", "discriminator.width=2"]
+    small += ["discriminator.num_res_blocks=4"]
+    few = ["data.num_classes=3", "data.batch_size=3", "data.images.image_size=36", "data.image_size=32"]
+    short = ["trainer=cpu", "logger=csv", "trainer.max_steps=1", "data.num_workers=0", "log_every=1"]
+    judging = ["callbacks.translations.judging.steps=1", "callbacks.translations.judging.width=2"]
+    options = [*few, *short, *judging, f"logger.csv.save_dir={tmp_path}", *(f"model.{o}" for o in small)]
+    experiment = runs.build(compose("experiment=funit_animal_faces", *options), tmp_path / "run")
+    experiment.trainer.fit(experiment.module, datamodule=experiment.data)
+    data = experiment.data
+    assert (data.train.classes, data.test.classes) == (["a", "b", "c"], ["d"])
+    assert experiment.module.batches_seen == 1 and data.test[0]["image"].shape == (3, 32, 32)
 
 
 def test_a_judge_is_trained_once(fit_glyphs, tmp_path, monkeypatch):
