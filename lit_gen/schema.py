@@ -249,6 +249,7 @@ class SearchSchema:
     control: bool = True
     randaugment: bool = False
     seeds: int = 1
+    compare: dict[str, Any] = field(default_factory=dict)
     test_children: int = 3
     workers: int = 0
     storage: str | None = None

@@ -107,9 +107,19 @@ def _prepared(cfg: DictConfig) -> tuple[Space, Task, Callable[..., Method], floa
     data = instantiate(cfg.data, allow) if cfg.data else None
     start = time.process_time()
     task: Task = instantiate(cfg.reward, allow)(space, data, cfg.seed)
-    if cfg.randaugment and any(isinstance(reward, PlantedReward) for reward in task.rewards):
-        raise ConfigError("randaugment=true: the planted reward knows policies alone.")
+    compared = {name: _augmentation(name, node, allow) for name, node in cfg.compare.items()}
+    task.compared = (task.compared or {}) | compared
+    if (cfg.randaugment or cfg.compare) and any(isinstance(r, PlantedReward) for r in task.rewards):
+        raise ConfigError("randaugment= and compare=: the planted reward knows policies of its space alone.")
     return space, task, strategy, time.process_time() - start
+
+
+def _augmentation(name: str, node: Any, allow: list[str]) -> Augmentation:
+    found = instantiate(node, allow)
+    found = getattr(found, "policy", found)  # conf/augment has transforms around them
+    if not isinstance(found, Augmentation):
+        raise ConfigError(f"compare.{name} is no augmentation: give _target_: lit_gen.augment.AugMix, ...")
+    return found
 
 
 def _search(cfg: DictConfig, settings: dict[str, Any], out: Path) -> dict[str, Any]:

@@ -68,8 +68,10 @@ def test_seeds_are_searches_of_their_own(compose, tmp_path):
 def test_randaugment_beside_the_search(compose, tmp_path):
     """As many cells as the budget allows, all different, under the same reward."""
     common = ["wandb=disabled", "strategy=random", "space=small", "data=digits", *CHILD, "reward=classifier"]
+    common += ["+compare.AugMix={_target_: lit_gen.augment.AugMix}", "reward.child.consistency=12"]
     cfg = compose(*common, "budget=5", "randaugment=true", config_name="search")
     report = searching.search(cfg, tmp_path)
+    assert report["results"]["AugMix"].keys() == {"test", "test_scores"}
     cells = trials(tmp_path, "randaugment")
     row = report["results"]["RandAugment, best of its grid"]
     assert len({tuple(c) for _, c, _ in cells}) == len(cells) == row["children"] == 4
@@ -120,6 +122,12 @@ def test_another_search_is_not_overwritten(compose, tmp_path):
         (["storage=s.journal"], "strategy=tpe and random"),
         (["storage=s.journal", "strategy=tpe", "workers=2"], "join=true"),
         (["join=true"], "needs storage="),
+        (
+            ["reward=classifier", "data=digits", "+compare.mine={_target_: torch.nn.Identity}"],
+            "compare.mine is no augmentation",
+        ),
+        (["+compare.mine={_target_: lit_gen.augment.AugMix}"], "of its space alone"),
+        (["reward=classifier", "data=digits", "reward.child.consistency=-1"], "consistency=-1"),
         (["seeds=2", "test_children=0"], "test_children must"),
         (["space=randaugment", "strategy=tpe"], "space of policies"),
     ],

@@ -1,6 +1,5 @@
 """A picture of what an augmentation does: rows are its sub-policies, columns are draws."""
 
-
 import PIL.Image
 import PIL.ImageDraw
 import torch

@@ -13,7 +13,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from lit_gen import rng
-from lit_gen.augment import Policy, RandAugment
+from lit_gen.augment import Policy, RandAugment, augmix_loss
 from lit_gen.augment.search import (
     PPO,
     TPE,
@@ -248,3 +248,27 @@ def test_density_reward_prefers_harmless_change_to_harmful_and_to_none():
         worth("Equalize", 0.0, 1),
     )
     assert harmless > harmful and harmless > nothing
+
+
+def test_children_take_augmix_s_loss_in_the_place_of_their_own(monkeypatch):
+    """It is given the clean images first, then two different augmentations of the same ones."""
+    from lit_gen.augment.search import rewards
+
+    data, seen = digits()[:64], []
+    policy = Policy([[["Brightness", 1.0, 9]]], "classification")
+
+    def watching(logits, target, weight):
+        seen.append((logits, target, weight))
+        return augmix_loss(logits, target, weight)
+
+    monkeypatch.setattr(rewards, "augmix_loss", watching)
+    reward = ClassifierReward(data, data, 10, epochs=1, width=8, consistency=12)
+    child = reward.child(policy, 0)
+    assert len(seen) == 1 and seen[0][2] == 12 and reward.images == 3 * 64
+    clean, one, two = seen[0][0]
+    assert not torch.equal(one, two) and not torch.equal(clean, one) and len(clean) == 64
+    plain = ClassifierReward(data, data, 10, epochs=1, width=8)
+    assert not torch.equal(child[0].weight, plain.child(policy, 0)[0].weight)
+    assert torch.equal(reward.child(None, 0)[0].weight, plain.child(None, 0)[0].weight)
+    with pytest.raises(ConfigError, match="consistency=-1"):
+        ClassifierReward(data, data, 10, consistency=-1)(None)
