@@ -185,7 +185,7 @@ class EvaluateSchema:
     reservoir: int = 10_000
     k: Any = 5
     judges: dict[str, str] = field(default_factory=dict)
-    on_error: str = "raise"
+    on_error: str | None = None
     bits_per_dim: int = 0
     checkpoint: str = "best"
     ema: bool = True

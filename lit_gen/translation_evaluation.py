@@ -65,7 +65,7 @@ def concerns(cfg: DictConfig) -> bool:
         raise ConfigError(f"k={cfg.k}: must be a number of neighbours; a list of K goes with a FUNIT run.")
     if cfg.judges:
         raise ConfigError(f"judges={dict(cfg.judges)} go with a FUNIT run.")
-    if cfg.on_error != "raise":
+    if cfg.on_error is not None:
         raise ConfigError(f"on_error={cfg.on_error} goes with a FUNIT run.")
     return False
 
@@ -75,7 +75,7 @@ def evaluate_translator(cfg: DictConfig, out: Path) -> dict[str, Any]:
     prints the table and returns the record.
 
     `cfg.num` content images and the class images are drawn by `cfg.seed`. A target class with fewer images
-    than the largest K is an error, or left out (`cfg.on_error="skip"`). Raises ConfigError for options that
+    than the largest K is an error, or left out (`cfg.on_error="skip"`; None: as the run's data say). Raises ConfigError for options that
     belong to other models.
     """
     _refuse_others(cfg)
@@ -141,7 +141,7 @@ class _Test:
     left_out: dict[str, int]
 
     @classmethod
-    def of(cls, data: FewShotDataModule, num: int, k: int, seed: int, on_error: str) -> "_Test":
+    def of(cls, data: FewShotDataModule, num: int, k: int, seed: int, on_error: str | None) -> "_Test":
         examples, left_out = data.examples(k, on_error, seed)
         index = data.contents(num, seed)
         items = [data.train[int(i)] for i in index]
