@@ -58,6 +58,8 @@ def build(cfg: DictConfig, folder: Path) -> Experiment:
     module = instantiate(config["model"], allow)
     # Averages and guards first: what measures or saves after them finds the batch completed.
     callbacks = [instantiate(c, allow) for c in config["callbacks"].values()]
+    if hasattr(module, "check"):
+        module.check()
     _check_answers(module, dict(zip(config["callbacks"], callbacks, strict=True)))
     callbacks.sort(key=lambda c: not isinstance(c, EMA | NaNGuard | Signals))
     loggers = []

@@ -54,6 +54,8 @@ MISTAKES = {
     "experiment=funit_glyphs metrics=digits": "callbacks.quality (SampleQuality) calls sample of the model",
     "experiment=digits_edm sampler=pc sampler.S_churn=1": "Could not override 'sampler.S_churn'",
     "experiment=digits_ncsnv2 sampler=pc": "predictor_corrector has no option 'step_size'",
+    "sampler=langevin": "step_size must be between",
+    "sampler/grid=uniform_steps": "needs a DiscreteVP process, not EDM",
     "sampler=null": "leave the group out (~group)",
     "callbacks.grid=5": "callbacks.grid=5 names no class",
 }

@@ -11,7 +11,7 @@ from lit_gen.errors import ConfigError
 from lit_gen.images import to_uint8
 from lit_gen.module import BaseModule, optimization
 from lit_gen.rng import PerSample
-from lit_gen.score.denoiser import Denoiser
+from lit_gen.score.denoiser import Denoiser, GaussianDenoiser
 from lit_gen.score.losses import DenoisingLoss
 from lit_gen.score.precondition import Row
 from lit_gen.score.sde import Process
@@ -76,6 +76,17 @@ class ScoreModule(BaseModule):
 
     def ema_network(self) -> nn.Module:
         return self.denoiser.net
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """Samples one pixel of a Gaussian that is known exactly: a sampler and a process that do not go
+        together raise their ConfigError here and not in the middle of a training.
+        """
+        process = self.denoiser.process
+        pixel = GaussianDenoiser(process, torch.zeros(1, 1, 1), torch.tensor(0.25))
+        generator = PerSample.keyed(0, [0])
+        x = process.prior_sample((1, 1, 1, 1), generator)
+        self.sampler(pixel, x, label=None, generator=generator, trace=None)
 
     # --- training ---
 
