@@ -22,6 +22,7 @@ from lit_gen.score.likelihood import (
     variational_bound,
 )
 from lit_gen.score.module import ScoreModule
+from lit_gen.score.sde import DiscreteVP
 
 __all__ = ["measure_densities"]
 
@@ -45,6 +46,11 @@ def _measure(name: str, bits: Bits, module: Any, test: Any, cfg: DictConfig) -> 
     process = module.denoiser.process
     if cfg.t_min is not None and not 0 < cfg.t_min < process.t_max:
         raise ConfigError(f"t_min={cfg.t_min}: must be between 0 and {process.t_max:g}, where the prior is.")
+    if name == "bound" and not isinstance(process, DiscreteVP):
+        raise ConfigError(
+            f"bound={cfg.bound}: DDPM's bound is a sum over the steps of a discrete process, and this "
+            f"model's is {type(process).__name__}. Take bits_per_dim={cfg.bound}."
+        )
     chunks, parts = torch.arange(cfg[name]).split(cfg.batch_size), []
     console = Console(stderr=True)
     for rows in track(chunks, name.replace("_", " "), console=console, disable=len(chunks) < 2):

@@ -130,6 +130,7 @@ def _of_run(cfg: DictConfig, out: Path) -> dict[str, Any]:
         return module.sample([int(i) for i in indices], cfg.seed, sampler).cpu()
 
     confident: list[Tensor] = []
+    asked: list[Tensor] = []
 
     def parts() -> Any:
         for start in range(0, n, cfg.batch_size):
@@ -138,6 +139,8 @@ def _of_run(cfg: DictConfig, out: Path) -> dict[str, Any]:
             if classifier is not None:
                 p, found = classifier.with_logits(images)[1].softmax(1).max(1)
                 confident.append(found[p > 0.9])
+                if module.num_classes:
+                    asked.append(found.cpu() == torch.tensor(indices) % module.num_classes)
             yield images, torch.tensor([i % classes for i in indices]) if classes else None
 
     densities = measure_densities(module, data.test, cfg)
@@ -155,6 +158,8 @@ def _of_run(cfg: DictConfig, out: Path) -> dict[str, Any]:
     if classifier is not None:
         sure = torch.cat(confident)
         record |= {"confident_share": len(sure) / n, "classes_found": len(sure.unique())}
+    if asked:
+        record["asked_share"] = float(torch.cat(asked).double().mean())
     return _measured(cfg, out, sets, summary, classes, rows, record, densities)
 
 
@@ -318,6 +323,8 @@ def _print(record: dict[str, Any], results: dict[str, Estimate], out: Path) -> N
             "samples that the classifier is sure of (p > 0.9)", f"{100 * record['confident_share']:.1f} %"
         )
         table.add_row("classes found", str(record["classes_found"]))
+    if "asked_share" in record:
+        table.add_row("samples of the class that was asked for", f"{100 * record['asked_share']:.1f} %")
     if "samples_per_second" in record:
         table.add_row("samples/s", f"{record['samples_per_second']:.0f}")
     console = Console()

@@ -189,6 +189,36 @@ def test_a_run_has_the_same_measures(fit, compose, tmp_path):
         assert logged[key][10] == pytest.approx(results[key]["value"], rel=1e-5), name
         assert logged[f"se/{key}"][10] == pytest.approx(results[key]["se"], rel=1e-4), name
     assert 0 < results["bits_per_dim"]["value"] < 20 and results["bits_per_dim"]["se"] > 0
+    record = json.loads((tmp_path / "ev" / "evaluation.json").read_text())
+    assert 0 <= record["asked_share"] <= 1 and record["guidance"] is None
+    for mistake, says in {
+        "bound=4": "a sum over the steps",
+        "bits_per_dim=4 t_min=90": "between 0 and 80",
+    }.items():
+        with pytest.raises(ConfigError, match=says):
+            run(compose, tmp_path, *options, *mistake.split(), name="never")
+
+
+def test_densities_of_a_run_are_the_likelihoods_of_its_denoiser(fit, compose, tmp_path):
+    """Bound and bits/dim of a DDPM on the first test images, whatever the batch size."""
+    from lit_gen import runs
+    from lit_gen.images import to_float
+    from lit_gen.rng import PerSample
+    from lit_gen.score.likelihood import variational_bound
+
+    folder = tmp_path / "run"
+    steps = ["model.process.betas.num_steps=50", "sampler=ddim", "sampler.num_steps=3"]
+    experiment = fit(folder, "experiment=digits_ddpm", *steps, "trainer.max_steps=2")
+    OmegaConf.save(OmegaConf.create(_config(experiment)), folder / "config.yaml")
+    options = [f"run={folder}", "num=8", "checkpoint=last", "device=cpu", "bound=5", "bits_per_dim=3"]
+    results = run(compose, tmp_path, *options, "batch_size=2", name="two")
+    module = runs.load(folder, "last", device="cpu")[0]
+    x_0 = to_float(torch.stack([digits("test")[i]["image"] for i in range(5)]))
+    bound = variational_bound(module.denoiser, x_0, generator=PerSample.keyed(1, range(5))).total
+    assert results["bound"]["value"] == pytest.approx(bound.mean().item(), rel=1e-5)
+    again = run(compose, tmp_path, *options, "batch_size=8", name="eight")
+    for name in ("bound", "bits_per_dim"):
+        assert results[name]["value"] == pytest.approx(again[name]["value"], rel=1e-5)
 
 
 def _config(experiment):

@@ -155,7 +155,9 @@ def variational_bound(
     if num_steps is None:
         num_steps = getattr(process, "num_steps", 0)
     if num_steps < 2:
-        raise ConfigError(f"variational_bound needs num_steps of at least 2 on {type(process).__name__}.")
+        raise ConfigError(
+            f"variational_bound needs num_steps of at least 2 on {type(process).__name__}, got {num_steps}."
+        )
     times = grid(process, num_steps)[:num_steps]
     scale = 1 / (x_0[0].numel() * math.log(2))
 
