@@ -61,6 +61,7 @@ class SampleSchema:
     grid: int = 64
     format: str = "png"
     device: str | None = None
+    guidance: Any = None
     allow_targets: list[str] = field(default_factory=list)
     out: str = MISSING
     sampler: Any = None
@@ -86,6 +87,7 @@ class RestoreSchema:
     lpips: str | None = None
     batch_size: int = 64
     device: str | None = None
+    guidance: Any = None
     allow_targets: list[str] = field(default_factory=list)
     out: str = MISSING
 
@@ -143,6 +145,7 @@ class EncodeSchema:
     label: int | None = None
     batch_size: int = 64
     device: str | None = None
+    guidance: Any = None
     allow_targets: list[str] = field(default_factory=list)
     out: str = MISSING
 
@@ -187,12 +190,15 @@ class EvaluateSchema:
     judges: dict[str, str] = field(default_factory=dict)
     on_error: str | None = None
     bits_per_dim: int = 0
+    t_min: float | None = None
+    bound: int = 0
     checkpoint: str = "best"
     ema: bool = True
     num: int | None = None
     seed: int = 1
     batch_size: int = 256
     device: str | None = None
+    guidance: Any = None
     allow_targets: list[str] = field(default_factory=list)
     out: str = MISSING
     sampler: Any = None
