@@ -78,11 +78,18 @@ def _features(cfg: DictConfig, run_cfg: DictConfig, data: FewShotDataModule) -> 
 
 
 def _split(data: FewShotDataModule, shots: int, seed: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """The real images that are shown, and all other target images with their labels."""
+    """The real images that are shown, and all other target images with their labels. Raises ConfigError for
+    a class of which no other is left."""
     numbers = data.example_numbers(shots, seed)
     rest = torch.ones(len(data.test), dtype=torch.bool)
     rest[torch.cat(list(numbers.values()))] = False
     images, labels = all_images(data.test)
+    left = labels[rest].bincount(minlength=len(data.test.classes))
+    if not left.all():
+        raise ConfigError(
+            f"shots={shots}: no image of class {data.test.classes[int(left.argmin())]!r} is left to test on; "
+            "lower shots."
+        )
     return {name: images[some] for name, some in numbers.items()}, images[rest], labels[rest]
 
 

@@ -75,8 +75,8 @@ def evaluate_translator(cfg: DictConfig, out: Path) -> dict[str, Any]:
     prints the table and returns the record.
 
     `cfg.num` content images and the class images are drawn by `cfg.seed`. A target class with fewer images
-    than the largest K is an error, or left out (`cfg.on_error="skip"`; None: as the run's data say). Raises ConfigError for options that
-    belong to other models.
+    than the largest K is an error, or left out (`cfg.on_error="skip"`; None: as the run's data say). Raises
+    ConfigError for options that belong to other models.
     """
     _refuse_others(cfg)
     ks = [int(k) for k in (cfg.k if isinstance(cfg.k, list | ListConfig) else [cfg.k])]

@@ -252,6 +252,9 @@ def test_refuses_with_value_and_remedy(trained, compose, tmp_path):
         translate("fit=shorter")
     with pytest.raises(ConfigError, match=r"judges.vgg=nowhere: there is no such file"):
         evaluate("+judges.vgg=nowhere", "k=[1,3]", "num=2")
+    with pytest.raises(ConfigError, match=r"shots=6: no image of class .* is left to test on"):
+        cfg = compose(f"run={run}", "shots=6", "num=[1]", config_name="classify")
+        classifying.classify(cfg, tmp_path / "x")
     with pytest.raises(ConfigError, match=r"judges.style"):
         evaluate("+judges.style=x.pt")
     assert not (tmp_path / "x").exists()
