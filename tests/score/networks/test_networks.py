@@ -64,7 +64,6 @@ COUNTS = [
     (NCSNpp, {"image_size": 32, "num_classes": 10} | CIFAR, 55_735_299),
     (NCSNpp, {"image_size": 32} | CIFAR | VE, 56_397_827 + 128),
     (NCSNpp, {"image_size": 32, "num_classes": 10} | CIFAR | VE, 56_400_643 + 128),
-    (NCSNpp, {"image_size": 32, "augment_dim": 0}, 61_804_419),  # EDM's ddpmpp [1,2,2,2]
     (NCSNpp, {"image_size": 64, "augment_dim": 9}, 61_805_571),
     (NCSNpp, {"image_size": 64, "augment_dim": 9} | VE, 62_761_091 + 128),
     (ADM, {"image_size": 64, "num_classes": 1000}, 295_899_267),

@@ -138,7 +138,7 @@ def song(case: Case, tensors: dict[str, Tensor], x: Tensor, labels: Tensor) -> T
         net, score_sde.rules(net), tensors, as_net_sees(case, x), labels.log() if fourier else labels
     )
     if case.config["model"]["scale_by_sigma"]:
-        sigma = labels if fourier else case.state["module.sigmas"][labels.long()].float()
+        sigma = labels if fourier else song_levels(case)[labels.long()]
         out = out / sigma[:, None, None, None]
     return out
 
@@ -159,6 +159,13 @@ def song_labels(case: Case, t: Tensor) -> Tensor:
     if isinstance(process, VE):
         return process.sigma(t).float() if continuous else ((1 - t) * (n - 1)).round().long()
     return t * (999 if continuous or isinstance(process, SubVP) else n - 1)
+
+
+def song_levels(case: Case) -> Tensor:
+    """The descending table of sigmas, in float32."""
+    model = case.config["model"]
+    ends = np.log(model["sigma_max"]), np.log(model["sigma_min"])
+    return torch.linspace(*ends, model["num_scales"], dtype=torch.float64).exp().float()
 
 
 def song_table(case: Case) -> DiscreteVP:
@@ -376,7 +383,7 @@ def discrete_residual(case: Case, forward, data: Tensor, draws: list[Tensor]) ->
     """z + sigma score for a table of noise levels (VE), z - net for DDPM's steps (VP)."""
     process, (labels, z) = song_process(case), draws
     if isinstance(process, VE):
-        sigma = case.state["module.sigmas"][labels].float()[:, None, None, None]
+        sigma = song_levels(case)[labels][:, None, None, None]
         return z + sigma * forward(data + sigma * z, labels)
     table = song_table(case)
     x_t = table.marginal(data.double(), (labels + 1) / table.num_steps, z.double())
