@@ -109,12 +109,15 @@ def funit_run(cfg: DictConfig) -> tuple[FUNITModule, DictConfig, Path]:
 
 
 def read_contents(path: Path, num: int, channels: int, size: int, fit: str = "crop") -> dict[str, Tensor]:
-    """The first `num` images of a file, folder or zip: {name: uint8 (C, size, size)}."""
+    """The first `num` images of a file, folder or zip: {name: uint8 (C, size, size)}; says so if there are
+    more."""
     if path.is_file() and path.suffix.lower() in EXTENSIONS:
         return {path.stem: decode(path.read_bytes(), str(path), channels=channels, image_size=size, fit=fit)}
     if not path.exists():
         raise ConfigError(f"content={path}: there is no such image or folder.")
     files = ImageFiles(path, image_size=size, channels=channels, fit=fit, scan=False)
+    if len(files) > num:
+        print(f"{path} has {len(files)} images, the first {num} are translated; num={len(files)} takes all")
     return {str(Path(files.names[i]).with_suffix("")): files[i]["image"] for i in range(min(num, len(files)))}
 
 

@@ -216,6 +216,15 @@ def test_translates_evaluates_and_classifies(trained, compose, tmp_path):
         assert len(values) == 2 and all((v * 10) == pytest.approx(round(v * 10)) for v in values)
 
 
+def test_contents_beyond_num_are_announced(tmp_path, capsys):
+    for i in range(3):
+        save_png(torch.full((1, 8, 12), i, dtype=torch.uint8), tmp_path / f"{i}.png")
+    assert list(translating.read_contents(tmp_path, 2, 1, 8)) == ["0", "1"]
+    assert "3 images, the first 2 are translated; num=3 takes all" in capsys.readouterr().out
+    assert len(translating.read_contents(tmp_path, 3, 1, 8, "stretch")) == 3
+    assert capsys.readouterr().out == ""
+
+
 def test_refuses_with_value_and_remedy(trained, compose, tmp_path):
     _, run = trained
     (tmp_path / "empty").mkdir()
