@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -260,7 +261,12 @@ def test_curves_go_to_wandb(compose, tmp_path):
         assert {f"{prefix}/{k}" for k in ("mean_of_50", "cpu_seconds", "images")} <= names.keys()
     assert names["trainer/global_step"][:6] == [1, 2, 3, 4, 5, 6]
     assert names["test/found"] == [pytest.approx(report["results"]["found"]["test"])]
-    assert any(name.startswith("search/curve") for name in names)
+    table = (Path(__file__).parents[1] / "docs" / "augment.md").read_text().split("| logged, to W&B |")[1]
+    rows = [re.findall(r"`([^`]+)`", row.split("|")[1]) for row in table.split("\n\n")[0].splitlines()[2:]]
+    known = [re.sub("<[^>]+>", ".+", name) for row in rows for name in row]
+    mine = {re.sub(r"\.(?:_type|format|count|filenames|captions|width|height).*", "", n) for n in names if n[0] != "_"}
+    assert len(known) > 8 and any(name.startswith("search/curve") for name in mine)
+    assert not [n for n in mine - {"trainer/global_step"} if not any(re.fullmatch(k, n) for k in known)]
 
 
 @pytest.mark.slow
