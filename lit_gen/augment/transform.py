@@ -153,8 +153,10 @@ class Views(torch.nn.Module):
         super().__init__()
         self.transform, self.copies = transform, copies
 
-    def forward(self, image: Tensor) -> Tensor:
-        return torch.stack([image, *(self.transform(image) for _ in range(self.copies))])
+    def forward(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The views; a generator is handed to the transform, which must then take one (as AutoAugment)."""
+        given = () if generator is None else (generator,)
+        return torch.stack([image, *(self.transform(image, *given) for _ in range(self.copies))])
 
 
 def _generator() -> torch.Generator:

@@ -190,6 +190,8 @@ def test_views_and_the_divergence():
     the loss."""
     views = Views(AutoAugment(AugMix()), copies=2)(IMAGE)
     assert views.shape == (3, *IMAGE.shape) and torch.equal(views[0], IMAGE)
+    keyed = [Views(AutoAugment(AugMix()))(IMAGE, rng.keyed_generator(4)) for _ in range(2)]
+    assert torch.equal(*keyed) and not torch.equal(keyed[0][1], keyed[0][2])
     logits = torch.randn(5, 4, generator=rng.keyed_generator(0))
     torch.testing.assert_close(jensen_shannon([logits] * 3), torch.tensor(0.0), atol=1e-6, rtol=0)
     certain = [100.0 * torch.eye(3)[[i] * 5] for i in range(3)]
