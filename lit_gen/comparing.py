@@ -21,6 +21,7 @@ from lit_gen.images import grid, save_png
 from lit_gen.instantiate import instantiate
 from lit_gen.loggers import close, wandb
 from lit_gen.metrics import Estimate, as_json, check_measures, compare, records
+from lit_gen.plots import plain_ticks
 
 __all__ = ["compare_runs", "differences", "distance_curves", "names_of", "side_by_side", "sigmas"]
 
@@ -222,6 +223,7 @@ def distance_curves(folders: dict[str, Path], path: Path) -> Path | None:
                 values = [points[step] for step in steps]
                 axis.errorbar(steps, values, errors, marker="o", markersize=3, capsize=2, label=name)
         axis.set(title=key, xlabel="batches", yscale="log")
+        plain_ticks(axis)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
     figure.savefig(path, dpi=120)

@@ -1,12 +1,26 @@
 """Curves of a run, for people who would rather look than read."""
 
 from pathlib import Path
+from typing import Any
 
 from lit_gen.runs import history
 
-__all__ = ["curves"]
+__all__ = ["curves", "plain_ticks"]
 
 LOSSES = ("train/loss", "val/loss", "train/generator/loss", "train/discriminator/loss")
+
+
+def plain_ticks(axis: Any) -> None:
+    """0.6 beside a logarithmic y-axis, where matplotlib writes 6 x 10^-1."""
+    from matplotlib.ticker import LogFormatter
+
+    class Plain(LogFormatter):
+        def _num_to_string(self, x: float, vmin: float, vmax: float) -> str:
+            return f"{x:g}"
+
+    if axis.get_yscale() == "log":
+        axis.yaxis.set_major_formatter(Plain())
+        axis.yaxis.set_minor_formatter(Plain(labelOnlyBase=False, minor_thresholds=(1.5, 0.5)))
 
 
 def curves(run: str | Path) -> Path | None:
@@ -42,6 +56,7 @@ def curves(run: str | Path) -> Path | None:
         signed = any(value <= 0 for name in names for value in numbers[name].values())
         linear = signed or title in ("images/s", "K-shot translation")
         axis.set(title=title, xlabel="batches", yscale="linear" if linear else "log")
+        plain_ticks(axis)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
     path = Path(run) / "curves.png"

@@ -21,6 +21,7 @@ from lit_gen.comparing import differences
 from lit_gen.errors import ConfigError
 from lit_gen.evaluation import with_error
 from lit_gen.metrics import Estimate
+from lit_gen.plots import plain_ticks
 
 __all__ = ["redacted", "report"]
 
@@ -234,6 +235,7 @@ def _panel(title: str, names: Sequence[str], histories: dict[str, dict[str, dict
         else "linear"
     )
     axis.set(title=title, xlabel="batches", yscale=scale)
+    plain_ticks(axis)
     axis.grid(alpha=0.3)
     if len(names) > 1 or 1 < len(histories) <= 12:
         axis.legend(fontsize=7)

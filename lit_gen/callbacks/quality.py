@@ -72,6 +72,7 @@ class SampleQuality(pl.Callback):
         self.measures, self.reservoir = tuple(measures), reservoir
         self._reference: Moments | Summary | None = None
         self._training: Summary | None = None
+        self._drawn, self._seconds = 0, 0.0  # samples of all evaluations, and the time they took
         # step, samples so far, their sums, the classes of those that the classifier is sure of
         self._open: tuple[int, int, Evaluation, list[Tensor]] | None = None
 
@@ -110,10 +111,7 @@ class SampleQuality(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         n = self.final_images or len(trainer.datamodule.train)
-        already = self._open[1] if self._open is not None and self._open[0] == pl_module.batches_seen else 0
-        start = time.perf_counter()
         value = self.measure(trainer, pl_module, n)
-        seconds = time.perf_counter() - start
         reference = self._reference if isinstance(self._reference, Moments) else self._reference.moments
         floor = frechet_distance(reference, self.moments_of(trainer.datamodule, "train"))
         pl_module.summary |= {
@@ -121,7 +119,7 @@ class SampleQuality(pl.Callback):
             "fd_floor": floor,
             "fd_name": self.extractor.id.key("fd", n),
             "samples": n,
-            "samples_per_second": round(max(n - already, 0) / seconds, 1),
+            "samples_per_second": round(self._drawn / self._seconds, 1),
         }
         if self.classifier is not None:
             confident, classes = self._judged
@@ -134,6 +132,7 @@ class SampleQuality(pl.Callback):
         if self._open is None or self._open[0] != step or self._open[1] > n:
             self._open = (step, 0, Evaluation(self.extractor, reservoir=self.reservoir), [])
         _, done, evaluation, classes = self._open
+        begun = time.perf_counter()
         mine = [i for i in range(done, n) if i % trainer.world_size == trainer.global_rank]
         with evaluating(trainer):
             for start in range(0, len(mine), self.batch_size):
@@ -144,6 +143,7 @@ class SampleQuality(pl.Callback):
                     p, found = self.classifier.with_logits(images)[1].softmax(1).max(1)
                     classes.append(found[p > 0.9])
         self._open = (step, n, evaluation, classes)
+        self._drawn, self._seconds = self._drawn + n - done, self._seconds + time.perf_counter() - begun
         results = compare(self._reference, evaluation.summary(), training=self._training, only=self.measures)
         value = results[self.extractor.id.key("fd", n)].value
         scores = {name: estimate.value for name, estimate in results.items()}

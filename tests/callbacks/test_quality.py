@@ -46,6 +46,12 @@ def test_the_best_checkpoint_is_the_one_with_the_smallest_distance(fit, tmp_path
     assert experiment.module.batches_seen == 20
 
 
+def test_the_pace_of_sampling_is_known_where_the_end_draws_nothing_new(fit, tmp_path):
+    experiment = fit(tmp_path, "callbacks.quality.final_images=32")  # those of the evaluation at batch 20
+    assert experiment.module.summary["samples"] == 32
+    assert experiment.module.summary["samples_per_second"] > 0
+
+
 def test_a_distance_needs_two_samples():
     with pytest.raises(ConfigError, match="at least 2"):
         SampleQuality(digits64(), num_images=1)
