@@ -10,6 +10,7 @@ from torch import Tensor
 
 __all__ = [
     "Parts",
+    "content_consistency",
     "feature_matching",
     "gradient_penalty",
     "hinge_discriminator",
@@ -58,6 +59,16 @@ def reconstruction(image: Tensor, target: Tensor) -> tuple[Tensor, Parts]:
     """mean |image - target|, the content image translated into its own class (eq. 5)."""
     loss = _wide(image - target).abs().mean()
     return loss, {"reconstruction": loss.detach()}
+
+
+def content_consistency(code: Tensor, target: Tensor) -> tuple[Tensor, Parts]:
+    """mean |code of a translation - code of its content image|, which FUNIT does not have.
+
+    The latent reconstruction of MUNIT (Huang et al. 2018, eq. 3, https://arxiv.org/abs/1804.04732) for the
+    content alone. `target` is taken as it is, so that no content is lost to make the codes agree.
+    """
+    loss = (code - target.detach()).abs().mean()
+    return loss, {"content_codes": loss.detach()}
 
 
 def feature_matching(

@@ -62,6 +62,9 @@ class Objective:
     `losses.gradient_penalty`, `losses.official_gradient_penalty`, either with other weights by
     `functools.partial`, or None for no penalty.
 
+    `content_codes` weighs `losses.content_consistency`, which costs two more passes of the content encoder;
+    the paper has none.
+
     `augment`, with `apply(images, draws)` and `draw(n, generator, device)`, distorts whatever the
     discriminator sees, real and made, in both turns; the gradients pass through it
     (`lit_gen.augment.differentiable`). `draws` (B, 4, ...) then says how: the real and the made image of D's
@@ -73,6 +76,7 @@ class Objective:
     features: float = 1.0
     penalty: Callable[[Tensor, Tensor], tuple[Tensor, Parts]] | None = losses.gradient_penalty
     augment: Any = None
+    content_codes: float = 0.0
 
     def draw(self, n: int, generator: torch.Generator | None, device: torch.device) -> Tensor | None:
         """`draws` for n images; None without `augment`."""
@@ -116,6 +120,17 @@ class Objective:
         )
         loss = self.adversarial * adversarial + self.reconstruction * pixels + self.features * matching
         return loss, parts | pixel_parts | matching_parts
+
+    def content(
+        self, generator: FewShotGenerator, batch: Batch, translated: Tensor
+    ) -> tuple[Tensor | float, Parts]:
+        """(loss, parts) of what the translations still say of their contents; nothing without its weight."""
+        if not self.content_codes:
+            return 0.0, {}
+        with torch.no_grad():
+            target = generator.content_code(_encoded(batch))
+        loss, parts = losses.content_consistency(generator.content_code(translated), target)
+        return self.content_codes * loss, parts
 
 
 def run_generator(generator: FewShotGenerator, batch: Batch) -> Outputs:
@@ -175,8 +190,10 @@ def alternating_step(
         for i, chunk in enumerate(chunks):
             made = outputs[i] if outputs else run_generator(generator, chunk)
             loss, parts = objective.generator(discriminator, chunk, made, views[i])
+            kept, kept_parts = objective.content(generator, chunk, made.translated)
+            loss = loss + kept
             backward(loss / micro_batches)
-            seen.append({"loss": loss.detach()} | parts)
+            seen.append({"loss": loss.detach()} | parts | kept_parts)
     parts_g = _named("generator", seen)
     update("generator", parts_g)
     return parts_d | parts_g

@@ -57,7 +57,9 @@ class Training:
         adversarial = 0.5 * (-fake_t.mean() - fake_r.mean())
         matching = (f_t.mean((2, 3)) - f_b.mean((2, 3))).abs().mean()
         matching = matching + (f_r.mean((2, 3)) - f_a.mean((2, 3))).abs().mean()
-        (adversarial + 0.1 * (xr - xa).abs().mean() + matching).backward()
+        kept = (g.content_code(xt) - g.content_code(seen).detach()).abs().mean()
+        kept = self.objective.content_codes * kept
+        (adversarial + 0.1 * (xr - xa).abs().mean() + matching + kept).backward()
         d.zero_grad()
         self.update("generator", {})
 
@@ -74,6 +76,17 @@ def test_lean_step_has_the_gradients_of_the_plain_one():
     plain.plainly()
     assert_same(lean, plain, 1e-12)
     assert all(p.requires_grad and p.grad is None for p in lean.discriminator.parameters())
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_content_codes_of_translations_are_held_to_those_of_their_contents(parts):
+    lean, plain = Training(content_codes=0.7), Training(content_codes=0.7)
+    seen = torch.rand_like(lean.batch.content)
+    lean.batch, plain.batch = lean.batch._replace(seen=seen), plain.batch._replace(seen=seen)
+    logged = lean.step(parts)
+    plain.plainly()
+    assert_same(lean, plain, 1e-12)
+    assert logged["generator/content_codes"] > 0
 
 
 @pytest.mark.parametrize("parts", [1, 2])
