@@ -26,6 +26,7 @@ from lit_gen.augment.search import (
     run,
     run_shared,
 )
+from lit_gen.augment.search.shared import open_storage
 from lit_gen.errors import ConfigError
 from lit_gen.instantiate import instantiate
 from lit_gen.loggers import close, wandb
@@ -104,6 +105,8 @@ def _prepared(cfg: DictConfig) -> tuple[Space, Task, Callable[..., Method], floa
         raise ConfigError(f"The grid has {cells} cells, budget={cfg.budget}: raise it, or space=randaugment.")
     if cfg.storage and made not in (TPE, Random):
         raise ConfigError("storage= shares searches of strategy=tpe and random; others have workers=.")
+    if cfg.storage:
+        open_storage(cfg.storage)
     data = instantiate(cfg.data, allow) if cfg.data else None
     start = time.process_time()
     task: Task = instantiate(cfg.reward, allow)(space, data, cfg.seed)

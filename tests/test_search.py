@@ -122,6 +122,7 @@ def test_another_search_is_not_overwritten(compose, tmp_path):
         (["randaugment=true"], "planted reward"),
         (["storage=s.journal"], "strategy=tpe and random"),
         (["storage=s.journal", "strategy=tpe", "workers=2"], "join=true"),
+        (["storage=sqlite:////nowhere/s.db", "strategy=tpe"], "cannot be opened"),
         (["join=true"], "needs storage="),
         (
             ["reward=classifier", "data=digits", "+compare.mine={_target_: torch.nn.Identity}"],
@@ -264,7 +265,8 @@ def test_curves_go_to_wandb(compose, tmp_path):
     table = (Path(__file__).parents[1] / "docs" / "augment.md").read_text().split("| logged, to W&B |")[1]
     rows = [re.findall(r"`([^`]+)`", row.split("|")[1]) for row in table.split("\n\n")[0].splitlines()[2:]]
     known = [re.sub("<[^>]+>", ".+", name) for row in rows for name in row]
-    mine = {re.sub(r"\.(?:_type|format|count|filenames|captions|width|height).*", "", n) for n in names if n[0] != "_"}
+    details = r"\.(?:_type|format|count|filenames|captions|width|height).*"  # of a picture
+    mine = {re.sub(details, "", n) for n in names if n[0] != "_"}
     assert len(known) > 8 and any(name.startswith("search/curve") for name in mine)
     assert not [n for n in mine - {"trainer/global_step"} if not any(re.fullmatch(k, n) for k in known)]
 

@@ -22,7 +22,7 @@ from lit_gen.augment.search.loop import Result, Reward, Trial, append, bar, time
 from lit_gen.augment.search.space import Choices, Space
 from lit_gen.errors import ConfigError
 
-__all__ = ["run_shared"]
+__all__ = ["open_storage", "run_shared"]
 
 POLL = 0.5  # seconds between looks at the study while others train its last children
 
@@ -164,19 +164,10 @@ def _sampler(random: bool, seed: int, number: int) -> Any:
 
 
 def _open(storage: str, name: str, description: dict[str, Any]) -> Any:
+    opened = open_storage(storage)
     optuna = _optuna()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study = optuna.create_study(
-                storage=_storage(storage), study_name=name, direction="maximize", load_if_exists=True
-            )
-    except Exception as error:  # the database's own types
-        raise ConfigError(
-            f"storage={storage} cannot be opened ({type(error).__name__}: {str(error).splitlines()[0]}). "
-            "Give the path of a journal file, or a URL: sqlite:////absolute/path.db, postgresql://..."
-        ) from error
+    study = optuna.create_study(storage=opened, study_name=name, direction="maximize", load_if_exists=True)
     text = json.dumps(description, sort_keys=True, default=str)
     if (before := study.user_attrs.get("search", text)) != text:
         raise ConfigError(f"{storage} holds another search by the name {name}, {before}: choose another.")
@@ -184,14 +175,23 @@ def _open(storage: str, name: str, description: dict[str, Any]) -> Any:
     return study
 
 
-def _storage(storage: str) -> Any:
-    if "://" in storage:
-        return storage
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
+def open_storage(storage: str) -> Any:
+    """Optuna's storage of a journal file's path or a URL. Raises ConfigError."""
+    optuna = _optuna()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            if "://" in storage:
+                return optuna.storages.get_storage(storage)
+            from optuna.storages.journal import JournalFileBackend
 
-    Path(storage).parent.mkdir(parents=True, exist_ok=True)
-    return JournalStorage(JournalFileBackend(storage))
+            Path(storage).parent.mkdir(parents=True, exist_ok=True)
+            return optuna.storages.JournalStorage(JournalFileBackend(storage))
+    except Exception as error:  # the database's own types
+        raise ConfigError(
+            f"storage={storage} cannot be opened ({type(error).__name__}: {str(error).splitlines()[0]}). "
+            "Give the path of a journal file, or a URL: sqlite:////absolute/path.db, postgresql://..."
+        ) from error
 
 
 def _optuna() -> Any:
