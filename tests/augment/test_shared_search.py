@@ -12,7 +12,7 @@ from lit_gen.augment.search import PlantedReward, detection_space, run_shared
 from lit_gen.augment.search.shared import _open
 from lit_gen.errors import ConfigError
 
-pytest.importorskip("optuna")
+optuna = pytest.importorskip("optuna")
 SPACE = detection_space(num_sub_policies=2)
 SCRIPT = """
 import sys, time
@@ -125,6 +125,21 @@ def test_an_error_frees_the_place_of_its_trial(tmp_path):
     with pytest.raises(RuntimeError, match="out of memory"):
         run_shared(SPACE, broken, 3, storage=storage)
     assert len(run_shared(SPACE, planted(), 3, storage=storage).trials) == 3
+
+
+def test_one_that_was_taken_for_dead_goes_on(tmp_path):
+    """Its trial was closed while it trained: the result is dropped, another trial takes the place."""
+    storage, calls = f"{tmp_path}/s.journal", []
+
+    def slow(policy):
+        calls.append(policy)
+        if len(calls) == 2:
+            other = _open(storage, "search", {})
+            other.tell(1, state=optuna.trial.TrialState.FAIL)
+        return planted()(policy)
+
+    result = run_shared(SPACE, slow, 3, storage=storage)
+    assert [t.number for t in result.trials] == [0, 2, 3] and len(calls) == 4
 
 
 def test_what_does_not_fit_is_refused(tmp_path):

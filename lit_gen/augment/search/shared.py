@@ -12,7 +12,7 @@ import socket
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -83,9 +83,11 @@ def _train(study: Any, trial: Any, space: Space, reward: Reward, sampler: Any) -
         study.sampler = sampler
         choices = _choices(trial, space)
         value, seconds = timed(reward, space.decode(choices))
-        trial.set_user_attr("cpu_seconds", seconds)
-        trial.set_user_attr("images", int(getattr(reward, "images", 0)))
-        study.tell(trial, value, skip_if_finished=True)  # finished: by one who took us for dead
+        # Finished already: by one who took us for dead. What we have is then of no use.
+        with suppress(_optuna().exceptions.UpdateFinishedTrialError):
+            trial.set_user_attr("cpu_seconds", seconds)
+            trial.set_user_attr("images", int(getattr(reward, "images", 0)))
+            study.tell(trial, value, skip_if_finished=True)
 
 
 def _choices(trial: Any, space: Space) -> Choices:
