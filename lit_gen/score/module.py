@@ -82,6 +82,8 @@ class ScoreModule(BaseModule):
         """Samples one pixel of a Gaussian that is known exactly: a sampler and a process that do not go
         together raise their ConfigError here and not in the middle of a training.
         """
+        if self.sampler is None:
+            raise ConfigError("A score model needs a sampler for its pictures and distances: sampler=heun.")
         process = self.denoiser.process
         pixel = GaussianDenoiser(process, torch.zeros(1, 1, 1), torch.tensor(0.25))
         generator = PerSample.keyed(0, [0])
