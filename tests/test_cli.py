@@ -56,6 +56,7 @@ MISTAKES = {
     "experiment=digits_ncsnv2 sampler=pc": "predictor_corrector has no option 'step_size'",
     "sampler=langevin": "step_size must be between",
     "sampler/grid=uniform_steps": "needs a DiscreteVP process, not EDM",
+    "experiment=detector_scenes augment=flip": "Flip changes images alone",
     "~sampler": "needs a sampler",
     "sampler=null": "leave the group out (~group)",
     "callbacks.grid=5": "callbacks.grid=5 names no class",

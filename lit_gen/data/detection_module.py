@@ -1,5 +1,6 @@
 """DetectionDataModule: any detection set, in the order that (seed, step) says."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -119,6 +120,14 @@ class DetectionDataModule(KeyedDataModule):
         for name, value in self.said.items():
             if value is not None and value != true[name]:
                 raise ConfigError(f"data.{name}={value}, but the training set has {true[name]}.")
+        if self.augment is not None:
+            try:
+                inspect.signature(self.augment).bind("image", "boxes", "labels", "generator")
+            except TypeError as error:
+                raise ConfigError(
+                    f"{type(self.augment).__name__} changes images alone, boxes would stay behind: take a "
+                    "policy, augment=detection_v1 for one."
+                ) from error
         _ = self.keyed_train()[0, 0]  # an augmentation that refuses boxes says so
 
     def keyed_train(self) -> KeyedBoxes:
