@@ -67,7 +67,7 @@ def content_consistency(code: Tensor, target: Tensor) -> tuple[Tensor, Parts]:
     The latent reconstruction of MUNIT (Huang et al. 2018, eq. 3, https://arxiv.org/abs/1804.04732) for the
     content alone. `target` is taken as it is, so that no content is lost to make the codes agree.
     """
-    loss = (code - target.detach()).abs().mean()
+    loss = _wide(code - target.detach()).abs().mean()
     return loss, {"content_codes": loss.detach()}
 
 
