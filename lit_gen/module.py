@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -18,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lit_gen.errors import ConfigError
 from lit_gen.rng import key, keyed_generator
 
-__all__ = ["BaseModule", "optimization"]
+__all__ = ["BaseModule", "clip_gradients", "optimization"]
 
 
 class BaseModule(pl.LightningModule):
@@ -151,11 +152,42 @@ class BaseModule(pl.LightningModule):
         """Leaves the time since the last log out of the throughput (an evaluation came between)."""
         self._log_clock = None
 
+    # --- gradients ---
+
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Logs the gradient's norm; modules that step by hand log their own."""
-        if self.automatic_optimization and self.should_log:
-            norm = nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
-            self.log_scalars({"train/grad_norm": norm})
+        if not self.automatic_optimization:
+            return
+        if self.should_log or self.trainer.gradient_clip_val:
+            self._unscale(optimizer)
+        if self.should_log:
+            self.log_scalars({"train/grad_norm": clip_gradients(self.parameters(), None)})
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips by `trainer.gradient_clip_val`, a fused optimizer's gradients too.
+
+        Lightning refuses those in mixed precision, because such an optimizer unscales within its step; in
+        bfloat16 nothing is scaled, and in float16 the scaler leaves out what is unscaled already.
+        """
+        if not gradient_clip_val or not isinstance(self.trainer.precision_plugin, MixedPrecision):
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+        else:
+            clip_gradients(parameters, gradient_clip_val)
+
+    def _unscale(self, optimizer: Optimizer) -> None:
+        """Gradients in their own units, where a scaler of float16 has left that to a fused optimizer."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            scaler.unscale_(optimizer)
 
     # --- for callbacks ---
 
@@ -169,6 +201,16 @@ class BaseModule(pl.LightningModule):
         """Shows the NaN guard this step's loss and what to print if it is not finite (loss parts, noise
         levels)."""
         self.watched = {"loss": loss.detach()} | {name: value.detach() for name, value in details.items()}
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], largest: float | None) -> Tensor:
+    """The norm () of all gradients together, which are then scaled down to `largest` where it is more (None:
+    left as they are). Works with every optimizer in bfloat16 and float32, and waits for no device."""
+    parameters = [p for p in parameters if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters])
+    if largest is not None:
+        nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+    return norm
 
 
 def optimization(

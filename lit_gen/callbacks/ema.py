@@ -102,7 +102,7 @@ class EMA(pl.Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         first = next(c for c in trainer.callbacks if isinstance(c, EMA))
         if first is self and pl_module.should_log:
-            pl_module.log_scalars({"train/ema_decay": self.current_decay})
+            pl_module.log_scalars({"train/ema_decay": self.decay_of(self.num_updates + 1)})
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         if trainer.global_step != self._seen_steps:  # no update while gradients accumulate
@@ -123,16 +123,14 @@ class EMA(pl.Callback):
     def update(self, weights: dict[str, Tensor]) -> None:
         """One step towards the weights, given by name."""
         self.num_updates += 1
-        torch._foreach_lerp_(
-            list(self.shadow.values()), [weights[n] for n in self.shadow], 1 - self.current_decay
-        )
+        decay = self.decay_of(self.num_updates)
+        torch._foreach_lerp_(list(self.shadow.values()), [weights[n] for n in self.shadow], 1 - decay)
 
-    @property
-    def current_decay(self) -> float:
-        n = self.num_updates
+    def decay_of(self, update: int) -> float:
+        """The decay of an update, counted from 1."""
         if callable(self.decay):
-            return self.decay(n)
-        return min(self.decay, (1 + n) / (10 + n)) if self.warmup else self.decay
+            return self.decay(update)
+        return min(self.decay, (1 + update) / (10 + update)) if self.warmup else self.decay
 
     @contextmanager
     def applied(self, network: nn.Module) -> Iterator[None]:

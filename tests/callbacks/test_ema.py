@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from lit_gen import runs
 from lit_gen.callbacks import EMA, HalfLife, Power
 from lit_gen.errors import ConfigError
 from lit_gen.score.phema import exponent
@@ -33,7 +34,7 @@ def test_warm_up_is_score_sdes():
     decays = []
     for _ in range(2000):
         ema.update(dict(net.named_parameters()))
-        decays.append(ema.current_decay)
+        decays.append(ema.decay_of(ema.num_updates))
     assert decays[0] == 2 / 11 and decays[9] == 11 / 20
     assert decays[-1] == 0.99
 
@@ -54,7 +55,6 @@ def test_the_network_gets_its_weights_back_even_after_an_error():
 
 
 def test_evaluations_see_the_average_and_training_does_not(fit, tmp_path):
-    from lit_gen import runs
     from lit_gen.callbacks import evaluating
 
     experiment = fit(tmp_path, "trainer.max_steps=10", "callbacks.ema.decay=0.5")
@@ -88,6 +88,18 @@ def test_half_life_in_images(ramp):
     assert rule(100) == pytest.approx(0.5 ** (10 / (50 if ramp else 1000)))
 
 
+@pytest.mark.parametrize("averages", [["[decay]"], ["[halflife]"], ["[power]", "~callbacks.ema"]])
+def test_the_log_has_the_decay_of_every_update(fit, tmp_path, averages):
+    """From the first batch on."""
+    off = (f"~callbacks.{name}" for name in ("quality", "grid", "validation", "progress"))
+    experiment = fit(
+        tmp_path, f"callbacks/averages={averages[0]}", *averages[1:], "trainer.max_steps=3", *off
+    )
+    ema = next(c for c in experiment.trainer.callbacks if isinstance(c, EMA))
+    logged = runs.history(tmp_path)["train/ema_decay"]
+    assert logged == pytest.approx({n: ema.decay_of(n) for n in (1, 2, 3)}) and ema.num_updates == 3
+
+
 def test_power_average_weighs_by_the_power_of_time():
     """The rule's weight of step n is proportional to n^gamma (up to the discretisation)."""
     rule = Power(0.1)
@@ -103,7 +115,7 @@ def test_power_average_weighs_by_the_power_of_time():
 
 def test_averages_of_other_lengths_after_training(fit, tmp_path, compose):
     """What was kept is reconstructed exactly, what was not nearly; the new file is a run like others."""
-    from lit_gen import averaging, runs
+    from lit_gen import averaging
 
     experiment = fit(tmp_path, "callbacks/averages=[decay,power]", "callbacks.checkpoint.every=1")
     short, long = (

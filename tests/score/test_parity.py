@@ -241,8 +241,7 @@ def test_embedding_and_filters():
 def test_warm_up_of_the_moving_average():
     ema = EMA(0.9999)
     for updates, decay in SONG["ema_decay_rule"].items():
-        ema.num_updates = int(updates)
-        assert ema.current_decay == pytest.approx(decay, abs=1e-12)
+        assert ema.decay_of(int(updates)) == pytest.approx(decay, abs=1e-12)
 
 
 # --- EDM ------------------------------------------------------------------------------------------
