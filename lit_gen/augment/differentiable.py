@@ -57,19 +57,16 @@ class DifferentiableAugment:
         return images
 
     def _shift(self, images: Tensor, u: Tensor) -> Tensor:
-        b, _, h, w = images.shape
-        limits = torch.tensor(
-            [int(h * self.translation + 0.5), int(w * self.translation + 0.5)], device=u.device
-        )
-        steps = (u * (2 * limits + 1)).floor().long() - limits
-        rows = torch.arange(h, device=u.device) - steps[:, :1]
-        columns = torch.arange(w, device=u.device) - steps[:, 1:]
-        inside = _between(rows, h)[:, None, :, None] & _between(columns, w)[:, None, None, :]
-        n = torch.arange(b, device=u.device)[:, None, None]
-        moved = images[n, :, rows.clamp(0, h - 1)[:, :, None], columns.clamp(0, w - 1)[:, None, :]].permute(
-            0, 3, 1, 2
-        )
-        return moved * inside
+        shown, inside = [], []  # of each side: the place that is shown at a place, and whether there is one
+        for size, v in zip(images.shape[-2:], u.unbind(1), strict=True):
+            limit = int(size * self.translation + 0.5)
+            steps = (v * (2 * limit + 1)).floor().long() - limit
+            place = torch.arange(size, device=u.device) - steps[:, None]
+            shown.append(place.clamp(0, size - 1))
+            inside.append(_between(place, size))
+        n = torch.arange(len(images), device=u.device)[:, None, None]
+        moved = images[n, :, shown[0][:, :, None], shown[1][:, None, :]].permute(0, 3, 1, 2)
+        return moved * (inside[0][:, None, :, None] & inside[1][:, None, None, :])
 
     def _window(self, images: Tensor, u: Tensor) -> Tensor:
         """(B, 1, H, W) zero in a rectangle that may lie half outside, one elsewhere."""

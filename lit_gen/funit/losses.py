@@ -103,7 +103,7 @@ def gradient_penalty(logits: Tensor, images: Tensor, weight: float = 10 / 64) ->
     weight is what the official run amounts to: 10 on batches of 8 per GPU, see `official_gradient_penalty`.
     """
     penalty = squared_gradients(logits, images).mean()
-    return weight * penalty, {"penalty": penalty.detach(), "penalty_weight": penalty.new_tensor(weight)}
+    return weight * penalty, {"penalty": penalty.detach(), "penalty_weight": torch.full_like(penalty, weight)}
 
 
 def official_gradient_penalty(logits: Tensor, images: Tensor, weight: float = 10.0) -> tuple[Tensor, Parts]:
@@ -118,5 +118,5 @@ def official_gradient_penalty(logits: Tensor, images: Tensor, weight: float = 10
     penalty = squared_gradients(logits, images).mean() * scale
     return weight * penalty, {
         "penalty": penalty.detach(),
-        "penalty_weight": penalty.new_tensor(weight * scale),
+        "penalty_weight": torch.full_like(penalty, weight * scale),
     }
