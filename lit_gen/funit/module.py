@@ -16,7 +16,7 @@ from lit_gen.funit import translator
 from lit_gen.funit.losses import Parts
 from lit_gen.funit.networks import FewShotGenerator, PatchDiscriminator
 from lit_gen.funit.step import Batch, Objective, alternating_step, average_
-from lit_gen.module import BaseModule
+from lit_gen.module import BaseModule, clip_gradients
 
 __all__ = ["FUNITModule"]
 
@@ -86,7 +86,7 @@ class FUNITModule(BaseModule):
             gradient_clip_val,
             micro_batches,
         )
-        self._norms: dict[str, Tensor] = {}  # of the gradients, at steps that are logged
+        self._norms: dict[str, Tensor] = {}  # of the newest gradients, before clipping
         if compile:  # in place, so that the names in a state_dict stay clean
             for network in (*generator.children(), discriminator):
                 network.compile()
@@ -142,11 +142,9 @@ class FUNITModule(BaseModule):
         optimizer = self.optimizers()[0 if which == "generator" else 1]
         if self.trainer.world_size > 1:
             _average_gradients(network, self.trainer.strategy.reduce)
-        if self.should_log:
-            gradients = [p.grad for p in network.parameters() if p.grad is not None]
-            self._norms[f"{which}/grad_norm"] = nn.utils.get_total_norm(gradients)
-        if self.gradient_clip_val is not None:
-            self.clip_gradients(optimizer, self.gradient_clip_val, gradient_clip_algorithm="norm")
+        if self.should_log or self.gradient_clip_val is not None:
+            norm = clip_gradients(network.parameters(), self.gradient_clip_val)
+            self._norms[f"{which}/grad_norm"] = norm
         optimizer.step()
         optimizer.zero_grad()
 

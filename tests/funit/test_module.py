@@ -115,14 +115,21 @@ def test_schedule_and_logged_numbers():
     assert parts["train/generator/loss"] == pytest.approx(total)
 
 
-def test_gradient_clipping():
-    """With SGD and rate 1 the first update of each network is as long as the clipped gradient."""
-    clipped = training.module(partial(torch.optim.SGD, lr=1.0), gradient_clip_val=1e-3)
+@pytest.mark.parametrize(
+    ("fused", "precision"), [(False, "32-true"), (True, "32-true"), (True, "bf16-mixed")]
+)
+def test_gradient_clipping(fused, precision):
+    """With SGD and rate 1 the first update of each network is as long as the clipped gradient; what is logged
+    is its length before."""
+    sgd = partial(torch.optim.SGD, lr=1.0, fused=fused)
+    clipped, recorder = training.module(sgd, gradient_clip_val=1e-3, log_every=1), training.Recorder()
+    clipped.float()
     before = {name: value.clone() for name, value in clipped.state_dict().items()}
-    training.fit(clipped, 1)
-    for network in ("generator.", "discriminator."):
-        change = [v - before[n] for n, v in clipped.state_dict().items() if n.startswith(network)]
-        assert torch.nn.utils.get_total_norm(change).item() == pytest.approx(1e-3, rel=1e-3)
+    training.fit(clipped, 1, precision=precision, callbacks=[AsFloat()], logger=recorder)
+    for network in ("generator", "discriminator"):
+        change = [v - before[n] for n, v in clipped.state_dict().items() if n.startswith(f"{network}.")]
+        assert torch.nn.utils.get_total_norm(change).item() == pytest.approx(1e-3, rel=5e-3)
+        assert recorder.history[f"train/{network}/grad_norm"][1] > 0.01
 
 
 def test_micro_batches_make_the_same_update():
