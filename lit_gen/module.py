@@ -5,6 +5,9 @@ the number of batches. Random numbers of a step are keyed by (seed, step), so a 
 undisturbed one would have drawn.
 """
 
+import importlib.util
+import logging
+import shutil
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
@@ -19,7 +22,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from lit_gen.errors import ConfigError
 from lit_gen.rng import key, keyed_generator
 
-__all__ = ["BaseModule", "clip_gradients", "optimization"]
+__all__ = ["BaseModule", "clip_gradients", "compiles", "optimization"]
+
+log = logging.getLogger(__name__)
 
 
 class BaseModule(pl.LightningModule):
@@ -28,6 +33,8 @@ class BaseModule(pl.LightningModule):
     A subclass calls `self.log_scalars({...})` in its `training_step`; nothing is computed, reduced or written
     except every `log_every`-th batch (one `self.log` per step costs half a millisecond). `ema_network()`
     names the network that the EMA callback averages, and `guard(loss, parts)` watches for NaN.
+
+    `compile` (see `compiles`) is decided when a training begins; a module that samples alone stays as it is.
     """
 
     clipping_option = "trainer.gradient_clip_val"  # where gradient clipping is set, for advice
@@ -39,9 +46,11 @@ class BaseModule(pl.LightningModule):
     reads: ClassVar[frozenset[str]] = frozenset()
     """What its steps take from a batch: `lit_gen.runs.build` refuses data that do not give it."""
 
-    def __init__(self, seed: int = 0, log_every: int = 50):
+    def __init__(self, seed: int = 0, log_every: int = 50, compile: bool | str = False):
         super().__init__()
-        self.seed, self.log_every = seed, log_every
+        if compile not in (True, False, "auto"):
+            raise ConfigError(f"model.compile={compile}: give true, false or auto.")
+        self.seed, self.log_every, self._compile = seed, log_every, compile
         self._batches_before = 0  # of earlier launches of this run
         self._processed_at_start: int | None = None
         self._log_clock: tuple[float, int] | None = None
@@ -54,6 +63,18 @@ class BaseModule(pl.LightningModule):
         ] = {}  # name -> (batches seen, value): what checkpoints are chosen by
         self.summary: dict[str, Any] = {}  # what callbacks want in summary.json
         self.closing: dict[str, str] = {}  # what callbacks want in the closing table
+
+    # --- compiled networks ---
+
+    def compiled_networks(self) -> Iterable[nn.Module]:
+        """The networks that `compile` means."""
+        return ()
+
+    def on_fit_start(self) -> None:
+        networks = list(self.compiled_networks())
+        if networks and compiles(self._compile, self.device):
+            for network in networks:
+                network.compile()  # in place, so that the names in a state_dict stay clean
 
     # --- the counter ---
 
@@ -211,6 +232,26 @@ def clip_gradients(parameters: Iterable[nn.Parameter], largest: float | None) ->
     if largest is not None:
         nn.utils.clip_grads_with_norm_(parameters, largest, norm)
     return norm
+
+
+def compiles(option: bool | str, device: torch.device) -> bool:
+    """Whether `compile: <option>` compiles networks that train on `device`.
+
+    "auto" does on a CUDA device, where the compiler fuses what would otherwise wait for memory, if it can
+    work there: with Triton, a C compiler, and compute capability 7 or above.
+    """
+    if option != "auto":
+        return bool(option)
+    if device.type != "cuda":
+        return False
+    missing = {
+        "Triton": importlib.util.find_spec("triton") is None,
+        "a C compiler (cc, gcc or clang)": not any(map(shutil.which, ("cc", "gcc", "clang"))),
+        "a GPU of compute capability 7": torch.cuda.get_device_capability(device) < (7, 0),
+    }
+    if lacking := ", ".join(name for name, is_missing in missing.items() if is_missing):
+        log.warning("The networks are not compiled, for want of %s: training is slower.", lacking)
+    return not lacking
 
 
 def optimization(

@@ -1,12 +1,17 @@
-"""BaseModule: gradients in every precision, with an optimizer that unscales within its step."""
+"""BaseModule: gradients in every precision, compiled networks."""
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from hydra.errors import InstantiationException
 from lightning.pytorch.plugins import MixedPrecision
 
-from lit_gen.module import clip_gradients
+from lit_gen import module as base
+from lit_gen import runs
+from lit_gen.instantiate import instantiate
+from lit_gen.module import clip_gradients, compiles
 
+OFF = [f"~callbacks.{name}" for name in ("quality", "grid", "validation", "progress")]
 SGD = (
     "model.optimizer._target_=torch.optim.SGD",
     "~model.optimizer.eps",
@@ -15,7 +20,8 @@ SGD = (
     "model.optimizer.fused=true",
     "model/schedule=constant",
     "trainer.max_steps=1",
-    *(f"~callbacks.{name}" for name in ("quality", "grid", "validation", "checkpoint", "progress")),
+    *OFF,
+    "~callbacks.checkpoint",
 )
 
 
@@ -62,3 +68,51 @@ def test_clipping_leaves_short_gradients_alone():
     assert weights[0].grad.tolist() == [3, 0, 4]
     assert clip_gradients(weights, 2.5) == 5
     torch.testing.assert_close(weights[0].grad, torch.tensor([1.5, 0, 2]))
+
+
+def test_auto_compiles_on_cuda_where_the_compiler_can_work(monkeypatch, caplog):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert [compiles(option, cpu) for option in (True, False, "auto")] == [True, False, False]
+    capability = [(9, 0)]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability[0])
+    monkeypatch.setattr(base.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(base.shutil, "which", lambda name: "/usr/bin/cc" if name == "cc" else None)
+    assert compiles("auto", cuda) and not caplog.text
+    capability[0] = (6, 1)
+    assert not compiles("auto", cuda)
+    assert "not compiled, for want of a GPU of compute capability 7: training" in caplog.text
+    monkeypatch.setattr(base.shutil, "which", lambda name: None)
+    assert not compiles("auto", cuda) and "want of a C compiler" in caplog.text
+    assert compiles(True, cuda) and not compiles(False, cuda)
+
+
+def test_compiling_changes_no_number_and_no_name(fit, tmp_path, monkeypatch):
+    """A compiled run goes on uncompiled; a run that is loaded compiles nothing."""
+
+    def compile_(self) -> None:
+        self._compiled_call_impl = torch.compile(self._call_impl, backend="eager", fullgraph=True)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_)
+    options = "model.net.dropout=0", *OFF
+    plain = fit(tmp_path / "plain", "trainer.max_steps=4", *options).module
+
+    checkpoint = tmp_path / "half" / "checkpoints" / "last.ckpt"
+    options = "callbacks.checkpoint.every=2", *options
+    half = fit(tmp_path / "half", "trainer.max_steps=2", "model.compile=true", *options).module
+    assert half.denoiser.net._compiled_call_impl is not None
+    loaded, *_ = runs.load(checkpoint, ema=False, device="cpu")
+    assert loaded.denoiser.net._compiled_call_impl is None
+    torch.testing.assert_close(loaded.state_dict(), half.state_dict(), rtol=0, atol=0)
+
+    whole = fit(tmp_path / "whole", "trainer.max_steps=4", *options, checkpoint=checkpoint).module
+    assert whole.denoiser.net._compiled_call_impl is None and whole.batches_seen == 4
+    torch.testing.assert_close(whole.state_dict(), plain.state_dict(), rtol=1e-5, atol=1e-6)
+
+
+def test_compiling_is_refused_for_what_it_cannot_do(compose):
+    for options, message in {
+        ("experiment=digits_edm", "model/loss=sliced", "model.compile=true"): "second derivative",
+        ("model.compile=always",): "compile=always: give true, false or auto",
+    }.items():
+        with pytest.raises(InstantiationException, match=message):
+            instantiate(compose(*options).model)

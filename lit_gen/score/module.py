@@ -12,7 +12,7 @@ from lit_gen.images import to_uint8
 from lit_gen.module import BaseModule, optimization
 from lit_gen.rng import PerSample
 from lit_gen.score.denoiser import Denoiser, GaussianDenoiser
-from lit_gen.score.losses import DenoisingLoss
+from lit_gen.score.losses import DenoisingLoss, SlicedScoreLoss
 from lit_gen.score.precondition import Row
 from lit_gen.score.sde import Process
 
@@ -29,7 +29,8 @@ class ScoreModule(BaseModule):
     unless told otherwise.
 
     `augment` has `draw(n, generator, device)` -> {name: rows} and `apply(images, draws) -> (images,
-    labels)`; the network is told the labels (`lit_gen.augment.conditional`).
+    labels)`; the network is told the labels (`lit_gen.augment.conditional`). `compile` is true, false or
+    "auto" (`lit_gen.module.compiles`).
     """
 
     reads = frozenset({"image", "label"})
@@ -48,11 +49,11 @@ class ScoreModule(BaseModule):
         label_dropout: float = 0.0,
         augment: Any = None,
         channels_last: bool = True,
-        compile: bool = False,
+        compile: bool | str = False,
         seed: int = 0,
         log_every: int = 50,
     ):
-        super().__init__(seed, log_every)
+        super().__init__(seed, log_every, compile)
         if not 0 <= label_dropout <= 1:
             raise ConfigError(f"model.label_dropout={label_dropout}: must be a probability.")
         if label_dropout and not num_classes:
@@ -65,8 +66,11 @@ class ScoreModule(BaseModule):
         self.num_classes, self.label_dropout, self.augment = num_classes, label_dropout, augment
         if channels_last:
             net.to(memory_format=torch.channels_last)
-        if compile:
-            net.compile()  # in place, so that the names in a state_dict stay clean
+        if compile is True and isinstance(loss, SlicedScoreLoss):
+            raise ConfigError(
+                "model.compile=true: sliced score matching takes a second derivative, which a compiled "
+                "network does not have. Leave it at auto or false."
+            )
 
     @property
     def sampler_name(self) -> str:
@@ -76,6 +80,9 @@ class ScoreModule(BaseModule):
 
     def ema_network(self) -> nn.Module:
         return self.denoiser.net
+
+    def compiled_networks(self) -> Iterable[nn.Module]:
+        return () if isinstance(self.loss, SlicedScoreLoss) else (self.denoiser.net,)
 
     @torch.no_grad()
     def check(self) -> None:
