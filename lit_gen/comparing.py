@@ -21,6 +21,7 @@ from lit_gen.images import grid, save_png
 from lit_gen.instantiate import instantiate
 from lit_gen.loggers import close, wandb
 from lit_gen.metrics import Estimate, as_json, check_measures, compare, records
+from lit_gen.metrics.distributed import own_batches
 from lit_gen.plots import plain_ticks
 
 __all__ = ["compare_runs", "differences", "distance_curves", "names_of", "side_by_side", "sigmas"]
@@ -64,9 +65,8 @@ def compare_runs(cfg: DictConfig, out: Path) -> dict[str, Any]:
     for run in opened:
 
         def parts(run: _Run = run) -> Any:
-            for start in range(0, n, cfg.batch_size):
-                indices = range(start, min(start + cfg.batch_size, n))
-                yield run.module.sample(indices, cfg.seed, sampler), None
+            for indices in own_batches(n, cfg.batch_size):
+                yield indices, run.module.sample(indices, cfg.seed, sampler), None
 
         summary = summarise(parts(), n, extractor, cfg, None, run.name)
         results[run.name] = compare(reference, summary, training=training, k=cfg.k, only=tuple(cfg.measures))

@@ -37,6 +37,7 @@ from lit_gen.metrics import (
     records,
     reference_summary,
 )
+from lit_gen.metrics.distributed import all_gather, own_batches, rank
 from lit_gen.metrics.neighbours import nearest
 
 __all__ = ["evaluate", "stored", "summarise", "with_error"]
@@ -90,16 +91,8 @@ def _of_images(cfg: DictConfig, out: Path) -> dict[str, Any]:
     def rows(indices: Sequence[int]) -> Tensor:
         return torch.stack([generated[int(i)]["image"] for i in indices])
 
-    def parts() -> Any:
-        start = 0
-        for images, labels in batches(generated, cfg.batch_size):
-            keep = n - start
-            if keep <= 0:
-                return
-            yield images[:keep], None if labels is None else labels[:keep]
-            start += len(images)
-
-    summary = summarise(parts(), n, extractor, cfg, classes, "generated images")
+    parts = batches(generated, own_batches(n, cfg.batch_size))
+    summary = summarise(parts, n, extractor, cfg, classes, "generated images")
     record = {"images": str(cfg.images), "n_fake": n}
     return _measured(cfg, out, sets, summary, classes, rows, record)
 
@@ -129,19 +122,14 @@ def _of_run(cfg: DictConfig, out: Path) -> dict[str, Any]:
     def rows(indices: Sequence[int]) -> Tensor:
         return module.sample([int(i) for i in indices], cfg.seed, sampler).cpu()
 
-    confident: list[Tensor] = []
-    asked: list[Tensor] = []
+    judged = None if classifier is None else _Judged(classifier, module.num_classes)
 
     def parts() -> Any:
-        for start in range(0, n, cfg.batch_size):
-            indices = range(start, min(start + cfg.batch_size, n))
+        for indices in own_batches(n, cfg.batch_size):
             images = rows(indices)
-            if classifier is not None:
-                p, found = classifier.with_logits(images)[1].softmax(1).max(1)
-                confident.append(found[p > 0.9])
-                if module.num_classes:
-                    asked.append(found.cpu() == torch.tensor(indices) % module.num_classes)
-            yield images, torch.tensor([i % classes for i in indices]) if classes else None
+            if judged is not None:
+                judged.update(indices, images)
+            yield indices, images, torch.tensor([i % classes for i in indices]) if classes else None
 
     densities = measure_densities(module, data.test, cfg)
     start = time.perf_counter()
@@ -155,12 +143,31 @@ def _of_run(cfg: DictConfig, out: Path) -> dict[str, Any]:
         "guidance": None if cfg.guidance is None else str(cfg.guidance),
         "samples_per_second": n / seconds,
     }
-    if classifier is not None:
-        sure = torch.cat(confident)
-        record |= {"confident_share": len(sure) / n, "classes_found": len(sure.unique())}
-    if asked:
-        record["asked_share"] = float(torch.cat(asked).double().mean())
+    if judged is not None:
+        record |= judged.shares(n)
     return _measured(cfg, out, sets, summary, classes, rows, record, densities)
+
+
+class _Judged:
+    """What a classifier finds in the samples: how many it is sure of, by class, and how many are of the class
+    that was asked for."""
+
+    def __init__(self, classifier: Extractor, num_classes: int):
+        self.classifier, self.num_classes = classifier, num_classes
+        self.sure = torch.zeros(1024, dtype=torch.int64)
+        self.asked = torch.zeros((), dtype=torch.int64)
+
+    def update(self, indices: Sequence[int], images: Tensor) -> None:
+        p, found = (x.cpu() for x in self.classifier.with_logits(images)[1].softmax(1).max(1))
+        self.sure += torch.bincount(found[p > 0.9], minlength=len(self.sure))
+        if self.num_classes:
+            self.asked += (found == torch.tensor(indices) % self.num_classes).sum()
+
+    def shares(self, n: int) -> dict[str, Any]:
+        """Of the n samples of all ranks; every rank must call."""
+        sure, asked = all_gather(self.sure).sum(0), int(all_gather(self.asked).sum())
+        found = {"confident_share": int(sure.sum()) / n, "classes_found": int((sure > 0).sum())}
+        return found | ({"asked_share": asked / n} if self.num_classes else {})
 
 
 def _extractor(node: Any, cfg: DictConfig) -> Extractor:
@@ -189,35 +196,34 @@ def _sets(cfg: DictConfig, extractor: Extractor, data: Any | None) -> _Sets:
 def summarise(
     parts: Any, n: int, extractor: Extractor, cfg: DictConfig, classes: int | None, what: str
 ) -> Summary:
-    """One pass over `parts`, batches of (uint8 images, labels or None), n images in all."""
-    device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    evaluation, start = Evaluation(extractor, reservoir=cfg.reservoir, num_classes=classes), 0
-    batch_count = -(-n // cfg.batch_size)
-    console = Console(stderr=True)
-    for images, labels in track(parts, what, total=batch_count, console=console, disable=batch_count < 2):
-        index = torch.arange(start, start + len(images))
-        evaluation.update(images.to(device), index, labels)
-        start += len(images)
+    """One pass over `parts`, this rank's batches of n images: (numbers, uint8 images, labels or None).
+
+    The summary is of all ranks' images; every rank must call.
+    """
+    evaluation = Evaluation(extractor, reservoir=cfg.reservoir, num_classes=classes)
+    for rows, images, labels in _shown(parts, n, cfg, what):
+        evaluation.update(images, torch.as_tensor(rows), labels)
     return evaluation.summary()
 
 
-def stored(dataset: Any, extractor: Extractor, cfg: DictConfig, classes: int | None, what: str) -> Summary:
-    """The summary of a set of real images, from the cache where it is known."""
+def _shown(parts: Any, n: int, cfg: DictConfig, what: str) -> Any:
+    """`parts` with the images on the device, and a bar of rank 0's share, which is like the others'."""
     device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    total = -(-len(dataset) // cfg.batch_size)
+    total = len(own_batches(n, cfg.batch_size))
+    hidden = total < 2 or rank() > 0
+    for rows, images, labels in track(parts, what, total=total, console=Console(stderr=True), disable=hidden):
+        yield rows, images.to(device), labels
 
-    def parts() -> Any:
-        console = Console(stderr=True)
-        shown = track(batches(dataset, cfg.batch_size), what, total=total, console=console, disable=total < 2)
-        for images, labels in shown:
-            yield images.to(device), labels
 
+def stored(dataset: Any, extractor: Extractor, cfg: DictConfig, classes: int | None, what: str) -> Summary:
+    """The summary of a set of real images, from the cache where it is known. Every rank must call."""
+    n = len(dataset)
     return reference_summary(
-        parts,
+        lambda: _shown(batches(dataset, own_batches(n, cfg.batch_size)), n, cfg, what),
         extractor,
         data=dataset.fingerprint(),
         split="all",
-        n=len(dataset),
+        n=n,
         reservoir=cfg.reservoir,
         num_classes=classes,
     )

@@ -22,6 +22,7 @@ from lit_gen.metrics import (
     reference_moments,
     reference_summary,
 )
+from lit_gen.metrics.distributed import own_batches
 
 __all__ = ["SampleQuality"]
 
@@ -86,7 +87,7 @@ class SampleQuality(pl.Callback):
         """Moments of a split's features, from the cache where they are known. Every rank must call it."""
         dataset = data.dataset(split)
         return reference_moments(
-            lambda: (images for images, _ in batches(dataset, self.batch_size)),
+            lambda: batches(dataset, own_batches(len(dataset), self.batch_size)),
             self.extractor,
             data=dataset.fingerprint(),
             split=split,
@@ -97,7 +98,7 @@ class SampleQuality(pl.Callback):
         """As `moments_of`, with a random part of the features."""
         dataset = data.dataset(split)
         return reference_summary(
-            lambda: batches(dataset, self.batch_size),
+            lambda: batches(dataset, own_batches(len(dataset), self.batch_size)),
             self.extractor,
             data=dataset.fingerprint(),
             split=split,

@@ -6,7 +6,7 @@ content does.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,15 +83,15 @@ def as_images(dataset: Any) -> Any:
     return dataset if isinstance(dataset[0], dict) else WrappedImages(dataset)
 
 
-def batches(dataset: Any, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """A data set's images in order, uint8 (B, C, H, W), with their labels, int64 (B,), if it has any."""
-    for start in range(0, len(dataset), size):
-        rows = range(start, min(start + size, len(dataset)))
+def batches(dataset: Any, parts: Iterable[range]) -> Iterator[tuple[range, Tensor, Tensor | None]]:
+    """A data set's images by parts: the rows, their images, uint8 (B, C, H, W), and their labels, int64 (B,),
+    if it has any."""
+    for rows in parts:
         if hasattr(dataset, "batch"):
             images = dataset.batch(rows)["image"]
         else:
             images = torch.stack([dataset[i]["image"] for i in rows])
-        yield images, None if dataset.labels is None else dataset.labels[rows.start : rows.stop]
+        yield rows, images, None if dataset.labels is None else dataset.labels[rows.start : rows.stop]
 
 
 def _to_chw(picture: Any) -> Tensor:

@@ -1,13 +1,21 @@
 """What the metrics need of torch.distributed: sums over ranks, and one rank's answer for all."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
-__all__ = ["all_gather", "all_reduce_sum", "from_rank_zero", "rank", "world_size"]
+__all__ = [
+    "all_gather",
+    "all_reduce_sum",
+    "from_rank_zero",
+    "gather_batches",
+    "own_batches",
+    "rank",
+    "world_size",
+]
 
 T = TypeVar("T")
 
@@ -18,6 +26,33 @@ def world_size() -> int:
 
 def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
+
+
+def own_batches(n: int, size: int) -> list[range]:
+    """This rank's part of n rows in batches of `size`: whole batches, number r, r + W, ... of W ranks, each
+    composed as one process would compose it."""
+    starts = range(rank() * size, n, world_size() * size)
+    return [range(start, min(start + size, n)) for start in starts]
+
+
+def gather_batches(own: Sequence[Tensor], n: int, size: int) -> Tensor | None:
+    """Rank 0: all n rows in order, (n, ...), of what every rank made of its `own_batches(n, size)`; the
+    others: None. Every rank must call."""
+    if world_size() == 1:
+        return torch.cat(list(own))
+    whole = own[0].new_empty(n, *own[0].shape[1:]) if rank() == 0 else None
+    for i, start in enumerate(range(0, n, size)):
+        turn, owner = divmod(i, world_size())
+        if whole is None:
+            if owner == rank():
+                dist.send(own[turn].contiguous().to(_device(own[turn].device)), 0)
+        elif owner == 0:
+            whole[start : start + size] = own[turn]
+        else:
+            part = whole[start : start + size].to(_device(whole.device))
+            dist.recv(part, owner)
+            whole[start : start + size] = part
+    return whole
 
 
 def all_gather(x: Tensor) -> Tensor:
@@ -61,7 +96,7 @@ def from_rank_zero(compute: Callable[[], T]) -> T:
 
 
 def _device(preferred: torch.device) -> torch.device:
-    """NCCL moves CUDA tensors only."""
+    """NCCL moves CUDA tensors only, gloo is for those of the CPU."""
     if dist.get_backend() == "nccl" and preferred.type != "cuda":
         return torch.device("cuda", torch.cuda.current_device())
-    return preferred
+    return torch.device("cpu") if dist.get_backend() == "gloo" else preferred

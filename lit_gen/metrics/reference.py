@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lit_gen.metrics.distributed import from_rank_zero, rank, world_size
+from lit_gen.metrics.distributed import from_rank_zero
 from lit_gen.metrics.evaluation import Evaluation, Summary
 from lit_gen.metrics.extractors import Extractor
 from lit_gen.metrics.frechet import FeatureStatistics
@@ -23,6 +23,10 @@ from lit_gen.metrics.functional import Moments
 __all__ = ["cache_folder", "load_tensors", "reference_moments", "reference_summary", "save_tensors"]
 
 log = logging.getLogger(__name__)
+
+Batch = tuple[Sequence[int], Tensor, Tensor | None]
+"""Rows of a set of images: their numbers in it, the images, their labels."""
+
 FORMAT = 2
 
 
@@ -34,7 +38,7 @@ def cache_folder() -> Path:
 
 
 def reference_moments(
-    batches: Callable[[], Iterable[Tensor]],
+    batches: Callable[[], Iterable[Batch]],
     extractor: Extractor,
     *,
     data: str,
@@ -45,17 +49,17 @@ def reference_moments(
 ) -> Moments:
     """Moments of the features of a reference set, from the cache or, if absent there, from `batches()`.
 
-    `batches()` yields the set's uint8 (B, C, H, W) images, n in all, in the same order on every rank; each
-    rank takes its share, so every rank must call. `data`, `split`, `n`, `transform` and the extractor's id
-    make the key: `data` must change when the images do (a content hash, or name and version), `transform`
-    names what was done to them.
+    `batches()` yields this rank's share of the set (`lit_gen.metrics.distributed.own_batches`): the rows'
+    numbers in the whole set, their uint8 (B, C, H, W) images and their labels (B,) or None. Every rank must
+    call. `data`, `split`, `n`, the number of images of all ranks, `transform` and the extractor's id make the
+    key: `data` must change when the images do (a content hash, or name and version), `transform` names what
+    was done to them.
     """
 
     def compute() -> dict[str, Tensor]:
         statistics = FeatureStatistics(extractor.id.d)
-        for i, images in enumerate(batches()):
-            if i % world_size() == rank():
-                statistics.to(images.device).update(extractor(images))
+        for _, images, _ in batches():
+            statistics.to(images.device).update(extractor(images))
         return _counted(statistics.compute(), n, data, split).tensors()
 
     key = {"kind": "moments", "data": data, "split": split, "n": n, "transform": transform}
@@ -63,7 +67,7 @@ def reference_moments(
 
 
 def reference_summary(
-    batches: Callable[[], Iterable[tuple[Tensor, Tensor | None]]],
+    batches: Callable[[], Iterable[Batch]],
     extractor: Extractor,
     *,
     data: str,
@@ -74,16 +78,12 @@ def reference_summary(
     num_classes: int | None = None,
     folder: Path | None = None,
 ) -> Summary:
-    """As `reference_moments`, but the whole `Summary` that `compare` needs; `batches()` yields (images,
-    labels or None).
-    """
+    """As `reference_moments`, but the whole `Summary` that `compare` needs."""
 
     def compute() -> dict[str, Tensor]:
-        evaluation, start = Evaluation(extractor, reservoir=reservoir, num_classes=num_classes), 0
-        for i, (images, label) in enumerate(batches()):
-            if i % world_size() == rank():
-                evaluation.update(images, torch.arange(start, start + len(images)), label)
-            start += len(images)
+        evaluation = Evaluation(extractor, reservoir=reservoir, num_classes=num_classes)
+        for rows, images, label in batches():
+            evaluation.update(images, torch.as_tensor(rows), label)
         summary = evaluation.summary()
         _counted(summary.moments, n, data, split)
         return summary.tensors()

@@ -17,6 +17,7 @@ from lit_gen.metrics import (
     moments,
     reference_moments,
 )
+from lit_gen.metrics.distributed import gather_batches, own_batches
 
 
 def draw(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -118,7 +119,7 @@ def cached(pixels, images, folder) -> list:
 
     def batches():
         loads.append(1)
-        return images.split(9)
+        return [(rows, images[rows.start : rows.stop], None) for rows in own_batches(len(images), 9)]
 
     options = {"data": "d", "split": "s", "n": len(images), "folder": folder}
     found = [reference_moments(batches, pixels, **options) for _ in range(2)]
@@ -132,3 +133,19 @@ def test_the_reference_is_computed_by_all_and_written_once(pixels, on_ranks, tmp
         assert (loads, files) == (1, 1)
         torch.testing.assert_close(computed.cov, expected.cov, rtol=1e-12, atol=1e-13)
         assert torch.equal(read.cov, computed.cov) and torch.equal(read.factor, computed.factor)
+
+
+def gathered(n, size):
+    parts = own_batches(n, size)
+    rows = [torch.tensor([[i, dist.get_rank()] for i in part]) for part in parts]
+    return gather_batches(rows, n, size), [len(part) for part in parts]
+
+
+@pytest.mark.parametrize("n", [17, 4])
+def test_whole_batches_are_divided_and_gathered_in_order(on_ranks, n):
+    """Also where a rank has none."""
+    (whole, *own), *others = on_ranks(3, gathered, n, 4)
+    assert torch.equal(whole[:, 0], torch.arange(n))
+    assert torch.equal(whole[:, 1], torch.arange(n) // 4 % 3)
+    assert all(other[0] is None for other in others)
+    assert [*own, *(sizes for _, sizes in others)] == ([[4, 4], [4, 1], [4]] if n == 17 else [[4], [], []])
