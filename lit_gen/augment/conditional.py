@@ -7,6 +7,7 @@ an untouched image and at sampling.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +49,7 @@ LABELS = {
     "translate_frac": 2,
     "hue": 2,
 }  # others 1
+LUMA = 1 / math.sqrt(3)  # each coordinate of the direction in which R, G and B are equal
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,11 @@ class ConditionalAugment:
         return rng.randn((n, 2) if name == "translate_frac" else (n,), generator, device=device)
 
     def apply(self, images: Tensor, draws: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """(images, labels float32) under the drawn parameters; differentiable in the images."""
+        """(images, labels float32) under the drawn parameters; differentiable in the images.
+
+        In float32 or wider whatever the autocast: bfloat16 filters would move images that nothing was drawn
+        for by a grey level. Waits for no device.
+        """
         if images.ndim != 4 or not images.is_floating_point():
             raise ConfigError(
                 f"ConditionalAugment takes float (B, C, H, W), got {images.dtype} {tuple(images.shape)}."
@@ -142,19 +148,21 @@ class ConditionalAugment:
             raise ConfigError(
                 f"Colour augmentation needs 1 or 3 channels, got {images.shape[1]}; set its fields to 0."
             )
-        labels = [torch.zeros(len(images), 0, device=images.device)]
-        labels += [self._label(name, draws, images).to(torch.float32) for name in self.active]
-        images = _flip_and_shift(images, draws, self.translate_int_max)
-        if any(name in GEOMETRY for name in self.active):
-            images = _resample(images, self._inverse_map(draws, images))
-        if any(name in COLORS for name in self.active):
-            images = _recolor(images, self._color_map(draws, images))
-        return images, torch.cat(labels, 1)
+        with torch.autocast(images.device.type, enabled=False):
+            images = images.to(torch.promote_types(images.dtype, torch.float32))
+            labels = [torch.zeros(len(images), 0, device=images.device)]
+            labels += [self._label(name, draws, images).to(torch.float32) for name in self.active]
+            images = _flip_and_shift(images, draws, self.translate_int_max)
+            if any(name in GEOMETRY for name in self.active):
+                images = _resample(images, self._inverse_map(draws, images))
+            if any(name in COLORS for name in self.active):
+                images = _recolor(images, self._color_map(draws, images))
+            return images, torch.cat(labels, 1)
 
     def _label(self, name: str, draws: dict[str, Tensor], images: Tensor) -> Tensor:
         w = draws[name]
         if name == "translate_int":  # the move in whole pixels is what is told
-            reach = torch.tensor(images.shape[:1:-1], device=w.device) * self.translate_int_max
+            reach = _constant([side * self.translate_int_max for side in images.shape[:1:-1]], w)
             return (w * reach).round() / reach
         if name == "rotate_int":
             return torch.stack([(w == 1) | (w == 2), (w == 2) | (w == 3)], 1)
@@ -185,7 +193,7 @@ class ConditionalAugment:
     def _color_map(self, draws: dict[str, Tensor], images: Tensor) -> Tensor:
         """(B, 3, 4): affine map of the RGB vector; `axis` is the luma direction."""
         n, device = len(images), images.device
-        axis = torch.full((3, 1), 1 / math.sqrt(3), device=device)
+        axis = torch.full((3, 1), LUMA, device=device)
         along, eye = axis @ axis.T, torch.eye(3, device=device)
         matrix, offset = eye.expand(n, 3, 3), torch.zeros(n, 3, 1, device=device)
 
@@ -201,12 +209,17 @@ class ConditionalAugment:
         if "lumaflip" in draws:
             steps.append(eye - 2 * along * column("lumaflip"))
         if "hue" in draws:
-            steps.append(_about(axis[:, 0], column("hue")))
+            steps.append(_about((LUMA,) * 3, column("hue")))
         if "saturation" in draws:
             steps.append(along + (eye - along) * (column("saturation") * self.saturation_std).exp2())
         for step in steps:
             matrix, offset = step @ matrix, step @ offset
         return torch.cat([matrix, offset], 2)
+
+
+def _constant(values: Sequence[float], like: Tensor) -> Tensor:
+    """The numbers in the dtype and on the device of `like`, filled in there: a copy would wait for it."""
+    return torch.cat([like.new_full((1,), value) for value in values])
 
 
 def _rows(*rows: tuple) -> Tensor:
@@ -235,11 +248,11 @@ def _translation(x: Tensor, y: Tensor) -> Tensor:
     return _rows((one, 0, x), (0, one, y), (0, 0, one))
 
 
-def _about(axis: Tensor, angle: Tensor) -> Tensor:
+def _about(axis: Sequence[float], angle: Tensor) -> Tensor:
     """Rotation by `angle` (B, 1, 1) about a unit vector (Rodrigues); (B, 3, 3)."""
-    x, y, z = axis.tolist()
-    cross = torch.tensor([[0, -z, y], [z, 0, -x], [-y, x, 0]], device=axis.device)
-    eye = torch.eye(3, device=axis.device)
+    x, y, z = axis
+    cross = _constant([0, -z, y, z, 0, -x, -y, x, 0], angle).view(3, 3)
+    eye = torch.eye(3, device=angle.device)
     return eye + angle.sin() * cross + (1 - angle.cos()) * (cross @ cross)
 
 
@@ -282,7 +295,7 @@ def _resample(images: Tensor, inverse: Tensor) -> Tensor:
     """The images seen through `inverse`: padded by reflection, twice upsampled, bilinear, low-passed and
     downsampled."""
     h, w = images.shape[-2:]
-    taps = torch.tensor(SYM6, device=images.device, dtype=images.dtype)
+    taps = _constant(SYM6, images)
     extra = len(SYM6) // 4
     left, top, right, bottom = _margins(inverse, h, w, 2 * extra)
     images = F.pad(images, [left, right, top, bottom], mode="reflect")
@@ -305,11 +318,17 @@ def _resample(images: Tensor, inverse: Tensor) -> Tensor:
 
 def _margins(inverse: Tensor, h: int, w: int, extra: int) -> list[int]:
     """How many pixels beyond the image the maps reach: left, top, right, bottom; at most what can be
-    reflected."""
+    reflected.
+
+    All of that where a look at the maps would wait for the device: images are the same but for rounding, and
+    two to three times as many pixels are filtered.
+    """
+    if inverse.device.type != "cpu":
+        return [w - 1, h - 1, w - 1, h - 1]
     x, y = (w - 1) / 2, (h - 1) / 2
-    corners = torch.tensor([[-x, x, x, -x], [-y, -y, y, y], [1.0, 1, 1, 1]], device=inverse.device)
+    corners = torch.tensor([[-x, x, x, -x], [-y, -y, y, y], [1.0, 1, 1, 1]])
     reach = (inverse @ corners)[:, :2].permute(1, 0, 2).flatten(1)
-    reach = torch.cat([-reach.amin(1), reach.amax(1)]).cpu().numpy() + np.array(
+    reach = torch.cat([-reach.amin(1), reach.amax(1)]).numpy() + np.array(
         [extra - x, extra - y] * 2, np.float32
     )
     return np.ceil(np.clip(reach, 0, [w - 1, h - 1] * 2)).astype(int).tolist()

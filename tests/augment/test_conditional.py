@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lit_gen import rng
+from lit_gen.augment import conditional
 from lit_gen.augment.conditional import COLORS, PIXEL_FLIPS, ConditionalAugment
 from lit_gen.errors import ConfigError
 
@@ -85,6 +86,32 @@ def test_one_stream_per_image():
     half = pipe.draw(2, rng.PerSample.keyed(3, [2, 3]))
     assert all(torch.equal(whole[k][2:], half[k]) for k in whole)
     assert pipe(images, rng.PerSample.keyed(3, range(4)))[1].shape == (4, pipe.label_dim) == (4, 9)
+
+
+def test_autocast_changes_nothing():
+    """The images, the labels and their precision are those of float32."""
+    images = torch.randn(8, 3, 16, 16, generator=rng.keyed_generator(0))
+    pipe = ConditionalAugment(p=0.7, **dict.fromkeys(PIXEL_FLIPS[2:] + COLORS, 1))
+    draws = pipe.draw(8, rng.keyed_generator(1))
+    plain = pipe.apply(images, draws)
+    with torch.autocast("cpu", torch.bfloat16):
+        for ours, expected in zip(pipe.apply(images, draws), plain, strict=True):
+            assert ours.dtype == torch.float32 and torch.equal(ours, expected)
+    assert pipe.apply(images.bfloat16(), draws)[0].dtype == torch.float32
+
+
+def test_margins_beyond_what_the_maps_reach_change_nothing(monkeypatch):
+    """A GPU pads by all that can be reflected, since a look at the maps would wait for it."""
+    images = torch.rand(24, 3, 20, 32, generator=rng.keyed_generator(0)) * 2 - 1
+    pipe = ConditionalAugment(p=0.5)
+    all_draws = [pipe.draw(24, rng.keyed_generator(k)) for k in range(3)]
+    all_draws.append(pipe.draw(24) | {"scale": torch.full((24,), 0.3), "rotate_frac": torch.zeros(24)})
+    for draws in all_draws:
+        tight = pipe.apply(images, draws)[0]
+        with monkeypatch.context() as patch:
+            patch.setattr(conditional, "_margins", lambda m, h, w, extra: [w - 1, h - 1, w - 1, h - 1])
+            wide = pipe.apply(images, draws)[0]
+        torch.testing.assert_close(wide, tight, rtol=0, atol=1e-4)
 
 
 def test_gradient_is_the_adjoint():
