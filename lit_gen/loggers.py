@@ -1,6 +1,7 @@
-"""Weights & Biases that never asks, waits or stops a training, and CSV files that a resumed run does not
-overwrite."""
+"""Weights & Biases that never asks, waits or stops a training, and a CSV file that survives a kill."""
 
+import csv as csv_format
+import io
 import netrc
 import os
 import platform
@@ -8,15 +9,14 @@ import shlex
 import socket
 import subprocess
 import sys
-import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_gen.rng import key
@@ -24,27 +24,62 @@ from lit_gen.rng import key
 __all__ = ["close", "csv", "environment", "has_account", "reachable", "wandb"]
 
 
-def csv(save_dir: str, flush_seconds: float = 10.0) -> CSVLogger:
-    """`csv/version_<k>/metrics.csv`, a new k for every launch: `lit_gen.runs.history` reads them as one.
+def csv(save_dir: str) -> "AppendedCSV":
+    """Every logged number as a line `step,name,value` of `metrics.csv` in the run folder `save_dir`."""
+    return AppendedCSV(save_dir)
 
-    The file is written at most every `flush_seconds`, and at once with every evaluation's numbers, so that
-    they can be watched and survive a kill.
+
+class AppendedCSV(Logger):
+    """A file that only grows: each call appends its numbers with one write, and all launches of a run go on
+    in one file. A kill leaves at most one line torn, the last; `lit_gen.runs.history` leaves it out, and the
+    next launch cuts it off before it writes.
     """
-    return _PromptCSV(save_dir, flush_seconds)
 
+    def __init__(self, save_dir: str):
+        super().__init__()
+        self._path, self._begun = Path(save_dir) / "metrics.csv", False
 
-class _PromptCSV(CSVLogger):
-    def __init__(self, save_dir: str, flush_seconds: float):
-        super().__init__(save_dir, name="csv", flush_logs_every_n_steps=sys.maxsize)
-        self.flush_seconds, self._saved = flush_seconds, time.monotonic()
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> None:
+        return None
+
+    @property
+    def save_dir(self) -> str:
+        return str(self._path.parent)
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the run folder has them in config.yaml and environment.json."""
 
     @rank_zero_only
-    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        super().log_metrics(metrics, step)
-        frequent = all(name.startswith(("train/", "throughput/", "memory/")) for name in metrics)
-        if not frequent or time.monotonic() - self._saved >= self.flush_seconds:
-            self.save()
-            self._saved = time.monotonic()
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Appends the numbers. `step` counts batches; None is 0."""
+        lines = io.StringIO()
+        writer = csv_format.writer(lines, lineterminator="\n")
+        if not self._begun:
+            self._begun = True
+            if not _whole_lines(self._path):
+                writer.writerow(("step", "name", "value"))
+        writer.writerows((int(step or 0), name, float(value)) for name, value in metrics.items())
+        with open(self._path, "ab", buffering=0) as file:
+            left = memoryview(lines.getvalue().encode())
+            while left:
+                left = left[file.write(left) :]
+
+
+def _whole_lines(path: Path) -> int:
+    """Cuts a torn last line off, and returns the bytes that are left: 0 of a file that is not there yet."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 2**16))  # far more than a line
+        torn = file.read().rpartition(b"\n")[2]
+        if torn:
+            file.truncate(size - len(torn))
+        return size - len(torn)
 
 
 def wandb(

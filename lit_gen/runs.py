@@ -1,6 +1,7 @@
 """A configuration becomes an experiment; a run folder becomes a model again.
 
-A run folder holds `config.yaml` (resolved), `checkpoints/`, `grids/`, `csv/`, `wandb/` and `summary.json`.
+A run folder holds `config.yaml` (resolved), `checkpoints/`, `grids/`, `wandb/`, `metrics.csv` and
+`summary.json`.
 """
 
 import csv
@@ -242,16 +243,29 @@ def write_summary(folder: Path, summary: dict[str, Any]) -> Path:
 
 
 def history(run: str | Path) -> dict[str, dict[int, float]]:
-    """Logged numbers of a run over all its launches: name -> {batches seen: value}; later launches win."""
+    """Logged numbers of a run over all its launches: name -> {batches seen: value}; later launches win.
+
+    The run may be training meanwhile: a last line that is not written to its end is left out. Runs of
+    before `metrics.csv` have `csv/version_<launch>/metrics.csv`, a column a name.
+    """
     result: dict[str, dict[int, float]] = {}
-    files = sorted(
-        Path(run).glob("csv/version_*/metrics.csv"), key=lambda p: int(p.parent.name.split("_")[1])
-    )
-    for file in files:
-        with open(file, newline="") as lines:
-            for row in csv.DictReader(lines):
-                step = int(row["step"])
-                for name, value in row.items():
-                    if name != "step" and value:
-                        result.setdefault(name, {})[step] = float(value)
+    run = Path(run)
+    for file in sorted(run.glob("csv/version_*/metrics.csv"), key=lambda p: int(p.parent.name.split("_")[1])):
+        names, *rows = _whole_rows(file) or [[]]
+        if "step" not in names:
+            continue  # Lightning's logger, caught at writing its file anew
+        for row in rows:
+            cells = dict(zip(names, row, strict=False))
+            step = int(cells.pop("step"))
+            for name, value in cells.items():
+                if value:
+                    result.setdefault(name, {})[step] = float(value)
+    if (run / "metrics.csv").is_file():
+        for step, name, value in _whole_rows(run / "metrics.csv")[1:]:
+            result.setdefault(name, {})[int(step)] = float(value)
     return result
+
+
+def _whole_rows(path: Path) -> list[list[str]]:
+    text = path.read_bytes()
+    return list(csv.reader(text[: text.rfind(b"\n") + 1].decode().splitlines()))

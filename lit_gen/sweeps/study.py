@@ -103,7 +103,8 @@ class Sweep:
         def work(slot: int) -> None:
             try:
                 while not self._stop.is_set() and (job := self._next()) is not None:
-                    self._run(job, slot)
+                    with job.lock:
+                        self._run(job.trial, job.lock, slot)
             except BaseException as error:
                 errors.append(error)
                 self._stop.set()
@@ -158,7 +159,10 @@ class Sweep:
             if set(trial.params) != set(self.distributions):
                 continue
             if lock := _lock(self.trial_folder(trial.number)):
-                return _Job(optuna.Trial(self.study, trial._trial_id), lock)
+                # Whoever had the lock may have ended the trial between our look at its state and the lock.
+                if self.study.get_trials(deepcopy=False)[trial.number].state == TrialState.RUNNING:
+                    return _Job(optuna.Trial(self.study, trial._trial_id), lock)
+                lock.close()
         return None
 
     def _new(self) -> _Job | None:
@@ -195,8 +199,8 @@ class Sweep:
     def _counting(self) -> list[FrozenTrial]:
         return [t for t in self.study.get_trials(deepcopy=False) if counts(t)]
 
-    def _run(self, job: _Job, slot: int) -> None:
-        trial, folder = job.trial, self.trial_folder(job.trial.number)
+    def _run(self, trial: optuna.Trial, lock: TextIO, slot: int) -> None:
+        folder = self.trial_folder(trial.number)
         overrides = self.overrides(trial.params)
         trial.set_user_attr("folder", str(folder))
         trial.set_user_attr("command", command_of(overrides, folder))
@@ -211,17 +215,15 @@ class Sweep:
                     objective=self.objective,
                     watch=self._watch(trial, folder),
                     environment=_environment(slot, self.n_jobs),
-                    pass_fds=(job.lock.fileno(),),
+                    pass_fds=(lock.fileno(),),
                     interval=self.interval,
                 )
         except TrialStopped:
             if self._stop.is_set():
-                job.lock.close()
                 return  # stays open: the sweep goes on with it when it is started again
             state = TrialState.PRUNED
         except TrialFailed as failure:
             if self._stop.is_set():
-                job.lock.close()
                 return
             error = str(failure)
         else:
@@ -234,7 +236,6 @@ class Sweep:
         if error is not None:
             trial.set_user_attr("error", error)
         self.study.tell(trial, value if state == TrialState.COMPLETE else None, state=state)
-        job.lock.close()
         self._say(trial.number, state, value, error)
 
     def _watch(self, trial: optuna.Trial, folder: Path) -> Callable[[], bool]:

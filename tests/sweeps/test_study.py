@@ -1,18 +1,19 @@
 """Sweeps whose trials are functions: what is suggested, told, recorded, shared and resumed."""
 
-import csv
 import json
 import multiprocessing
 import os
 import signal
+import socket
 import time
 from functools import partial
 
 import optuna
 import pytest
 
+from lit_gen import loggers
 from lit_gen.errors import ConfigError
-from lit_gen.sweeps import Sweep, parse, summarise
+from lit_gen.sweeps import Sweep, parse, study, summarise
 from lit_gen.trials import TrialFailed, TrialStopped
 
 SPACE = ["x=interval(-2,2)", "y=tag(log,interval(0.01,1))", "z=a,b", "fixed=1"]
@@ -35,10 +36,7 @@ def sweep(folder, execute=quadratic, n_trials=12, space=SPACE, **options):
 
 def log(folder, values, name="fd_x_0_n9"):
     """As a training logs it, a number a step."""
-    path = folder / "csv" / "version_0" / "metrics.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="") as file:
-        csv.writer(file).writerows([[name, "step"], *([v, i + 1] for i, v in enumerate(values))])
+    loggers.csv(str(folder)).log_metrics({name: values[-1]}, step=len(values))
 
 
 def test_the_command_line_is_the_space():
@@ -171,6 +169,20 @@ def test_a_killed_sweep_goes_on_with_the_same_trial(tmp_path):
     assert [name for name, _ in seen] == ["3", "4"]
     assert seen[0][1] == [*again.overrides(before[3].params), "resume=auto"]
     assert [t.state.name for t in again.study.trials] == ["COMPLETE"] * 5
+
+
+def test_a_trial_that_ends_while_it_is_looked_at_is_not_run_again(tmp_path, monkeypatch):
+    """Another process ends it after its state was read and lets go of its lock."""
+    one, other = sweep(tmp_path / "s"), sweep(tmp_path / "s")
+    trial = one.study.ask(one.distributions)
+    trial.set_user_attr("host", socket.gethostname())
+
+    def lock(folder):
+        one.study.tell(trial, 1.0)
+        return open(folder.parent / ".lock", "w")
+
+    monkeypatch.setattr(study, "_lock", lock)
+    assert other._orphan() is None
 
 
 def test_a_trial_that_ended_without_its_sweep_is_not_run_again(tmp_path):
