@@ -7,6 +7,8 @@ from omegaconf import OmegaConf
 from lit_gen import runs, training
 from lit_gen.cli import CONF_DIR
 from lit_gen.instantiate import instantiate
+from lit_gen.rng import PerSample
+from lit_gen.score.denoiser import Counted, GaussianDenoiser
 from lit_gen.score.module import ScoreModule
 
 COUNTS = {
@@ -35,6 +37,16 @@ LAPTOP = [
     "digits_ve",
     "digits_vp",
 ]
+
+TEST_IMAGES = {
+    "cifar10": 10_000,
+    "celeba64": 19_962,
+    "ffhq64": 1_400,
+    "church256": 1_262,
+    "digits": 360,
+    "omniglot": 218,
+}
+"""Of the data of an experiment, by the beginning of its name."""
 
 
 def options(group: str) -> list[str]:
@@ -135,3 +147,66 @@ def test_every_experiment_is_known():
     """A new experiment is added to a test here, or belongs to another system's tests."""
     score = {n for n in options("experiment") if "funit" not in n and "detect" not in n and "search" not in n}
     assert {*COUNTS, *LAPTOP, "omniglot"} <= score
+
+
+def evaluations(sampler, process) -> int:
+    """What the sampler asks of the network for one image, counted on a pixel whose denoiser is known."""
+    counted = Counted(GaussianDenoiser(process, torch.zeros(1, 1, 1), torch.tensor(0.25)))
+    generator = PerSample.keyed(0, [0])
+    x = process.prior_sample((1, 1, 1, 1), generator)
+    instantiate(sampler)(counted, x, label=None, generator=generator, trace=None)
+    return counted.evaluations
+
+
+def network_rows(config) -> dict[str, int]:
+    """Rows that the network sees in an experiment: of its training, a backward pass counting two; of what is
+    measured and shown while it trains; and of the last measurement.
+
+    The last distance while training is part of the last measurement where both have one sampler and step.
+    """
+    steps, process = config.trainer.max_steps, instantiate(config.model.process)
+    calls = config.callbacks
+    own = evaluations(config.sampler, process)
+
+    def while_training(callback) -> int:
+        sampler = callback.get("sampler")
+        return evaluations(sampler, process) if sampler else own
+
+    test_images = next(n for name, n in TEST_IMAGES.items() if config.name.startswith(name))
+    rows = {
+        "training": steps * config.data.batch_size * 3,
+        "validation": steps // calls.validation.every * test_images,
+        "grids": steps // calls.grid.every * calls.grid.num * while_training(calls.grid),
+        "trajectories": calls.grid.trajectories * own,
+    }
+    if (quality := calls.get("quality")) and quality._target_:
+        once = quality.num_images * while_training(quality)
+        reused = steps % quality.every == 0 and not quality.get("sampler")
+        rows["distances"] = (steps // quality.every - reused) * once
+        rows["last"] = (quality.final_images or 1437) * own  # null: the digits to train on
+    return rows
+
+
+@pytest.mark.parametrize("name", [*COUNTS, *LAPTOP, "digits", "omniglot"])
+def test_what_a_recipe_measures_costs_a_tenth_of_its_training(compose, name):
+    rows = network_rows(compose(f"experiment={name}"))
+    meanwhile = sum(
+        rows[part] for part in ("validation", "grids", "trajectories", "distances") if part in rows
+    )
+    assert meanwhile <= 0.1 * rows["training"], rows
+    text = (CONF_DIR / "experiment" / f"{name}.yaml").read_text().split("defaults:")[0]
+    header = " ".join(line.removeprefix("# ") for line in text.splitlines())
+    assert f"{meanwhile / rows['training'] * 100:.1f} % of the training" in header, rows
+
+
+def test_the_last_measurement_is_by_the_published_sampler(compose):
+    published = {
+        "cifar10_ddpm": 1000,
+        "cifar10_ddpmpp_vp": 1000,
+        "cifar10_ncsnpp_ve": 2000,
+        "cifar10_ncsnv2": 1161,
+    }
+    published |= {"cifar10_edm_vp": 35, "ffhq64_edm_vp": 79, "celeba64_ncsnv2": 2501}
+    for name, count in published.items():
+        config = compose(f"experiment={name}")
+        assert evaluations(config.model.sampler, instantiate(config.model.process)) == count, name

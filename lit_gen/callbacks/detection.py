@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lit_gen.callbacks.ema import evaluating
 from lit_gen.callbacks.grid import show
+from lit_gen.callbacks.validation import TestBatches
 from lit_gen.errors import ConfigError
 from lit_gen.images import boxed_picture, grid, one_size, to_uint8
 from lit_gen.metrics.detection import mean_average_precision, precision_scores
@@ -37,6 +38,10 @@ class DetectionQuality(pl.Callback):
             )
         self.every, self.pictures, self.shown = every, pictures, shown
         self._measured = -1
+        self._batches = TestBatches()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        self._batches.close()
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         mean_average_precision()  # what is missing should be said before the training
@@ -58,10 +63,7 @@ class DetectionQuality(pl.Callback):
         metric = mean_average_precision().to(pl_module.device)
         drawn: list[Tensor] = []
         with evaluating(trainer):
-            for batch in data.val_dataloader():
-                batch = data.on_after_batch_transfer(
-                    pl_module.transfer_batch_to_device(batch, pl_module.device, 0), 0
-                )
+            for batch in self._batches(trainer, pl_module):
                 found = pl_module.detect(batch["image"])
                 truth = [
                     {"boxes": b, "labels": y} for b, y in zip(batch["boxes"], batch["labels"], strict=True)

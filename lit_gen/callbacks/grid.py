@@ -1,5 +1,6 @@
 """Pictures while training: grids of samples, and how one sample comes out of noise."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,10 @@ class SampleGrid(pl.Callback):
     seeds, as `grids/samples_<batches>.png` and to W&B as `samples/grid`; at the end also
     `samples/trajectory`, one row a sample, from noise on the left to the image on the right.
 
-    The module draws: `module.sample(indices, seed) -> uint8 (N, C, H, W)` and
+    `sampler` is the one of the grids while training, None the module's own, which the last grid and the
+    trajectories always have: a cheap one shows as well how far the training is.
+
+    The module draws: `module.sample(indices, seed, sampler) -> uint8 (N, C, H, W)` and
     `module.sample_trajectory(indices, seed, num_frames) -> uint8 (N, F, C, H, W)`.
     """
 
@@ -34,18 +38,24 @@ class SampleGrid(pl.Callback):
         trajectories: int = 4,
         frames: int = 10,
         scale: int = 0,
+        sampler: Callable[..., Tensor] | None = None,
     ):
         if num < 1 or every < 1:
             raise ConfigError(f"callbacks.grid: every={every} and num={num} must be at least 1.")
         self.every, self.num, self.seed = every, num, seed
         self.trajectories, self.frames, self.scale = trajectories, frames, scale
+        self.sampler = sampler
+
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        if self.sampler is not None:
+            pl_module.check(self.sampler)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         if pl_module.batches_seen % self.every == 0:
-            self.draw(trainer, pl_module)
+            self.draw(trainer, pl_module, self.sampler)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if pl_module.batches_seen % self.every:
+        if self.sampler is not None or pl_module.batches_seen % self.every:
             self.draw(trainer, pl_module)
         if trainer.is_global_zero and self.trajectories:
             with evaluating(trainer):
@@ -59,16 +69,18 @@ class SampleGrid(pl.Callback):
                 f"seeds {self.seed}:0-{self.trajectories - 1}",
             )
 
-    def draw(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def draw(self, trainer: pl.Trainer, pl_module: Any, sampler: Callable[..., Tensor] | None = None) -> None:
         """Every rank samples its share; rank 0 puts the picture together."""
-        mine = range(trainer.global_rank, self.num, trainer.world_size)
+        # Without a share, with more ranks than images, a rank draws one that `gather_rows` leaves out.
+        mine = range(trainer.global_rank, self.num, trainer.world_size) or range(1)
         with evaluating(trainer):
-            images = pl_module.sample(mine, self.seed)
+            images = pl_module.sample(mine, self.seed, sampler)
         images = gather_rows(trainer, images, self.num)
         if trainer.is_global_zero:
             step = pl_module.batches_seen
             caption = (
-                f"batch {step}, {pl_module.sampler_name}, seeds {self.seed}:0-{self.num - 1}, EMA weights"
+                f"batch {step}, {pl_module.sampler_name(sampler)}, seeds {self.seed}:0-{self.num - 1}, "
+                "EMA weights"
             )
             show(trainer, "grid", grid(images, scale=self._scale(images)), step, caption)
 

@@ -1,6 +1,8 @@
-"""One bar for the whole training: loss, speed, newest scores, time left."""
+"""One bar for the whole training: loss, speed, newest scores, time left; and what takes long beside it."""
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
@@ -9,24 +11,26 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
-__all__ = ["ProgressBar"]
+__all__ = ["ProgressBar", "working"]
 
 
 class ProgressBar(pl.Callback):
     """A rich bar on a terminal; elsewhere (log files, notebooks' stdout) a line every `line_seconds`.
 
     Drawn at most `rate` times a second and from numbers that are logged anyway, so that it costs a step next
-    to nothing.
+    to nothing. Other callbacks show by `working` what they do before, between and after the batches.
     """
 
     def __init__(self, rate: float = 4.0, line_seconds: float = 15.0):
         self.interval, self.line_seconds = 1 / rate, line_seconds
         self._bar: Progress | None = None
+        self._task: TaskID | None = None  # the training's
         self._drawn = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -37,22 +41,11 @@ class ProgressBar(pl.Callback):
             pl_module.batches_seen,
             time.monotonic(),
         )
-        self._console = Console()
-        if self._console.is_terminal:
-            self._bar = Progress(
-                TextColumn("[bold]{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("eta"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[numbers]}"),
-                console=self._console,
-            )
+        self._open()
+        if self._bar is not None:
             self._task = self._bar.add_task(
                 "training", total=self._total(trainer), completed=self._start_step, numbers=""
             )
-            self._bar.start()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         now = time.monotonic()
@@ -68,6 +61,51 @@ class ProgressBar(pl.Callback):
             total, pace = self._total(trainer), (step - self._start_step) / (now - self._start)
             left = f", {(total - step) / pace:.0f} s left" if total and pace else ""
             print(f"batch {step}{f' of {total}' if total else ''}: {numbers}{left}", flush=True)
+
+    @contextmanager
+    def work(self, what: str, total: int, announce: bool) -> Iterator[Callable[[int], None]]:
+        """See `working`."""
+        alone = self._bar is None
+        self._open()
+        try:
+            yield self._line(what, total, announce) if self._bar is None else self._row(what, total)
+        finally:
+            if alone:
+                self._close()
+            elif self._bar is not None:
+                for task in self._bar.task_ids:
+                    if task != self._task:
+                        self._bar.remove_task(task)
+
+    def _row(self, what: str, total: int) -> Callable[[int], None]:
+        """Advances a second row of the bar."""
+        task, start, done = self._bar.add_task(what, total=total, numbers=""), time.monotonic(), 0
+
+        def advance(n: int) -> None:
+            nonlocal done
+            done += n
+            pace = done / max(time.monotonic() - start, 1e-9)
+            self._bar.update(task, completed=done, numbers=f"{pace:.3g}/s")
+
+        return advance
+
+    def _line(self, what: str, total: int, announce: bool) -> Callable[[int], None]:
+        """Prints a line every `line_seconds`."""
+        start = last = time.monotonic()
+        done = 0
+        if announce:
+            print(f"{what}: {total:,}", flush=True)
+
+        def advance(n: int) -> None:
+            nonlocal done, last
+            done, now = done + n, time.monotonic()
+            if now - last < self.line_seconds:
+                return
+            last, pace = now, done / (now - start)
+            left = f", {(total - done) / pace:.0f} s left" if done < total else ""
+            print(f"{what}: {done:,} of {total:,}, {pace:.3g}/s{left}", flush=True)
+
+        return advance
 
     @staticmethod
     def _total(trainer: pl.Trainer) -> int | None:
@@ -91,7 +129,42 @@ class ProgressBar(pl.Callback):
     def on_exception(self, *_: Any) -> None:
         self._close()
 
+    def _open(self) -> None:
+        """Starts a bar where none is and the output is a terminal."""
+        console = Console()
+        if self._bar is None and console.is_terminal:
+            self._bar = Progress(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("eta"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[numbers]}"),
+                console=console,
+            )
+            self._bar.start()
+
     def _close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
-            self._bar = None
+            self._bar = self._task = None
+
+
+@contextmanager
+def working(
+    trainer: pl.Trainer, what: str, total: int, announce: bool = True
+) -> Iterator[Callable[[int], None]]:
+    """Shows work of `total` items, "sampling for fid5k" for one, its pace and the time left, where the
+    trainer has a `ProgressBar`, on rank 0 alone: `with working(...) as advance: advance(number of items
+    done)`.
+
+    On a terminal it is a row of the bar; elsewhere a line before the first item, unless `announce` is False,
+    and one every `line_seconds`.
+    """
+    bar = next((c for c in trainer.callbacks if isinstance(c, ProgressBar)), None)
+    if bar is None or not trainer.is_global_zero:
+        yield lambda n: None
+    else:
+        with bar.work(what, total, announce) as advance:
+            yield advance

@@ -1,14 +1,44 @@
 """The loss on the test split, with the EMA weights."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from torch.utils.data import DataLoader
 
 from lit_gen.callbacks.ema import evaluating
+from lit_gen.callbacks.progress import working
 from lit_gen.errors import ConfigError
 
-__all__ = ["ValidationLoss"]
+__all__ = ["TestBatches", "ValidationLoss"]
+
+
+class TestBatches:
+    """This rank's test images, batch by batch on its device, for callbacks that pass over them again and
+    again: the loader is made once, so that its worker processes live on between two passes.
+    """
+
+    __test__ = False  # no class of tests
+
+    def __init__(self):
+        self._loader: DataLoader | None = None
+
+    def __call__(self, trainer: pl.Trainer, pl_module: Any) -> Iterator[dict[str, Any]]:
+        """`index` stays on the CPU, where a module keys its random numbers by it without a wait."""
+        data = trainer.datamodule
+        if self._loader is None:
+            self._loader = data.val_dataloader()
+        with working(trainer, "passing over the test images", len(self._loader), announce=False) as advance:
+            for batch in self._loader:
+                index = {"index": batch["index"]} if "index" in batch else {}
+                moved = pl_module.transfer_batch_to_device(batch, pl_module.device, 0)
+                yield data.on_after_batch_transfer(moved, 0) | index
+                advance(1)
+
+    def close(self) -> None:
+        """Ends the workers."""
+        self._loader = None
 
 
 class ValidationLoss(pl.Callback):
@@ -25,6 +55,10 @@ class ValidationLoss(pl.Callback):
         if every < 1:
             raise ConfigError(f"callbacks.validation.every={every}: must be at least 1 batch.")
         self.every = every
+        self._batches = TestBatches()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        self._batches.close()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         if pl_module.batches_seen % self.every == 0:
@@ -33,12 +67,9 @@ class ValidationLoss(pl.Callback):
     def measure(self, trainer: pl.Trainer, pl_module: Any) -> float:
         total = torch.zeros(2, device=pl_module.device)
         with evaluating(trainer):
-            for batch in trainer.datamodule.val_dataloader():
-                batch = trainer.datamodule.on_after_batch_transfer(
-                    pl_module.transfer_batch_to_device(batch, pl_module.device, 0), 0
-                )
+            for batch in self._batches(trainer, pl_module):
                 losses = pl_module.validation_loss(batch)
-                total += torch.stack([losses.sum(), losses.new_tensor(len(losses))]).to(total)
+                total += torch.stack([losses.sum(), torch.ones_like(losses).sum()])
         if trainer.world_size > 1:
             total = trainer.strategy.reduce(total, reduce_op="sum")
         value = float(total[0] / total[1])

@@ -28,7 +28,7 @@ class AbstractFeatureSums(Metric):
     total: Tensor
     outer: Tensor
     non_finite: Tensor
-    first_bad: int | None = None
+    first_bad: Tensor | None = None  # this rank's first batch with a bad feature vector, from 1; 0: none
 
     def __init__(self, d: int, **kwargs: Any):
         super().__init__(dist_sync_fn=all_reduce_sum, **kwargs)
@@ -43,17 +43,20 @@ class AbstractFeatureSums(Metric):
         if features.ndim != 2 or features.shape[1] != d:
             raise ConfigError(f"Expected features of shape (B, {d}), got {tuple(features.shape)}.")
         with torch.inference_mode(), torch.autocast(self.outer.device.type, enabled=False):
-            x = features.to(self.outer.device, torch.float64)
-            bad = int((~x.isfinite()).any(1).sum())
+            x = features.to(self.outer.device).to(torch.float64)
+            bad = (~x.isfinite()).any(1).sum()
             self.n += len(x)
             self.total += x.sum(0)
             self.outer.addmm_(x.T, x)
             self.non_finite += bad
-        if bad:
-            self.first_bad = self.first_bad or self.update_count
-            # A single rank that stopped here would leave the others waiting; there `_moments` stops them all.
-            if world_size() == 1:
-                self._refuse(bad)
+            first = torch.where(bad > 0, self.update_count, 0)
+            if self.first_bad is not None:
+                first = torch.where(self.first_bad > 0, self.first_bad, first)
+            self.first_bad = first
+        # A GPU would have to be waited for, and one rank that stopped here would leave the others waiting:
+        # there `_moments` stops them all.
+        if self.outer.device.type == "cpu" and world_size() == 1 and bad:
+            self._refuse(int(bad))
 
     def _moments(self) -> Moments:
         if bad := int(self.non_finite):
@@ -61,7 +64,8 @@ class AbstractFeatureSums(Metric):
         return moments_of_sums(int(self.n), self.total, self.outer)
 
     def _refuse(self, bad: int) -> None:
-        where = f"the first in batch {self.first_bad} (from 1)" if self.first_bad else "none on this rank"
+        first = 0 if self.first_bad is None else int(self.first_bad)
+        where = f"the first in batch {first} (from 1)" if first else "none on this rank"
         raise ValueError(f"{bad} of {int(self.n)} feature vectors are NaN or infinite, {where}.")
 
     def reset(self) -> None:
@@ -73,8 +77,12 @@ class AbstractFeatureSums(Metric):
         return True  # an empty rank is no mistake; the sums say how many images there were
 
     def _apply(self, fn: Callable, exclude_state: Sequence[str] = "") -> nn.Module:
-        # `module.to(torch.bfloat16)` would round the sums; they follow the device only.
-        return super()._apply(lambda x: x.to(fn(x.new_empty(0)).device), exclude_state)
+        # `module.to(torch.bfloat16)` would round the sums; they follow the device only, and not to Apple's,
+        # which has no float64.
+        device = fn(torch.empty(0, device=self.outer.device)).device
+        device = torch.device("cpu") if device.type == "mps" else device
+        self.first_bad = None if self.first_bad is None else self.first_bad.to(device)
+        return super()._apply(lambda x: x.to(device), exclude_state)
 
 
 class FeatureStatistics(AbstractFeatureSums):

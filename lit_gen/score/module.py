@@ -72,11 +72,11 @@ class ScoreModule(BaseModule):
                 "network does not have. Leave it at auto or false."
             )
 
-    @property
-    def sampler_name(self) -> str:
-        sampler = getattr(self.sampler, "func", self.sampler)
-        steps = getattr(self.sampler, "keywords", {}).get("num_steps")
-        return sampler.__name__ + (f" ({steps} steps)" if steps else "")
+    def sampler_name(self, sampler: Callable[..., Tensor] | None = None) -> str:
+        """What a sampler, the module's own by default, is called in captions and names of numbers."""
+        sampler = sampler or self.sampler
+        steps = getattr(sampler, "keywords", {}).get("num_steps")
+        return getattr(sampler, "func", sampler).__name__ + (f" ({steps} steps)" if steps else "")
 
     def ema_network(self) -> nn.Module:
         return self.denoiser.net
@@ -85,17 +85,18 @@ class ScoreModule(BaseModule):
         return () if isinstance(self.loss, SlicedScoreLoss) else (self.denoiser.net,)
 
     @torch.no_grad()
-    def check(self) -> None:
-        """Samples one pixel of a Gaussian that is known exactly: a sampler and a process that do not go
-        together raise their ConfigError here and not in the middle of a training.
+    def check(self, sampler: Callable[..., Tensor] | None = None) -> None:
+        """Samples one pixel of a Gaussian that is known exactly: a sampler, the module's own by default, and
+        a process that do not go together raise their ConfigError here and not in the middle of a training.
         """
-        if self.sampler is None:
+        sampler = sampler or self.sampler
+        if sampler is None:
             raise ConfigError("A score model needs a sampler for its pictures and distances: sampler=heun.")
         process = self.denoiser.process
         pixel = GaussianDenoiser(process, torch.zeros(1, 1, 1), torch.tensor(0.25))
         generator = PerSample.keyed(0, [0])
         x = process.prior_sample((1, 1, 1, 1), generator)
-        self.sampler(pixel, x, label=None, generator=generator, trace=None)
+        sampler(pixel, x, label=None, generator=generator, trace=None)
 
     # --- training ---
 

@@ -1,10 +1,12 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from lit_gen import runs
 from lit_gen.callbacks import EMA, SampleQuality, evaluating
+from lit_gen.callbacks.validation import TestBatches
 from lit_gen.data import digits
 from lit_gen.errors import ConfigError
 from lit_gen.metrics import digits64, frechet_distance, moments
@@ -62,3 +64,76 @@ def test_callbacks_that_average_come_first(trained):
     assert order.index("EMA") < order.index("SampleQuality") < order.index("Checkpoint")
     assert sum(isinstance(c, EMA) for c in trained.trainer.callbacks) == 1
     json.dumps(trained.module.summary)
+
+
+RUNNING = [
+    "+sampler@callbacks.quality.sampler=euler",
+    "callbacks.quality.sampler.num_steps=4",
+    "+sampler@callbacks.grid.sampler=euler",
+    "callbacks.grid.sampler.num_steps=4",
+]
+
+
+def test_a_run_is_followed_by_one_sampler_and_measured_at_the_end_by_its_own(fit, tmp_path):
+    """Both at the same step: neither takes the other's samples, nor its name, nor the choice of the best."""
+    experiment = fit(tmp_path, *RUNNING, "callbacks.quality.every=5", "callbacks.quality.final_images=32")
+    trainer, module = experiment.trainer, experiment.module
+    quality = next(c for c in trainer.callbacks if isinstance(c, SampleQuality))
+    own = digits64().id.key("fd", 32)
+    history = runs.history(tmp_path)
+    assert sorted(history[own]) == [20]
+    assert sorted(history[own + "_euler4steps"]) == [5, 10, 15, 20]
+    reference = moments(digits64()(digits("test").images))
+    with evaluating(trainer):
+        for name, sampler in ((own, None), (own + "_euler4steps", quality.sampler)):
+            samples = module.sample(range(32), 1, sampler)
+            expected = frechet_distance(reference, moments(digits64()(samples)))
+            assert history[name][20] == pytest.approx(expected, rel=1e-5), name
+    assert history[own][20] != pytest.approx(history[own + "_euler4steps"][20], rel=1e-3)
+    assert module.scores["fd"] == (20, pytest.approx(history[own + "_euler4steps"][20]))
+    assert (module.summary["fd"], module.summary["fd_name"]) == (pytest.approx(history[own][20]), own)
+    assert module.summary["fd_sampler"].startswith("heun (")
+    best = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)
+    running = history[own + "_euler4steps"]
+    assert best["batches_seen"] == min(running, key=running.get)
+
+
+def test_the_best_of_another_sampler_is_forgotten(fit, tmp_path, caplog):
+    fit(tmp_path, "trainer.max_steps=10")
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["callbacks"]["Checkpoint"]["best_step"] == 10
+    longer = "callbacks.quality.every=100"
+    same = fit(tmp_path / "same", longer, checkpoint=last).trainer.checkpoint_callback
+    assert same.best_step == 10 and "chosen anew" not in caplog.text
+    other = fit(tmp_path / "other", longer, *RUNNING, checkpoint=last).trainer.checkpoint_callback
+    assert other.best is None and "chosen anew" in caplog.text
+
+
+def test_a_sampler_that_does_not_fit_is_refused_before_the_training(fit, tmp_path):
+    options = [
+        "+sampler@callbacks.grid.sampler=euler",
+        "sampler/grid@callbacks.grid.sampler.grid=uniform_steps",
+    ]
+    with pytest.raises(ConfigError, match="uniform_steps needs a DiscreteVP"):
+        fit(tmp_path, "~callbacks.quality", *options)
+
+
+def test_reference_images_go_to_the_device_that_trains():
+    data = SimpleNamespace(dataset=digits)
+    trainer = SimpleNamespace(
+        datamodule=data, strategy=SimpleNamespace(root_device=torch.device("meta")), callbacks=[]
+    )
+    parts = list(SampleQuality(digits64(), batch_size=100)._images(trainer, "test"))
+    assert {images.device.type for _, images, _ in parts} == {"meta"}
+    assert [i for rows, _, _ in parts for i in rows] == list(range(360))
+
+
+def test_validation_keeps_its_loader_and_its_workers(fit, tmp_path):
+    experiment = fit(tmp_path, "trainer.max_steps=1", "data.num_workers=1", "callbacks.validation.every=1")
+    batches = TestBatches()
+    indices, workers = [], []
+    for _ in range(2):
+        indices.append(torch.cat([b["index"] for b in batches(experiment.trainer, experiment.module)]))
+        workers.append([w.pid for w in batches._loader._iterator._workers])
+    assert torch.equal(*indices) and len(indices[0]) == 360
+    assert workers[0] == workers[1] and len(workers[0]) == 1
