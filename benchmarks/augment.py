@@ -9,6 +9,7 @@ disturbs both alike.
 """
 
 import argparse
+import itertools
 import os
 import statistics
 import time
@@ -22,6 +23,9 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from lit_gen.augment import AutoAugment, Policy, RandAugment
+from lit_gen.data.images import TensorImages
+from lit_gen.data.keyed import KeyedDataset
+from lit_gen.data.transforms import Flip
 
 BOXES = np.array(
     [[0.1, 0.1, 0.4, 0.4], [0.3, 0.5, 0.8, 0.9], [0.6, 0.05, 0.95, 0.3], [0.2, 0.2, 0.7, 0.6]], np.float32
@@ -258,6 +262,44 @@ def classification(side: int, batch: int, seconds: float, name: str) -> None:
     compare(f"Classification {name}, {side} x {side}", sides, seconds)
 
 
+def in_the_data_module(side: int, batch: int, seconds: float) -> None:
+    """A batch by keys, draws keyed image by image: CIFAR-10's policy at once and image by image, a flip, and
+    torchvision on PIL images that are made into tensors afterwards."""
+    images = torch.stack([picture(side, i) for i in range(batch)])
+    pils = [F.to_pil_image(image) for image in images]
+    policy = AutoAugment("classification_cifar10")
+    theirs = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)
+    epoch = itertools.count()
+
+    def module(transform: Callable) -> Callable[[], int]:
+        data = KeyedDataset(TensorImages(images), transform)
+
+        def read() -> int:
+            e = next(epoch)
+            data.__getitems__([(e, i) for i in range(batch)])
+            return batch
+
+        return read
+
+    def torchvision() -> int:
+        torch.stack([F.pil_to_tensor(theirs(x)) for x in pils])
+        return batch
+
+    def apply_batch() -> int:
+        policy.policy.apply_batch(images, None, policy.policy.sample_batch(batch, generator))
+        return batch
+
+    generator = torch.Generator().manual_seed(0)
+    sides = {
+        f"in the data module, batch of {batch}": module(policy),
+        "the same image by image": module(lambda image, g: policy(image, g)),
+        "apply_batch alone, one generator": apply_batch,
+        "torchvision, PIL to stacked tensors": torchvision,
+        "flip in the data module": module(Flip()),
+    }
+    compare(f"Data module, cifar10 policy, {side} x {side}", sides, seconds)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -265,6 +307,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="CPU seconds a side and table")
     seconds = parser.parse_args().seconds
     torch.set_num_threads(1)
+    for side, batch in ((32, 128), (224, 16)):
+        in_the_data_module(side, batch, seconds)
     for side in (224, 512):
         detection(side, seconds)
     for side, batch in ((32, 128), (224, 16)):

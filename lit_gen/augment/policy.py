@@ -115,9 +115,8 @@ class Augmentation(ABC):
                 f"SamplePairing mixes images of one size, got {tuple(image.shape)} and "
                 f"{tuple(partner.shape)}: set data.image_size, or leave this op out."
             )
-        both = [None if x is None else [x, x[:0]] for x in (boxes, masks)]
-        pair = torch.stack([image, partner])
-        out = self.apply_batch(pair, both[0], [draws, {"ops": []}], both[1], box_format)
+        both = [None if x is None else [x] for x in (boxes, masks)]
+        out = self.apply_batch(image[None], both[0], [draws], both[1], box_format, partner[None])
         return tuple(x if x is None else x[0] for x in out)
 
     def apply_batch(
@@ -127,12 +126,13 @@ class Augmentation(ABC):
         draws: Sequence[Draws],
         masks: Sequence[Tensor] | None = None,
         box_format: str | None = None,
+        partners: Tensor | None = None,
     ) -> tuple[Any, ...]:
         """uint8 (B, C, H, W), B boxes (N_i, 4) and B draws -> (images, boxes, keeps), and the masks if there
         were any.
 
         Images are grouped by op, so that every op runs on all its images at once, each with its own
-        magnitude.
+        magnitude. SamplePairing mixes in `partners`, of the images' shape, or other images of the batch.
         """
         _check(images, boxes, draws)
         box_format = _known_format(box_format or self.box_format)
@@ -147,7 +147,7 @@ class Augmentation(ABC):
         batch = Batch(own, *(None if x is None else list(x) for x in (inner, visible, masks)))
         for part in range(max((len(d["ops"]) for d in draws), default=0)):
             step = {i: d["ops"][part] for i, d in enumerate(draws) if part < len(d["ops"])}
-            self._run_step(batch, step)
+            self._run_step(batch, step, partners)
         out_boxes, keeps = None, None
         if boxes is not None:
             pairs = zip(batch.boxes, inner, boxes, strict=True)
@@ -164,19 +164,21 @@ class Augmentation(ABC):
         """Boxes (N, 4) of this policy's format as float64 [x0, y0, x1, y1] in pixels."""
         return torch.from_numpy(box_maps.to_pixels(boxes.cpu().numpy(), self.box_format, h, w))
 
-    def _run_step(self, batch: Batch, step: dict[int, Record]) -> None:
+    def _run_step(self, batch: Batch, step: dict[int, Record], partners: Tensor | None) -> None:
         """One op for every image that has one left."""
         groups: dict[str, list[int]] = {}
         for i, record in step.items():
             groups.setdefault(record["op"], []).append(i)
         ops = {name: self._op(name) for name in groups}
-        before = batch.images.clone() if any(isinstance(op, PairOp) for op in ops.values()) else batch.images
+        pairing = partners is None and any(isinstance(op, PairOp) for op in ops.values())
+        before = batch.images.clone() if pairing else batch.images
         for name, rows in groups.items():
             for chunk in _chunks(rows, batch.images):
                 records = [step[i] for i in chunk]
                 part = batch.take(chunk)
                 if isinstance(ops[name], PairOp):
-                    part.partners = before[_partners(chunk, records, len(before))]
+                    beside = before[_partners(chunk, records, len(before))] if pairing else partners[chunk]
+                    part.partners = beside
                 batch.put(chunk, ops[name].run(part, records, self.fill))
 
     def _op(self, name: str) -> Op:

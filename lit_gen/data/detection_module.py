@@ -1,7 +1,7 @@
 """DetectionDataModule: any detection set, in the order that (seed, step) says."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -32,32 +32,47 @@ class PolicyAugment:
         image, boxes, keep = self.policy.apply(image, boxes, draws, box_format="xyxy")
         return image, boxes[keep], labels[keep]
 
+    def batch(
+        self,
+        images: Tensor,
+        boxes: Sequence[Tensor],
+        labels: Sequence[Tensor],
+        generators: Sequence[torch.Generator],
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """`__call__` of each image of a batch (B, 3, H, W), in fewer calls."""
+        draws = [self.policy.sample(len(b), g) for b, g in zip(boxes, generators, strict=True)]
+        images, boxes, keeps = self.policy.apply_batch(images, boxes, draws, box_format="xyxy")
+        pairs = zip(boxes, labels, keeps, strict=True)
+        kept = [(b[keep], row[keep]) for b, row, keep in pairs]
+        return images, [b for b, _ in kept], [row for _, row in kept]
+
 
 class KeyedBoxes(KeyedDataset):
     """A detection set read by (epoch, index) keys; `transform(image, boxes, labels, generator) -> (image,
-    boxes, labels)`.
+    boxes, labels)`. One that has a `batch`, as `PolicyAugment`, gets images of one size all at once, each
+    with its own generator.
 
     A batch is {"image": uint8 (B, 3, S, S) if all are of one size, else a list of (3, H, W), "boxes":
     [float32 (N, 4)] and "labels": [int64 (N,)], a list entry for each image, "index": int64 (B,)}.
     """
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> dict[str, Any]:
-        items = [self._item(*k) for k in keys]
-        images = [item["image"] for item in items]
+        items = [self.dataset[i] for _, i in keys]
+        images, boxes, labels = ([item[name] for item in items] for name in ("image", "boxes", "labels"))
+        one_size = self.dataset.image_size is not None
+        if self.transform is not None:
+            generators = [keyed_generator(self.seed, "augment", *k) for k in keys]
+            if one_size and hasattr(self.transform, "batch"):
+                images, boxes, labels = self.transform.batch(torch.stack(images), boxes, labels, generators)
+            else:
+                rows = zip(images, boxes, labels, generators, strict=True)
+                images, boxes, labels = zip(*(self.transform(*row) for row in rows), strict=True)
         return {
-            "image": torch.stack(images) if self.dataset.image_size is not None else images,
-            "boxes": [item["boxes"] for item in items],
-            "labels": [item["labels"] for item in items],
+            "image": torch.stack(list(images)) if one_size and not isinstance(images, Tensor) else images,
+            "boxes": list(boxes),
+            "labels": list(labels),
             "index": torch.tensor([i for _, i in keys]),
         }
-
-    def _item(self, epoch: int, index: int) -> dict[str, Tensor]:
-        item = self.dataset[index]
-        if self.transform is None:
-            return item
-        generator = keyed_generator(self.seed, "augment", epoch, index)
-        image, boxes, labels = self.transform(item["image"], item["boxes"], item["labels"], generator)
-        return {"image": image, "boxes": boxes, "labels": labels}
 
 
 class DetectionDataModule(KeyedDataModule):

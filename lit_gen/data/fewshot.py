@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lit_gen.data.decode import check_on_error
 from lit_gen.data.keyed import KeyedDataset
-from lit_gen.data.transforms import Transform
+from lit_gen.data.transforms import Transform, transform_all
 from lit_gen.errors import ConfigError
 from lit_gen.rng import key, keyed_generator
 
@@ -237,8 +237,8 @@ class KeyedPairs(KeyedDataset):
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> dict[str, Tensor]:
         partners = [(epoch, self.partner(epoch, i)) for epoch, i in keys]
-        content, content_label = self._read(keys, "augment")
-        classes, class_label = self._read(partners, "augment class image")
+        content, content_label = self._images(keys, "augment")
+        classes, class_label = self._images(partners, "augment class image")
         batch = {
             "content": content,
             "content_label": content_label,
@@ -249,17 +249,17 @@ class KeyedPairs(KeyedDataset):
         }
         if self._members:
             siblings = [(epoch, self.sibling(epoch, i)) for epoch, i in keys]
-            batch["own"], _ = self._read(siblings, "augment own class image")
+            batch["own"], _ = self._images(siblings, "augment own class image")
         if self.restyle is not None:
-            generators = (keyed_generator(self.seed, "restyle", *k) for k in keys)
-            seen = [self.restyle(image, g) for image, g in zip(content, generators, strict=True)]
-            batch["seen"] = torch.stack(seen)
+            generators = [keyed_generator(self.seed, "restyle", *k) for k in keys]
+            batch["seen"] = transform_all(self.restyle, content, generators)
         return batch
 
-    def _read(self, keys: list[tuple[int, int]], purpose: str) -> tuple[Tensor, Tensor]:
+    def _images(self, keys: list[tuple[int, int]], purpose: str) -> tuple[Tensor, Tensor]:
         items = [self.dataset[i] for _, i in keys]
         images = [item["image"] for item in items]
+        labels = torch.tensor([item["label"] for item in items])
         if self.transform is not None:
-            generators = (keyed_generator(self.seed, purpose, *k) for k in keys)
-            images = [self.transform(image, g) for image, g in zip(images, generators, strict=True)]
-        return torch.stack(images), torch.tensor([item["label"] for item in items])
+            generators = [keyed_generator(self.seed, purpose, *k) for k in keys]
+            return transform_all(self.transform, images, generators), labels
+        return torch.stack(images), labels

@@ -67,10 +67,11 @@ class KeyedDataset:
     """A data set read by (epoch, index) keys, a whole batch at a time.
 
     `transform(image, generator) -> image` or `-> (image, condition)`, uint8 (C, H, W) in and out, gets a
-    generator keyed by (seed, epoch, index). A batch is {"image": uint8 (B, C, H, W), "label": int64 (B,),
-    "index": int64 (B,)}, plus "augment_label": float32 (B, A) where the transform returns conditions. Of
-    a transform that `needs_partner`, `augment(image, generator, partner)` is called, with another image of
-    the set that depends on the same key.
+    generator keyed by (seed, epoch, index); one that has `batch(images, generators)` gets them all at once,
+    each image with its own generator (see `lit_gen.data.transforms`). To the `batch` of a transform that
+    `needs_partner` another image of the set goes with each, drawn by the same key: `batch(images, generators,
+    partners)`. A batch is {"image": uint8 (B, C, H, W), "label": int64 (B,), "index": int64 (B,)}, plus
+    "augment_label": float32 (B, A) where the transform returns conditions.
     """
 
     def __init__(
@@ -86,28 +87,32 @@ class KeyedDataset:
 
     def __getitems__(self, keys: list[Key]) -> dict[str, Tensor]:
         indices = [i for _, i in keys]
-        if hasattr(self.dataset, "batch"):
-            batch = self.dataset.batch(indices)
-        else:
-            batch = default_collate([self.dataset[i] for i in indices])
+        batch = self._read(indices)
         if self.transform is not None:
             batch |= self._transformed(batch["image"], keys)
         return batch | {"index": torch.tensor(indices)}
 
+    def _read(self, indices: list[int]) -> dict[str, Tensor]:
+        if hasattr(self.dataset, "batch"):
+            return self.dataset.batch(indices)
+        return default_collate([self.dataset[i] for i in indices])
+
     def _transformed(self, images: Tensor, keys: list[Key]) -> dict[str, Tensor]:
-        results = [self._one(image, k) for image, k in zip(images, keys, strict=True)]
+        generators = [keyed_generator(self.seed, "augment", *k) for k in keys]
+        if getattr(self.transform, "needs_partner", False):
+            partners = self._read([self._partner(k) for k in keys])["image"]
+            return {"image": self.transform.batch(images, generators, partners)}
+        if hasattr(self.transform, "batch"):
+            return {"image": self.transform.batch(images, generators)}
+        results = [self.transform(image, g) for image, g in zip(images, generators, strict=True)]
         if isinstance(results[0], tuple):
             images, conditions = zip(*results, strict=True)
             return {"image": torch.stack(images), "augment_label": torch.stack(conditions)}
         return {"image": torch.stack(results)}
 
-    def _one(self, image: Tensor, k: Key) -> Any:
-        generator = keyed_generator(self.seed, "augment", *k)
-        if not getattr(self.transform, "needs_partner", False):
-            return self.transform(image, generator)
+    def _partner(self, k: Key) -> int:
         choice = keyed_generator(self.seed, "partner", *k)
-        partner = int(torch.randint(len(self), (), generator=choice))
-        return self.transform.augment(image, generator, self.dataset[partner]["image"])
+        return int(torch.randint(len(self), (), generator=choice))
 
 
 class KeyedDataModule(pl.LightningDataModule, ABC):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lit_gen.augment import AugMix, AutoAugment, Policy
+from lit_gen.augment import AugMix, AutoAugment, Policy, RandAugment
 from lit_gen.data.detection import BoxedImages, coco, voc
 from lit_gen.data.detection_module import DetectionDataModule, KeyedBoxes, PolicyAugment
 from lit_gen.data.scenes import Scenes
@@ -255,6 +255,22 @@ def test_a_policy_augments_image_boxes_and_labels_together(name):
         assert len(boxes) == len(labels)
         assert set(labels.tolist()) <= set(data[i]["labels"].tolist())
         assert ((boxes >= 0) & (boxes <= 64)).all()
+
+
+@pytest.mark.parametrize(
+    "policy", ["detection_v0", "detection_v1", "detection_v2", "detection_v3", RandAugment(3, 20)], ids=str
+)
+def test_a_batch_with_boxes_is_augmented_as_its_images_are(policy):
+    """Bit for bit, images, boxes and labels, what the policy gives image by image."""
+    augment = PolicyAugment(policy if isinstance(policy, RandAugment) else Policy.load(policy))
+    keys = [(epoch, i) for epoch in (0, 1) for i in range(30)]
+    data = Scenes(size=30)
+
+    def alone(image, boxes, labels, generator):
+        return augment(image, boxes, labels, generator)
+
+    one_by_one = KeyedBoxes(data, alone, seed=4).__getitems__(keys)
+    assert equal(KeyedBoxes(data, augment, seed=4).__getitems__(keys), one_by_one)
 
 
 def test_images_of_unequal_size_come_as_a_list(layout):

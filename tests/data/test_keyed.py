@@ -3,8 +3,12 @@ from itertools import islice
 import pytest
 import torch
 
+from lit_gen.augment import AugMix, AutoAugment, Policy, RandAugment, TrivialAugmentWide, shipped_policies
 from lit_gen.data import KeyedBatches, KeyedDataset, digits
+from lit_gen.data.images import TensorImages
+from lit_gen.data.transforms import Compose, Flip, RandomCrop
 from lit_gen.errors import ConfigError
+from lit_gen.rng import keyed_generator
 
 
 def take(batches, n):
@@ -62,3 +66,33 @@ def test_augmentation_depends_on_epoch_and_index_alone():
 def test_conditions_of_a_transform_reach_the_batch():
     data = KeyedDataset(digits("train"), lambda image, g: (image, torch.full((2,), 0.5)))
     assert data.__getitems__([(0, 0), (0, 1)])["augment_label"].tolist() == [[0.5, 0.5]] * 2
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [
+        *map(AutoAugment, shipped_policies()),
+        AutoAugment(RandAugment()),
+        AutoAugment(TrivialAugmentWide()),
+        AutoAugment(AugMix()),
+        AutoAugment(Policy([[["SamplePairing", 0.8, 7], ["Rotate", 0.8, 5]]], "classification")),
+        Flip(),
+        Compose([Flip(), RandomCrop(20, padding=3), AutoAugment("classification_cifar10")]),
+    ],
+    ids=lambda a: getattr(getattr(a, "policy", a), "name", type(getattr(a, "policy", a)).__name__),
+)
+def test_a_batch_is_augmented_as_its_images_are(augment):
+    """Bit for bit what the transform gives image by image with each image's own keyed generator."""
+    g = keyed_generator(0, "images")
+    data = TensorImages(torch.randint(0, 256, (40, 3, 24, 24), dtype=torch.uint8, generator=g))
+    keys = [(epoch, i) for epoch in (0, 1) for i in range(40)]
+    together = KeyedDataset(data, augment, seed=3).__getitems__(keys)["image"]
+    for (epoch, i), image in zip(keys, together, strict=True):
+        generator = keyed_generator(3, "augment", epoch, i)
+        if getattr(augment, "needs_partner", False):
+            j = int(torch.randint(40, (), generator=keyed_generator(3, "partner", epoch, i)))
+            alone = augment.augment(data.images[i], generator, data.images[j])
+        else:
+            alone = augment(data.images[i], generator)
+        assert torch.equal(image, alone), (epoch, i)
+    assert len({tuple(x.flatten().tolist()) for x in together}) > 40  # it does something
