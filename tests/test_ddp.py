@@ -62,6 +62,29 @@ def test_two_processes_equal_one(two, fit, tmp_path):
         assert np.abs(picture - other).max() <= 1, name
 
 
+def test_more_processes_than_images_to_show_and_to_measure(tiny, fit, tmp_path):
+    """A rank without a share neither fails nor keeps the others waiting."""
+    few = ["callbacks.grid.num=1", "callbacks.quality.num_images=2", "callbacks.quality.final_images=2"]
+    few += ["model.net.dropout=0"]  # the only numbers that a process draws for itself
+    few += [
+        "trainer.max_steps=2",
+        "data.batch_size=126",
+        "callbacks.grid.every=1",
+        "callbacks.quality.every=1",
+    ]
+    three = [f"hydra.run.dir={tmp_path / 'three'}", "trainer=ddp_cpu", "trainer.devices=3", "logger=csv"]
+    launch(*three, *tiny, *few)
+    fit(tmp_path / "one", *few)
+    a, b = (runs.history(tmp_path / name) for name in ("one", "three"))
+    (name,) = (n for n in a if n.startswith("fd_digits64"))
+    assert b[name] == pytest.approx(a[name], rel=1e-2)
+    assert b["samples/confident_share"] == a["samples/confident_share"]
+    for step in (1, 2):
+        pictures = (tmp_path / run / "grids" / f"grid_{step:07d}.png" for run in ("one", "three"))
+        picture, other = (np.asarray(Image.open(path)).astype(int) for path in pictures)
+        assert np.abs(picture - other).max() <= 1
+
+
 def test_two_processes_resume_bit_identically(two, tmp_path):
     folder = tmp_path / "again"
     where = checkpoints.folder(folder)

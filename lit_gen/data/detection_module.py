@@ -90,7 +90,7 @@ class DetectionDataModule(KeyedDataModule):
         train: Any,
         test: Any,
         batch_size: int = 16,
-        num_workers: int = 0,
+        num_workers: int | str = "auto",
         augment: Augment | None = None,
         seed: int = 0,
         pin_memory: bool = True,

@@ -53,7 +53,7 @@ class FewShotDataModule(KeyedDataModule):
         train_list: str | None = None,
         test_list: str | None = None,
         batch_size: int = 64,  # the paper's, over 8 devices
-        num_workers: int = 0,
+        num_workers: int | str = "auto",
         augment: Transform | None = None,
         view: Transform | None = None,
         seed: int = 0,

@@ -6,6 +6,7 @@ on; nothing is replayed or left out, and neither workers nor ranks change what s
 augmentation is keyed by (seed, epoch, index).
 """
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -82,6 +83,11 @@ class KeyedDataset:
     def __len__(self) -> int:
         return len(self.dataset)
 
+    @property
+    def is_looked_up(self) -> bool:
+        """Whether a batch is rows of an array, with nothing to decode and nothing to draw for an image."""
+        return self.transform is None and hasattr(self.dataset, "batch")
+
     def __getitem__(self, k: Key) -> dict[str, Any]:
         return self.__getitems__([k])
 
@@ -120,14 +126,16 @@ class KeyedDataModule(pl.LightningDataModule, ABC):
     and devices.
 
     A data module says what is read by keys (`keyed_train`, `keyed_test`) and what has to hold before training
-    time is spent (`check`). `batch_size` counts the images of all devices together.
+    time is spent (`check`). `batch_size` counts the images of all devices together. `num_workers` processes
+    a device prepare batches; "auto": none where batches are looked up in memory or where the CPU trains and
+    needs its cores itself, else all but one of the cores that a device has, 8 at most.
     """
 
-    def __init__(self, batch_size: int, num_workers: int, seed: int, pin_memory: bool):
+    def __init__(self, batch_size: int, num_workers: int | str, seed: int, pin_memory: bool):
         super().__init__()
-        if num_workers < 0:
+        if num_workers != "auto" and not (isinstance(num_workers, int) and num_workers >= 0):
             raise ConfigError(
-                f"data.num_workers={num_workers}: must be 0 (load in the main process) or more."
+                f"data.num_workers={num_workers}: must be auto, or 0 (load in the main process) or more."
             )
         self.batch_size, self.num_workers = batch_size, num_workers
         self.seed, self.pin_memory = seed, pin_memory
@@ -169,15 +177,29 @@ class KeyedDataModule(pl.LightningDataModule, ABC):
 
     def _loader(self, dataset: KeyedDataset, batches: Any) -> DataLoader:
         on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        workers = self.num_workers
+        if workers == "auto":
+            workers = _spare_cores(self.trainer.num_devices) if on_cuda and not dataset.is_looked_up else 0
         return DataLoader(
             dataset,
             batch_sampler=batches,
-            num_workers=self.num_workers,
+            num_workers=workers,
             collate_fn=_as_it_is,
             pin_memory=self.pin_memory and on_cuda,
-            persistent_workers=self.num_workers > 0,
+            persistent_workers=workers > 0,
             generator=keyed_generator(self.seed, "workers"),  # iter() must not draw from the global generator
         )
+
+
+def _spare_cores(num_devices: int) -> int:
+    """Cores of this machine for each of its devices but one, from 1 to 8."""
+    if own := os.environ.get("SLURM_CPUS_PER_TASK"):  # a task is a device's process
+        cores = int(own)
+    elif hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0)) // num_devices
+    else:
+        cores = (os.cpu_count() or 1) // num_devices
+    return min(max(cores - 1, 1), 8)
 
 
 def _as_it_is(batch: Any) -> Any:

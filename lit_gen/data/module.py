@@ -30,7 +30,7 @@ class ImageDataModule(KeyedDataModule):
         train: Any,
         test: Any,
         batch_size: int = 128,
-        num_workers: int = 0,
+        num_workers: int | str = "auto",
         augment: Callable | None = None,
         seed: int = 0,
         pin_memory: bool = True,

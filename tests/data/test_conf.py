@@ -76,6 +76,7 @@ def test_every_file_resolves_once_its_path_is_given():
             config.num_classes = 10
         assert "???" not in str(OmegaConf.to_container(config, resolve=True, throw_on_missing=True)), file
         assert config._target_.startswith("lit_gen.data."), file
+        assert config.num_workers == "auto", file
 
 
 def test_the_glyphs_fill_the_split_of_their_file():

@@ -1,10 +1,11 @@
 from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from lit_gen.augment import AugMix, AutoAugment, Policy, RandAugment, TrivialAugmentWide, shipped_policies
-from lit_gen.data import KeyedBatches, KeyedDataset, digits
+from lit_gen.data import ImageDataModule, KeyedBatches, KeyedDataset, digits, keyed
 from lit_gen.data.images import TensorImages
 from lit_gen.data.transforms import Compose, Flip, RandomCrop
 from lit_gen.errors import ConfigError
@@ -96,3 +97,33 @@ def test_a_batch_is_augmented_as_its_images_are(augment):
             alone = augment(data.images[i], generator)
         assert torch.equal(image, alone), (epoch, i)
     assert len({tuple(x.flatten().tolist()) for x in together}) > 40  # it does something
+
+
+@pytest.mark.parametrize(
+    ("device", "transform", "cores", "slurm", "expected"),
+    [
+        ("cuda", None, 32, None, 0),  # rows of an array
+        ("cuda", Flip(), 32, None, 8),
+        ("cuda", Flip(), 8, None, 3),  # 4 for each of two devices, one of them the training's
+        ("cuda", Flip(), 2, None, 1),
+        ("cuda", Flip(), 6, "6", 5),  # a task's own cores: srun has divided them
+        ("cpu", Flip(), 32, None, 0),
+    ],
+)
+def test_workers_by_themselves(monkeypatch, device, transform, cores, slurm, expected):
+    monkeypatch.setattr(keyed.os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    if slurm:
+        monkeypatch.setenv("SLURM_CPUS_PER_TASK", slurm)
+    images = TensorImages(torch.zeros(8, 1, 2, 2, dtype=torch.uint8))
+    data = ImageDataModule(images, images, batch_size=4, augment=transform, pin_memory=False)
+    data.trainer = SimpleNamespace(
+        strategy=SimpleNamespace(root_device=torch.device(device)),
+        num_devices=2,
+        global_rank=0,
+        world_size=2,
+        lightning_module=None,
+    )
+    loader = data.train_dataloader()
+    assert (loader.num_workers, loader.persistent_workers) == (expected, expected > 0)
+    assert data.val_dataloader().num_workers == 0

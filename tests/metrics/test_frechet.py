@@ -5,9 +5,10 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from lit_gen.errors import ConfigError
-from lit_gen.metrics import FeatureStatistics, FrechetDistance, digits64, frechet_distance, moments
+from lit_gen.metrics import FeatureStatistics, FrechetDistance, digits64, frechet, frechet_distance, moments
 
 
 def images(n: int, seed: int) -> torch.Tensor:
@@ -85,3 +86,23 @@ def test_bad_shapes_are_refused(pixels):
         one = FeatureStatistics(3)
         one.update(torch.zeros(1, 3))
         one.compute()
+
+
+def test_sums_on_a_gpu_are_not_waited_for():
+    """A fake device's numbers are not there: whoever asks for one raises."""
+    with FakeTensorMode(), torch.device("cuda"):
+        statistics = FeatureStatistics(3)
+        for _ in range(2):
+            statistics.update(torch.randn(5, 3))
+        assert statistics.outer.device.type == statistics.first_bad.device.type == "cuda"
+        with pytest.raises(DataDependentOutputException):
+            statistics.compute()
+
+
+def test_on_a_gpu_nan_features_are_an_error_in_the_end(monkeypatch):
+    statistics = FeatureStatistics(3)
+    monkeypatch.setattr(frechet, "world_size", lambda: 2)  # several ranks wait for the end as a GPU does
+    for value in (0.0, torch.nan, 1.0, torch.inf):
+        statistics.update(torch.full((2, 3), value))
+    with pytest.raises(ValueError, match="4 of 8 feature vectors are NaN or infinite, the first in batch 2"):
+        statistics.compute()
