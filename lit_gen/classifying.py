@@ -13,7 +13,7 @@ from torch import Tensor
 from lit_gen import __version__
 from lit_gen.data.fewshot_module import FewShotDataModule
 from lit_gen.errors import ConfigError
-from lit_gen.funit.classifier import ResNet10, load_classifier
+from lit_gen.funit.classifier import Classifier, load_classifier
 from lit_gen.funit.fewshot import few_shot_accuracy, generated_set
 from lit_gen.instantiate import instantiate
 from lit_gen.judging import all_images, judge
@@ -40,7 +40,7 @@ def classify(cfg: DictConfig, out: Path) -> dict[str, Any]:
         raise ConfigError(f"{out} already holds a classification: choose another out=.")
     module, run_cfg, path = funit_run(cfg)
     data = instantiate(run_cfg.data, list(cfg.allow_targets))
-    network = _features(cfg, run_cfg, data)
+    network = _features(cfg, run_cfg, data, module.device)
     contents = torch.stack([data.train[int(i)]["image"] for i in data.contents(max(nums) * 4, cfg.seed)])
     found: dict[int, list[float]] = {n: [] for n in (0, *nums)}
     for split in range(cfg.splits):
@@ -67,14 +67,17 @@ def classify(cfg: DictConfig, out: Path) -> dict[str, Any]:
     return record
 
 
-def _features(cfg: DictConfig, run_cfg: DictConfig, data: FewShotDataModule) -> ResNet10:
-    """A network that has seen the source classes alone. Raises ConfigError if it knows a target class."""
+def _features(
+    cfg: DictConfig, run_cfg: DictConfig, data: FewShotDataModule, device: torch.device
+) -> Classifier:
+    """A network, on the device, that has seen the source classes alone. Raises ConfigError if it knows a
+    target class."""
     if cfg.features is None:
-        return judge(data, "source", schooling_of(run_cfg)).network
-    network, classes = load_classifier(cfg.features)
+        return judge(data, "source", schooling_of(run_cfg), device=device).network
+    network, classes, _ = load_classifier(cfg.features)
     if seen := set(classes) & set(data.test.classes):
         raise ConfigError(f"features={cfg.features} was trained on the target class {min(seen)!r}.")
-    return network
+    return network.to(device)
 
 
 def _split(data: FewShotDataModule, shots: int, seed: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:

@@ -7,6 +7,9 @@ where the weights to start from are at hand.
 
 import hashlib
 import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import ConcatDataset
 
+from lit_gen.callbacks.progress import ProgressBar
+from lit_gen.data.fewshot import Selection
 from lit_gen.data.fewshot_module import FewShotDataModule
 from lit_gen.errors import ConfigError
 from lit_gen.funit.classifier import (
@@ -27,9 +33,11 @@ from lit_gen.funit.classifier import (
 )
 from lit_gen.funit.imagenet import InceptionV3
 from lit_gen.metrics import ExtractorId
-from lit_gen.metrics.distributed import from_rank_zero
+from lit_gen.metrics.distributed import long_from_rank_zero
 from lit_gen.metrics.reference import cache_folder
 from lit_gen.metrics.weights_files import Published, find_weights, sha256_of
+
+log = logging.getLogger(__name__)
 
 __all__ = [
     "KINDS",
@@ -42,8 +50,16 @@ __all__ = [
     "weights_of",
 ]
 
-KINDS = ("test", "all", "source", "content")
-"""Which classes a judge tells apart: the target ones, all, the source ones, or the contents (letters)."""
+KINDS = {
+    "test": "the target classes",
+    "all": "all classes",
+    "source": "the source classes",
+    "content": "the contents",
+}
+"""What a judge tells apart; contents are letters, say."""
+
+Report = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""`with report(what, total) as advance:`, then `advance(n)` after n items: `lit_gen.callbacks.progress`."""
 
 TORCHVISION = {
     "inception": ("Inception-V3", "inception_v3_google-0cc3c7bd.pth", "104 MB", "the judges are ResNet-10s"),
@@ -108,36 +124,56 @@ def judge(
     folder: Path | None = None,
     inception: Path | None = None,
     device: torch.device | str = "cpu",
+    report: Report | None = None,
 ) -> Verdict:
     """The judge of a kind on a device, from the cache or else trained there. Every rank must call it; rank 0
-    trains.
+    reads or trains, says so, shows by `report` (None: a bar of its own) how far it is, and sends the result
+    to the others.
 
     `inception`: torchvision's Inception-V3 weights, to be fine-tuned, instead of a ResNet-10 from nothing.
     Its accuracy is that on a fifth (`held_out`) of the images; the content judge's is that on the images of
-    the target classes, of which it sees none. Raises ConfigError for another kind than `KINDS`, and for
-    "content" where the data do not know their contents.
+    the target classes, of which it sees none. Global random generators are left as they were. Raises
+    ConfigError for another kind than `KINDS`, and for "content" where the data do not know their contents.
     """
     schooling = schooling or Schooling()
     if kind not in KINDS:
         raise ConfigError(f"There is no judge {kind!r}; the kinds are {', '.join(KINDS)}.")
     if kind == "content" and not has_contents(data):
         raise ConfigError("The data do not say what their images show: there is no content to be judged.")
-    key = {
-        "kind": kind,
-        "data": [data.train.fingerprint(), data.test.fingerprint()],
-        "schooling": asdict(schooling),
-        "format": 1,
-    }
-    if inception is not None:
-        key["inception"] = sha256_of(inception)
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    path = (folder or cache_folder() / "judges") / f"{kind}-{digest}.pt"
-    made = partial(_train, data, kind, schooling, path, inception, device)
-    from_rank_zero(lambda: None if path.is_file() else str(made()))
-    network, classes = load_classifier(path)
-    network.to(device)
-    _, (images, labels) = _lessons(data, kind, schooling)
-    return Verdict(network.requires_grad_(False), classes, accuracy(network, images, labels))
+    report = report or partial(ProgressBar().work, announce=False)
+    made_by = _Maker(data, kind, schooling, inception, torch.device(device), report)
+
+    def compute(beat: Callable[[], None]) -> Verdict:
+        path = (folder or cache_folder() / "judges") / f"{kind}-{made_by.digest()}.pt"
+        with _random_numbers_from(schooling.seed, made_by.device):
+            return _kept(path) or made_by(path, beat)
+
+    verdict = long_from_rank_zero(compute)
+    verdict.network.to(device)
+    return verdict
+
+
+def _kept(path: Path) -> Verdict | None:
+    if not path.is_file():
+        return None
+    try:
+        network, classes, right = load_classifier(path)
+    except ConfigError as error:  # whatever is wrong with a cache file, the remedy is to train again
+        log.warning("Training an evaluation classifier again: %s", error)
+        return None
+    return Verdict(network.requires_grad_(False), classes, right)
+
+
+@contextmanager
+def _random_numbers_from(seed: int, device: torch.device) -> Iterator[None]:
+    """Global generators, from which initial weights and dropout are drawn, begin at `seed` inside and are
+    afterwards as before: a training goes on alike whether or not it has trained a judge."""
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(cuda):
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            torch.cuda.manual_seed(seed)
+        yield
 
 
 def has_contents(data: FewShotDataModule) -> bool:
@@ -145,10 +181,17 @@ def has_contents(data: FewShotDataModule) -> bool:
     return "content" in data.train[0]
 
 
-def all_images(dataset: Any, field: str = "label") -> tuple[Tensor, Tensor]:
-    """uint8 (N, C, H, W) and int64 (N,) of a whole `Selection`."""
-    items = [dataset[i] for i in range(len(dataset))]
-    return torch.stack([item["image"] for item in items]), torch.tensor([item[field] for item in items])
+def all_images(
+    dataset: Any, field: str = "label", advance: Callable[[int], None] = lambda n: None
+) -> tuple[Tensor, Tensor]:
+    """uint8 (N, C, H, W) and int64 (N,) of a whole `Selection`; `advance(1)` after each image."""
+    images, values = [], []
+    for i in range(len(dataset)):
+        item = dataset[i]
+        images.append(item["image"])
+        values.append(item[field])
+        advance(1)
+    return torch.stack(images), torch.tensor(values)
 
 
 def extractor_id(verdict: Verdict, kind: str) -> ExtractorId:
@@ -163,57 +206,81 @@ def extractor_id(verdict: Verdict, kind: str) -> ExtractorId:
     )
 
 
-def _train(
-    data: FewShotDataModule,
-    kind: str,
-    schooling: Schooling,
-    path: Path,
-    inception: Path | None,
-    device: torch.device | str,
-) -> Path:
-    (images, labels), _ = _lessons(data, kind, schooling)
-    classes = _classes(data, kind)
-    torch.manual_seed(schooling.seed)  # the initial weights
-    if inception is None:
-        network, lr = ResNet10(len(classes), images.shape[1], schooling.width), schooling.lr
-    else:
-        network = InceptionV3(len(classes), images.shape[1]).load_imagenet(inception)
-        lr = network.fine_tuning_lr
-    with torch.enable_grad():
-        network = train_classifier(
-            network.to(device),
-            images,
-            labels,
-            steps=schooling.steps,
-            batch_size=schooling.batch_size,
-            lr=lr,
-            shift=schooling.shift,
-            flip=schooling.flip,
-            seed=schooling.seed,
-        )
-    return save_classifier(network, path, classes)
+@dataclass(frozen=True)
+class _Maker:
+    """Trains a judge of a kind on data, and keeps it."""
+
+    data: FewShotDataModule
+    kind: str
+    schooling: Schooling
+    inception: Path | None
+    device: torch.device
+    report: Report
+
+    def digest(self) -> str:
+        """Of all that the judge depends on."""
+        key = {
+            "kind": self.kind,
+            "data": [self.data.train.fingerprint(), self.data.test.fingerprint()],
+            "schooling": asdict(self.schooling),
+            "format": 2,
+        }
+        if self.inception is not None:
+            key["inception"] = sha256_of(self.inception)
+        return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+
+    def __call__(self, path: Path, beat: Callable[[], None]) -> Verdict:
+        """Trained on the device, then on the CPU; `beat` is called as often as something has been done."""
+        what, steps = f"evaluation classifier ({self.kind})", self.schooling.steps
+        print(f"Training an {what} on {KINDS[self.kind]}: {steps} steps, once; kept as {path}", flush=True)
+        with self.report("reading its images", sum(map(len, self._parts()))) as advance:
+            (images, labels), examined = self._lessons(_both(advance, beat))
+        if self.kind == "content":
+            classes = [str(c) for c in range(int(labels.max()) + 1)]
+        else:
+            classes = [name for part in self._parts() for name in part.classes]
+        network, lr = self._untrained(len(classes), images.shape[1])
+        options = {name: getattr(self.schooling, name) for name in ("batch_size", "shift", "flip", "seed")}
+        with torch.enable_grad(), self.report(what, steps) as advance:
+            seen = _both(advance, beat)
+            train_classifier(network, images, labels, steps=steps, lr=lr, advance=seen, **options)
+        verdict = Verdict(network.requires_grad_(False), classes, accuracy(network, *examined))
+        try:
+            save_classifier(network.cpu(), path, classes, verdict.accuracy)
+        except OSError as error:
+            log.warning("%s could not be kept (%s); the next run trains it again.", path, error)
+        return verdict
+
+    def _untrained(self, num_classes: int, channels: int) -> tuple[Classifier, float]:
+        """(network on the device, its learning rate)."""
+        if self.inception is None:
+            network = ResNet10(num_classes, channels, self.schooling.width)
+            return network.to(self.device), self.schooling.lr
+        network = InceptionV3(num_classes, channels).load_imagenet(self.inception)
+        return network.to(self.device), network.fine_tuning_lr
+
+    def _parts(self) -> list[Selection]:
+        data = self.data
+        return {"test": [data.test], "source": [data.train]}.get(self.kind, [data.train, data.test])
+
+    def _lessons(self, advance: Callable[[int], None]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """(images, labels) to learn from, and those to be examined with."""
+        parts, content = self._parts(), self.kind == "content"
+        images, labels = all_images(ConcatDataset(parts), "content" if content else "label", advance)
+        first = len(parts[0])
+        if content:
+            return (images[:first], labels[:first]), (images[first:], labels[first:])
+        labels[first:] += len(parts[0].classes)
+        generator = torch.Generator().manual_seed(self.schooling.seed)
+        order = torch.randperm(len(images), generator=generator)
+        cut = max(1, round(self.schooling.held_out * len(images)))
+        examined, learned = order[:cut], order[cut:]
+        return (images[learned], labels[learned]), (images[examined], labels[examined])
 
 
-def _classes(data: FewShotDataModule, kind: str) -> list[str]:
-    if kind == "content":
-        return [str(c) for c in range(int(all_images(data.train, "content")[1].max()) + 1)]
-    return {"test": data.test.classes, "all": data.classes, "source": data.train.classes}[kind]
+def _both(advance: Callable[[int], None], beat: Callable[[], None]) -> Callable[[int], None]:
+    def call(n: int) -> None:
+        advance(n)
+        beat()
 
-
-def _lessons(
-    data: FewShotDataModule, kind: str, schooling: Schooling
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """(images, labels) to learn from, and those to be examined with."""
-    if kind == "content":
-        return all_images(data.train, "content"), all_images(data.test, "content")
-    parts = [
-        all_images(part)
-        for part in {"test": [data.test], "source": [data.train]}.get(kind, [data.train, data.test])
-    ]
-    if kind == "all":
-        parts[1] = parts[1][0], parts[1][1] + len(data.train.classes)
-    images, labels = (torch.cat(column) for column in zip(*parts, strict=True))
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(schooling.seed))
-    cut = max(1, round(schooling.held_out * len(images)))
-    examined, learned = order[:cut], order[cut:]
-    return (images[learned], labels[learned]), (images[examined], labels[examined])
+    return call

@@ -184,7 +184,7 @@ def judges_of(
 
 
 def _read(data: FewShotDataModule, kind: str, path: str, device: torch.device | str) -> Verdict:
-    network, classes = load_classifier(path)
+    network, classes, _ = load_classifier(path)
     network.to(device)
     wanted = {"test": data.test.classes, "all": data.classes}.get(kind, classes)
     if classes != wanted:

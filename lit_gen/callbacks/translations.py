@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from lit_gen.callbacks.ema import evaluating
 from lit_gen.callbacks.grid import show
+from lit_gen.callbacks.progress import working
 from lit_gen.errors import ConfigError
 from lit_gen.funit.classifier import predict
 from lit_gen.funit.evaluation import Judge, Measures, copy_content, evaluate, paste_example
@@ -27,15 +29,17 @@ class Translations(pl.Callback):
 
     A picture, `grids/translations_<batches>.png` and W&B's `samples/translations`: content down the side, the
     class images along the top, translations inside. Numbers for each K of `ks`: `k_shot/top1_k<K>`, the
-    share that a classifier of the target classes finds (`lit_gen.judging`, trained at the first run and
-    kept), and where the data know the answers `k_shot/l1_k<K>` to the true translation and
-    `k_shot/content_k<K>`, the share whose content is still read. Those of the largest K are the scores
-    `top1`, `l1` and `content`, by which a checkpoint can be chosen.
+    share that a classifier of the target classes finds, and where the data know the answers `k_shot/l1_k<K>`
+    to the true translation and `k_shot/content_k<K>`, the share whose content is still read. Those of the
+    largest K are the scores `top1`, `l1` and `content`, by which a checkpoint can be chosen.
+
+    The classifiers (`lit_gen.judging`) are trained, where no earlier run has left them in the cache, at the
+    first look, on the device of the training.
 
     Arguments
         contents: source images that are translated for the numbers.
         rows, columns: contents and target classes in the picture.
-        judging: how the classifiers are trained; None leaves accuracies out.
+        judging: how the classifiers are trained; None trains none and leaves `top1` and `content` out.
         seed: of the content images and of the pasted images in the baseline.
     """
 
@@ -69,35 +73,46 @@ class Translations(pl.Callback):
         self.every, self.ks, self.num_contents = every, sorted(set(ks)), contents
         self.rows, self.columns, self.judging = rows, columns, judging
         self.batch_size, self.seed = batch_size, seed
-        self._done, self.judged = -1, {}
+        self._done, self.judged = -1, {}  # accuracies of the classifiers, once they are there
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        if self.num_contents < trainer.world_size:
+            raise ConfigError(
+                f"callbacks.translations.contents={self.num_contents}: fewer than devices; "
+                f"give each of the {trainer.world_size} one."
+            )
         data = trainer.datamodule
         self.examples, _ = data.examples(self.ks[-1])
         self.content_index = data.contents(self.num_contents, self.seed)
-        items = [data.train[int(i)] for i in self.content_index]
-        self.contents = torch.stack([item["image"] for item in items])
-        self.measures = self._measures(data, items)
+        self._items = [data.train[int(i)] for i in self.content_index]
+        self.contents = torch.stack([item["image"] for item in self._items])
+        known = data.truth(int(self.content_index[0]), next(iter(self.examples))) is not None
+        truth = lambda i, name: data.truth(int(self.content_index[i]), name)  # noqa: E731
+        self.measures = Measures(truth=truth if known else None)
 
-    def _measures(self, data: Any, items: list[dict[str, Any]]) -> Measures:
-        def truth(i: int, name: str) -> Tensor:
-            return data.truth(int(self.content_index[i]), name)
-
-        options: dict[str, Any] = {}
-        if data.truth(int(self.content_index[0]), next(iter(self.examples))) is not None:
-            options["truth"] = truth
-        if self.judging is not None:
-            classes = judge(data, "test", self.judging)
-            self.judged["judge/test_accuracy"] = round(classes.accuracy, 4)
-            predicted = partial(predict, classes.network)
-            places = [data.test.classes.index(name) for name in self.examples]
-            options["judges"] = {"test": Judge(predicted, places)}
-            if has_contents(data):
-                letters = judge(data, "content", self.judging)
-                self.judged["judge/content_accuracy"] = round(letters.accuracy, 4)
-                options["content_logits"] = partial(predict, letters.network)
-                options["content_label"] = torch.tensor([item["content"] for item in items])
-        return Measures(**options)
+    def _judge(self, trainer: pl.Trainer) -> None:
+        """Adds the classifiers to what is measured."""
+        data = trainer.datamodule
+        made = partial(
+            judge,
+            data,
+            schooling=self.judging,
+            device=trainer.strategy.root_device,
+            report=partial(working, trainer, announce=False),
+        )
+        classes = made("test")
+        self.judged["judge/test_accuracy"] = round(classes.accuracy, 4)
+        places = [data.test.classes.index(name) for name in self.examples]
+        judges = {"test": Judge(partial(predict, classes.network), places)}
+        self.measures = replace(self.measures, judges=judges)
+        if has_contents(data):
+            letters = made("content")
+            self.judged["judge/content_accuracy"] = round(letters.accuracy, 4)
+            self.measures = replace(
+                self.measures,
+                content_logits=partial(predict, letters.network),
+                content_label=torch.tensor([item["content"] for item in self._items]),
+            )
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         if pl_module.batches_seen % self.every == 0:
@@ -122,6 +137,8 @@ class Translations(pl.Callback):
         step = pl_module.batches_seen
         self._done, self.newest = step, {}
         with evaluating(trainer):
+            if self.judging is not None and not self.judged:
+                self._judge(trainer)
             for k in self.ks:
                 found = self._numbers(trainer, pl_module.translate, k)
                 self.newest |= {f"{name}_k{k}": value for name, value in found.items()}
@@ -136,19 +153,15 @@ class Translations(pl.Callback):
         self, trainer: pl.Trainer, translate: Callable[[Tensor, Tensor], Tensor], k: int
     ) -> dict[str, float]:
         """Means over all contents and target classes, on every rank the same."""
-        mine = torch.arange(trainer.global_rank, self.num_contents, trainer.world_size)
         measures = self.measures
-        chosen = Measures(
-            judges=measures.judges,
+        if not measures.judges and measures.truth is None:
+            return {}
+        mine = torch.arange(trainer.global_rank, self.num_contents, trainer.world_size)
+        chosen = replace(
+            measures,
             truth=measures.truth and (lambda i, name: measures.truth(int(mine[i]), name)),
-            content_logits=measures.content_logits,
             content_label=None if measures.content_label is None else measures.content_label[mine],
         )
-        if not len(mine):
-            raise ConfigError(
-                f"callbacks.translations.contents={self.num_contents}: fewer than devices; "
-                f"give each of the {trainer.world_size} one."
-            )
         shown = {name: images[:k] for name, images in self.examples.items()}
         found = evaluate(translate, self.contents[mine], shown, chosen, self.batch_size)
         names = {"top1_test": "top1", "l1": "l1", "content": "content"}

@@ -6,6 +6,8 @@ The paper's judges are Inception-V3 networks fine-tuned on the data (Liu et al. 
 classes (appendix).
 """
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -101,12 +103,14 @@ def train_classifier(
     shift: int = 2,
     flip: bool = False,
     seed: int = 0,
+    advance: Callable[[int], None] = lambda n: None,
 ) -> Classifier:
     """Trains on uint8 images (N, C, H, W) and labels (N,); returns the network in eval mode.
 
     AdamW with a one-cycle rate, random shifts by up to `shift` pixels and, with `flip`, mirror images (right
-    for animals, wrong for letters). Batches and augmentation are a function of the seed and the step. Raises
-    ConfigError for labels that the network has no class for.
+    for animals, wrong for letters). Batches and augmentation are a function of the seed and the step.
+    `advance(1)` is called after every step. Raises ConfigError for labels that the network has no
+    class for.
     """
     if len(images) != len(labels) or not len(images):
         raise ConfigError(
@@ -129,6 +133,7 @@ def train_classifier(
         loss.backward()
         optimizer.step()
         schedule.step()
+        advance(1)
     return network.eval()
 
 
@@ -189,17 +194,26 @@ def fit_head(
     return head
 
 
-def save_classifier(network: Classifier, path: str | Path, classes: list[str]) -> Path:
-    """Writes {"config", "classes", "state_dict"}: what `load_classifier` reads with `weights_only=True`."""
+def save_classifier(
+    network: Classifier, path: str | Path, classes: list[str], accuracy: float | None = None
+) -> Path:
+    """Writes {"config", "classes", "accuracy", "state_dict"}, whole or not at all: what `load_classifier`
+    reads with `weights_only=True`. `accuracy`: the share of images it has not seen that it is right on."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    content: dict[str, Any] = {"config": network.config, "classes": list(classes)}
-    torch.save(content | {"state_dict": network.state_dict()}, path)
+    content: dict[str, Any] = {"config": network.config, "classes": list(classes), "accuracy": accuracy}
+    part = path.with_name(f".{path.name}.part{os.getpid()}")
+    try:
+        torch.save(content | {"state_dict": network.state_dict()}, part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
     return path
 
 
-def load_classifier(path: str | Path) -> tuple[Classifier, list[str]]:
-    """The classifier in eval mode and the names of its classes. Raises ConfigError if the file holds none."""
+def load_classifier(path: str | Path) -> tuple[Classifier, list[str], float | None]:
+    """The classifier in eval mode, the names of its classes and its accuracy, where that was saved. Raises
+    ConfigError if the file holds none."""
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"There is no classifier {path}.")
@@ -209,7 +223,7 @@ def load_classifier(path: str | Path) -> tuple[Classifier, list[str]]:
         made_of = InceptionV3 if config.pop("network", None) == InceptionV3.name else ResNet10
         network = made_of(**config)
         network.load_state_dict(content["state_dict"])
-        classes = content["classes"]
+        classes, right = content["classes"], content.get("accuracy")
     except Exception as error:  # torch raises half a dozen types here; all mean the same to the user
         raise ConfigError(f"{path} holds no classifier of lit_gen: {str(error).splitlines()[0]}") from error
-    return network.eval(), classes
+    return network.eval(), classes, right

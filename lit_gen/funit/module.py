@@ -37,8 +37,9 @@ class FUNITModule(BaseModule):
         ema_decay: of the average, from the first step on (official: 0.999). gradient_clip_val: largest norm
         of each network's gradient (Trainer's own option is refused by Lightning here). micro_batches: equal
         parts in which a batch is worked off to save memory; the update stays the same. compile: torch.compile
-        for both networks (the pass that the penalty differentiates twice stays eager). channels_last: the
-        layout of their weights, which a CPU and a GPU's convolutions prefer.
+        for both networks (the pass that the penalty differentiates twice stays eager), true, false or "auto"
+        (`lit_gen.module.compiles`). channels_last: the layout of their weights, which a CPU and a GPU's
+        convolutions prefer.
     """
 
     reads = frozenset({"content", "classes"})
@@ -59,12 +60,12 @@ class FUNITModule(BaseModule):
         ema_decay: float = 0.999,
         gradient_clip_val: float | None = None,
         micro_batches: int = 1,
-        compile: bool = False,
+        compile: bool | str = False,
         channels_last: bool = False,
         seed: int = 0,
         log_every: int = 50,
     ):
-        super().__init__(seed, log_every)
+        super().__init__(seed, log_every, compile)
         if not 0 <= ema_decay < 1:
             raise ConfigError(f"model.ema_decay={ema_decay}: must lie in [0, 1), for instance 0.999.")
         if micro_batches < 1:
@@ -87,13 +88,14 @@ class FUNITModule(BaseModule):
             micro_batches,
         )
         self._norms: dict[str, Tensor] = {}  # of the newest gradients, before clipping
-        if compile:  # in place, so that the names in a state_dict stay clean
-            for network in (*generator.children(), discriminator):
-                network.compile()
 
     # --- training ---
 
+    def compiled_networks(self) -> Iterable[nn.Module]:
+        return (*self.generator.children(), self.discriminator)
+
     def on_fit_start(self) -> None:
+        super().on_fit_start()
         if self.trainer.precision.startswith("16"):
             raise ConfigError(
                 f"trainer.precision={self.trainer.precision}: the gradient penalty overflows in float16. "

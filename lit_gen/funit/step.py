@@ -93,8 +93,9 @@ class Objective:
         """Class images are the real ones, translations the fake ones; (loss, parts) of D's turn."""
         real = batch.classes.detach().requires_grad_(self.penalty is not None)
         # `forward` itself: were the network compiled, its graph could not be differentiated twice.
+        judged = network if self.penalty is None else network.forward
         first, second = (None, None) if draws is None else draws[:, :2].unbind(1)
-        real_logits, _ = network.forward(self._seen(real, first), batch.class_label)
+        real_logits, _ = judged(self._seen(real, first), batch.class_label)
         fake_logits, _ = network(self._seen(translated.detach(), second), batch.class_label)
         loss, parts = losses.hinge_discriminator(real_logits, fake_logits)
         loss = self.adversarial * loss

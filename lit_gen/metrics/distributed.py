@@ -1,5 +1,6 @@
 """What the metrics need of torch.distributed: sums over ranks, and one rank's answer for all."""
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ __all__ = [
     "all_reduce_sum",
     "from_rank_zero",
     "gather_batches",
+    "long_from_rank_zero",
     "own_batches",
     "rank",
     "world_size",
@@ -80,6 +82,9 @@ def all_reduce_sum(x: Tensor, group: Any = None) -> list[Tensor]:
 def from_rank_zero(compute: Callable[[], T]) -> T:
     """`compute()` of rank 0 on every rank: bit-identical, whatever the ranks' machines. Its exception is
     raised on all.
+
+    The others wait in a broadcast, which gives up after the process group's timeout (minutes): what may take
+    longer goes through `long_from_rank_zero`.
     """
     if world_size() == 1:
         return compute()
@@ -93,6 +98,40 @@ def from_rank_zero(compute: Callable[[], T]) -> T:
     if answer[1] is not None:
         raise answer[1]
     return answer[0]
+
+
+def long_from_rank_zero(compute: Callable[[Callable[[], None]], T], every: float = 20.0) -> T:
+    """As `from_rank_zero`, for work of any length that calls its argument, `compute(beat)`, now and then.
+
+    A beat tells the waiting ranks, at most once in `every` seconds, that there is more to wait for: each of
+    their collectives then takes seconds, and none runs into the process group's timeout.
+    """
+    if world_size() == 1:
+        return compute(lambda: None)
+    newest = time.monotonic()
+
+    def beat() -> None:
+        nonlocal newest
+        if time.monotonic() - newest >= every:
+            _rank_zero_says(True)
+            newest = time.monotonic()
+
+    def whole() -> T:
+        try:
+            return compute(beat)
+        finally:
+            _rank_zero_says(False)
+
+    while rank() != 0 and _rank_zero_says(True):
+        pass
+    return from_rank_zero(whole)
+
+
+def _rank_zero_says(more: bool) -> bool:
+    """Rank 0's `more` on every rank."""
+    flag = torch.full((), more, dtype=torch.uint8, device=_device(torch.device("cpu")))
+    dist.broadcast(flag, 0)
+    return bool(flag)
 
 
 def _device(preferred: torch.device) -> torch.device:

@@ -75,7 +75,7 @@ def test_augmentation_moves_pixels_and_makes_none_up():
 
 def test_saved_classifier_is_the_same(trained, tmp_path):
     path = save_classifier(trained, tmp_path / "judge.pt", ["columns", "rows", "checks"])
-    again, classes = load_classifier(path)
+    again, classes, _ = load_classifier(path)
     images, _ = stripes(10, 2)
     assert classes == ["columns", "rows", "checks"]
     assert torch.equal(classifier.predict(again, images), classifier.predict(trained, images))

@@ -42,7 +42,7 @@ def test_inception_is_torchvisions(inception, tmp_path):
     theirs.fc, theirs.transform_input = torch.nn.Identity(), False
     images = torch.randint(0, 256, (1, 3, 299, 299), dtype=torch.uint8)
     torch.testing.assert_close(ours.features(images), theirs(images / 127.5 - 1), rtol=1e-4, atol=1e-5)
-    again, classes = load_classifier(save_classifier(ours, tmp_path / "i.pt", ["a", "b", "c"]))
+    again, classes, _ = load_classifier(save_classifier(ours, tmp_path / "i.pt", ["a", "b", "c"]))
     small = torch.randint(0, 256, (1, 1, 32, 32), dtype=torch.uint8)
     assert classes == ["a", "b", "c"] and torch.equal(again(small), ours(small))
     assert torch.equal(ours(small), ours(small.expand(-1, 3, -1, -1)))

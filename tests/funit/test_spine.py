@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lit_gen import checkpoints, classifying, judging, runs, training, translating, translation_evaluation
+from lit_gen import checkpoints, classifying, runs, training, translating, translation_evaluation
 from lit_gen.callbacks import NotFiniteError
 from lit_gen.callbacks.translations import contact_sheet
 from lit_gen.errors import ConfigError
@@ -144,21 +144,6 @@ def test_the_papers_experiment(compose, tmp_path, monkeypatch):
     data = experiment.data
     assert (data.train.classes, data.test.classes) == (["a", "b", "c"], ["d"])
     assert experiment.module.batches_seen == 1 and data.test[0]["image"].shape == (3, 32, 32)
-
-
-def test_a_judge_is_trained_once(fit_glyphs, tmp_path, monkeypatch):
-    data = fit_glyphs(tmp_path, "trainer.max_steps=1").data
-    schooling = judging.Schooling(steps=2, width=4)
-    first = judging.judge(data, "all", schooling, tmp_path)
-    monkeypatch.setattr(judging, "train_classifier", None)
-    again = judging.judge(data, "all", schooling, tmp_path)
-    assert first.classes == again.classes == data.classes
-    assert first.accuracy == again.accuracy
-    assert_same(dict(first.network.state_dict()), dict(again.network.state_dict()))
-    with pytest.raises(TypeError):  # other images, another judge
-        judging.judge(data, "source", schooling, tmp_path)
-    with pytest.raises(ConfigError, match="no judge 'style'"):
-        judging.judge(data, "style", schooling, tmp_path)
 
 
 @pytest.fixture

@@ -13,11 +13,12 @@ from lit_gen.metrics import (
     FrechetDistance,
     Summary,
     compare,
+    distributed,
     frechet_distance,
     moments,
     reference_moments,
 )
-from lit_gen.metrics.distributed import gather_batches, own_batches
+from lit_gen.metrics.distributed import gather_batches, long_from_rank_zero, own_batches
 
 
 def draw(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -149,3 +150,33 @@ def test_whole_batches_are_divided_and_gathered_in_order(on_ranks, n):
     assert torch.equal(whole[:, 1], torch.arange(n) // 4 % 3)
     assert all(other[0] is None for other in others)
     assert [*own, *(sizes for _, sizes in others)] == ([[4, 4], [4, 1], [4]] if n == 17 else [[4], [], []])
+
+
+def waiting(beats: int, fails: bool) -> tuple[object, int]:
+    """(answer or error, collectives that this rank waited in) of work that beats so often."""
+    waits, says = 0, distributed._rank_zero_says
+
+    def counted(more: bool) -> bool:
+        nonlocal waits
+        waits += 1
+        return says(more)
+
+    def work(beat) -> torch.Tensor:
+        for _ in range(beats):
+            beat()
+        if fails:
+            raise ConfigError(f"rank {dist.get_rank()} failed")
+        return torch.tensor([dist.get_rank() + 0.1])
+
+    distributed._rank_zero_says = counted
+    try:
+        return long_from_rank_zero(work, every=0), waits
+    except ConfigError as error:
+        return str(error), waits
+
+
+def test_long_work_of_rank_zero_is_waited_for_beat_by_beat(on_ranks):
+    """No wait is longer than the time between two beats, whatever the work takes; its end and its failure are
+    everybody's."""
+    assert on_ranks(3, waiting, 4, False) == 3 * [(torch.tensor([0.1]), 5)]
+    assert on_ranks(2, waiting, 1, True) == 2 * [("rank 0 failed", 2)]
