@@ -14,7 +14,6 @@ from torch import Tensor
 from lit_gen.callbacks.checkpoint import Checkpoint
 from lit_gen.callbacks.ema import evaluating
 from lit_gen.callbacks.progress import working
-from lit_gen.data.images import batches
 from lit_gen.errors import ConfigError
 from lit_gen.metrics import (
     Evaluation,
@@ -153,14 +152,15 @@ class SampleQuality(pl.Callback):
             reservoir=self.reservoir,
         )
 
-    def _images(self, trainer: pl.Trainer, split: str) -> Iterator[tuple[range, Tensor, Tensor | None]]:
+    def _images(self, trainer: pl.Trainer, split: str) -> Iterator[tuple[range, Tensor, Tensor]]:
         """This rank's share of a split, on its device; in `setup` the module is not there yet."""
         dataset, device = trainer.datamodule.dataset(split), trainer.strategy.root_device
         parts = own_batches(len(dataset), self.batch_size)
+        loader = trainer.datamodule.in_order(dataset, parts)
         what = f"{self.extractor.id.name} features of the {split} images, computed once"
         with working(trainer, what, sum(map(len, parts))) as advance:
-            for rows, images, labels in batches(dataset, parts):
-                yield rows, images.to(device), labels
+            for rows, batch in zip(parts, loader, strict=True):
+                yield rows, batch["image"].to(device, non_blocking=True), batch["label"]
                 advance(len(rows))
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:

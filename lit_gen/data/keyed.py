@@ -8,7 +8,7 @@ augmentation is keyed by (seed, epoch, index).
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import lightning.pytorch as pl
@@ -170,6 +170,12 @@ class KeyedDataModule(pl.LightningDataModule, ABC):
         dataset, size = self.keyed_test(), max(self.batch_size // world_size, 1)
         keys = [(0, i) for i in range(rank, len(dataset), world_size)]
         return self._loader(dataset, [keys[i : i + size] for i in range(0, len(keys), size)])
+
+    def in_order(self, dataset: Any, parts: Iterable[range]) -> DataLoader:
+        """Rows of a data set as they are, part by part, read by as many workers as training batches are:
+        {"image": uint8 (B, C, H, W), "label", "index": int64 (B,)}.
+        """
+        return self._loader(KeyedDataset(dataset), [[(0, i) for i in rows] for rows in parts])
 
     def _place(self) -> tuple[int, int]:
         """(rank, number of processes)"""

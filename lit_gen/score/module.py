@@ -201,14 +201,11 @@ class ScoreModule(BaseModule):
         A frame is x_t, divided by a multiple of its standard deviation where that is beyond the range of
         pixels.
         """
-        frames: list[Tensor] = []
+        frames: list[Tensor] = []  # as pixels: thousands of float64 states of 256 x 256 would fill a GPU
 
         def watch(step: int, x_t: Tensor, x0_hat: Tensor) -> None:
-            frames.append(x_t)
+            frames.append(to_uint8(x_t / (x_t.flatten(1).std(1) / 0.8).clamp(min=1).reshape(-1, 1, 1, 1)))
 
         image = self.sample(indices, seed, trace=watch)
         keep = torch.linspace(0, len(frames) - 1, min(num_frames - 1, len(frames))).round().long().tolist()
-        shown = [
-            frames[k] / (frames[k].flatten(1).std(1) / 0.8).clamp(min=1).reshape(-1, 1, 1, 1) for k in keep
-        ]
-        return torch.stack([*map(to_uint8, shown), image], 1)
+        return torch.stack([*(frames[k] for k in keep), image], 1)

@@ -7,7 +7,7 @@ import torch
 from lit_gen import runs
 from lit_gen.callbacks import EMA, SampleQuality, evaluating
 from lit_gen.callbacks.validation import TestBatches
-from lit_gen.data import digits
+from lit_gen.data import ImageDataModule, digits
 from lit_gen.errors import ConfigError
 from lit_gen.metrics import digits64, frechet_distance, moments
 
@@ -119,13 +119,29 @@ def test_a_sampler_that_does_not_fit_is_refused_before_the_training(fit, tmp_pat
 
 
 def test_reference_images_go_to_the_device_that_trains():
-    data = SimpleNamespace(dataset=digits)
-    trainer = SimpleNamespace(
-        datamodule=data, strategy=SimpleNamespace(root_device=torch.device("meta")), callbacks=[]
+    data = ImageDataModule(digits("train"), digits("test"), num_workers=1)
+    for device in ("meta", "cpu"):
+        trainer = SimpleNamespace(
+            datamodule=data, strategy=SimpleNamespace(root_device=torch.device(device)), callbacks=[]
+        )
+        parts = list(SampleQuality(digits64(), batch_size=100)._images(trainer, "test"))
+        assert {images.device.type for _, images, _ in parts} == {device}
+        assert [i for rows, _, _ in parts for i in rows] == list(range(360))
+    rows = zip(*((images, labels) for _, images, labels in parts), strict=True)
+    images, labels = map(torch.cat, rows)
+    assert torch.equal(images, digits("test").images) and torch.equal(labels, digits("test").labels)
+
+
+def test_validation_leaves_the_numbers_of_the_images_on_the_cpu():
+    """A module keys its noise by them: from the device they would have to be waited for."""
+    module = SimpleNamespace(
+        device=torch.device("meta"),
+        transfer_batch_to_device=lambda batch, device, _: {name: x.to(device) for name, x in batch.items()},
     )
-    parts = list(SampleQuality(digits64(), batch_size=100)._images(trainer, "test"))
-    assert {images.device.type for _, images, _ in parts} == {"meta"}
-    assert [i for rows, _, _ in parts for i in rows] == list(range(360))
+    trainer = SimpleNamespace(datamodule=ImageDataModule(digits("train"), digits("test")), callbacks=[])
+    for batch in TestBatches()(trainer, module):
+        assert batch["image"].device.type == batch["label"].device.type == "meta"
+        assert batch["index"].device.type == "cpu"
 
 
 def test_validation_keeps_its_loader_and_its_workers(fit, tmp_path):
