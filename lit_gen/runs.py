@@ -131,6 +131,13 @@ def trainer_for(
         options["precision"] = (
             "bf16-mixed" if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
         )
+    if options["precision"] in ("bf16-true", "16-true", "transformer-engine", "transformer-engine-float16"):
+        raise ConfigError(
+            f"trainer.precision={options['precision']} keeps the weights in half precision, where an average "
+            "stands still. Take bf16-mixed, which computes in bfloat16 on weights in float32."
+        )
+    if options["deterministic"]:
+        options["benchmark"] = False  # it picks kernels by their time
     plugins = [checkpoints.AtomicCheckpointIO()]
     if options.pop("plugins", None):
         plugins += [instantiate(p, allow) for p in config["plugins"]]

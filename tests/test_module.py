@@ -8,6 +8,7 @@ from lightning.pytorch.plugins import MixedPrecision
 
 from lit_gen import module as base
 from lit_gen import runs
+from lit_gen.errors import ConfigError
 from lit_gen.instantiate import instantiate
 from lit_gen.module import clip_gradients, compiles
 
@@ -116,3 +117,20 @@ def test_compiling_is_refused_for_what_it_cannot_do(compose):
     }.items():
         with pytest.raises(InstantiationException, match=message):
             instantiate(compose(*options).model)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_weights_in_half_precision_are_refused(fit, tmp_path, precision):
+    with pytest.raises(ConfigError, match=f"precision={precision} keeps the weights .* Take bf16-mixed"):
+        fit(tmp_path, f"trainer.precision={precision}")
+
+
+def test_determinism_switches_the_choice_by_time_off(compose, tmp_path):
+    for deterministic, benchmark in {"false": True, "true": False, "warn": False}.items():
+        config = dict(compose("trainer=auto", f"trainer.deterministic={deterministic}").trainer)
+        try:
+            runs.trainer_for(config, folder=tmp_path)
+            assert torch.backends.cudnn.benchmark == benchmark
+        finally:
+            torch.use_deterministic_algorithms(False)
+            torch.backends.cudnn.benchmark = False

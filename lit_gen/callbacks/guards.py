@@ -53,11 +53,11 @@ class NaNGuard(pl.Callback):
             return
         step, shown = pl_module.batches_seen, pl_module.watched
         bad = ~torch.isfinite(shown["loss"]).all()
-        if bad.device.type == "cpu":
+        if self._looks_at_once(bad.device):
             if bad:
                 self._stop(trainer, step, shown)
             return
-        now = {"step": torch.tensor(step, device=bad.device), **shown}
+        now = {"step": torch.full((), step, device=bad.device), **shown}  # filled there: a copy would wait
         if self._bad is None:
             self._bad = {"seen": bad, **{k: v.clone() for k, v in now.items()}}
         else:
@@ -78,6 +78,10 @@ class NaNGuard(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.check(trainer)
+
+    @staticmethod
+    def _looks_at_once(device: torch.device) -> bool:
+        return device.type == "cpu"
 
     @staticmethod
     def _will_save(trainer: pl.Trainer, step: int) -> bool:
@@ -119,7 +123,7 @@ class Signals(pl.Callback):
 
     CAUGHT = (signal.SIGINT, signal.SIGTERM, *((signal.SIGUSR1,) if hasattr(signal, "SIGUSR1") else ()))
 
-    def __init__(self, requeue: bool = False, agree_every: int = 5):
+    def __init__(self, requeue: bool = False, agree_every: int = 20):
         if agree_every < 1:
             raise ConfigError(f"callbacks.signals.agree_every={agree_every}: must be at least 1 batch.")
         self.requeue, self.agree_every = requeue, agree_every
@@ -151,7 +155,7 @@ class Signals(pl.Callback):
         if trainer.world_size > 1:
             if step % self.agree_every:
                 return
-            flag = torch.tensor(signum, dtype=torch.float32, device=pl_module.device)
+            flag = torch.full((), float(signum), device=pl_module.device)
             signum = int(trainer.strategy.reduce(flag, reduce_op="max"))
         if step % trainer.accumulate_grad_batches == 0:
             if signum:

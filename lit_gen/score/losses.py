@@ -188,11 +188,10 @@ class DenoisingLoss:
     pixels: Pixels = mean_of_pixels
 
     def draw(self, process: Process, x_0: Tensor, generator: Generator = None) -> tuple[Tensor, Tensor]:
-        """t (B,) in float64 and z of the shape and dtype of `x_0`, of which only shape, dtype and device
-        matter.
+        """t (B,) in float64 and z of the shape and dtype of `x_0` (float32 at least), of which only shape,
+        dtype and device matter.
         """
-        t = self.times(process, x_0, generator)
-        return t, randn(x_0.shape, generator, device=x_0.device, dtype=x_0.dtype)
+        return self.times(process, x_0, generator), _noise(x_0, generator)
 
     def __call__(
         self,
@@ -230,7 +229,8 @@ class UncertaintyLoss(nn.Module):
         """u, of the shape of `t`."""
         c_noise = (process.noise_level(t).log() / 4).to(self.out)
         waves = (2 * torch.pi * (c_noise[..., None] * self.frequencies + self.phases)).cos()
-        return wide(waves @ self.out * (2 / len(self.out)) ** 0.5)
+        # Not a matrix product, which autocast would take in half precision.
+        return wide((waves * self.out).sum(-1) * (2 / len(self.out)) ** 0.5)
 
     def draw(self, process: Process, x_0: Tensor, generator: Generator = None) -> tuple[Tensor, Tensor]:
         return self.loss.draw(process, x_0, generator)
@@ -268,10 +268,9 @@ class SlicedScoreLoss:
         self, process: Process, x_0: Tensor, generator: Generator = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """t (B,), z and the directions v, both of the shape of `x_0`."""
-        t = self.times(process, x_0, generator)
-        z = randn(x_0.shape, generator, device=x_0.device, dtype=x_0.dtype)
+        t, z = self.times(process, x_0, generator), _noise(x_0, generator)
         signs = randint(0, 2, x_0.shape, generator, device=x_0.device)
-        return t, z, (2 * signs - 1).to(x_0)
+        return t, z, (2 * signs - 1).to(z)
 
     def __call__(
         self,
@@ -296,6 +295,12 @@ class SlicedScoreLoss:
             (gradient,) = torch.autograd.grad((score * v).sum(), x_t, create_graph=True)
         norm = sum_of_pixels(score.square()) if self.variance_reduced else sum_of_pixels(score * v).square()
         return self.weight(process, t) * (sum_of_pixels(gradient * v) + norm / 2)
+
+
+def _noise(like: Tensor, generator: Generator) -> Tensor:
+    """Standard normal numbers: half precision would know but a few thousand different ones."""
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return randn(like.shape, generator, device=like.device, dtype=dtype)
 
 
 def edm_loss(

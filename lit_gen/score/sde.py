@@ -341,6 +341,7 @@ class DiscreteVP(_VariancePreserving):
             )
         # -2 log alpha at t = 0, 1/N, ..., 1.
         self._knots = torch.cat([betas.new_zeros(1), -(-betas).log1p().cumsum(0)])
+        self._tables: dict[tuple[torch.device, torch.dtype], Tensor] = {}  # the knots, by place
         self.num_steps = len(betas)
         self.t_min, self.t_max = 1 / len(betas), 1.0
 
@@ -356,13 +357,20 @@ class DiscreteVP(_VariancePreserving):
         return low + part * (high - low)
 
     def inverse(self, integral: Tensor) -> Tensor:
-        knots = self._knots.to(integral)
+        knots = self._table(integral)
         k = torch.bucketize(integral, knots).clamp(1, self.num_steps)
         return (k - 1 + (integral - knots[k - 1]) / (knots[k] - knots[k - 1])) / self.num_steps
 
+    def _table(self, like: Tensor) -> Tensor:
+        """The knots beside `like`, copied once: a copy waits for the device."""
+        place = like.device, like.dtype
+        if place not in self._tables:
+            self._tables[place] = self._knots.to(like)
+        return self._tables[place]
+
     def _segment(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         position = wide(t) * self.num_steps
-        knots = self._knots.to(position)
+        knots = self._table(position)
         k = position.ceil().long().clamp(1, self.num_steps)  # the segment that ends at step k - 1
         return position - (k - 1), knots[k - 1], knots[k]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lit_gen import checkpoints
-from lit_gen.callbacks import NotFiniteError, Stopped
+from lit_gen.callbacks import NaNGuard, NotFiniteError, Stopped
 from lit_gen.errors import ConfigError
 
 
@@ -32,6 +32,18 @@ def test_a_nan_stops_with_step_noise_levels_and_last_good_checkpoint(fit, tmp_pa
     good = checkpoints.read(tmp_path / "checkpoints" / "last.ckpt")
     assert good["batches_seen"] == 5
     assert all(torch.isfinite(w).all() for w in good["state_dict"].values())
+
+
+def test_where_a_look_would_wait_the_first_bad_batch_is_remembered(fit, tmp_path, monkeypatch):
+    """As on a GPU: found late, but before it is saved, and the batch that was bad first is the one named."""
+    monkeypatch.setattr(NaNGuard, "_looks_at_once", staticmethod(lambda device: False))
+    batches = []
+    counter = pl.Callback()
+    counter.on_train_batch_start = lambda trainer, module, *_: batches.append(module.batches_seen)
+    with pytest.raises(NotFiniteError, match=r"at batch 7 .*noise levels"):
+        fit(tmp_path, "callbacks.checkpoint.every=5", callbacks=[Poison(7), counter])
+    assert len(batches) == 10
+    assert checkpoints.read(tmp_path / "checkpoints" / "last.ckpt")["batches_seen"] == 5
 
 
 def test_a_nan_in_the_first_batch_says_that_nothing_was_saved(fit, tmp_path):

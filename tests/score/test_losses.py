@@ -246,3 +246,21 @@ def test_the_exact_denoiser_has_the_least_loss():
         wrong = GaussianDenoiser(VP(), torch.zeros(1, 2, 2), torch.tensor(0.25 * k**2))
         assert loss(wrong, x_0, t, z).mean() > least
     assert EDMWeight()(VP(), t[0]) > 0
+
+
+def test_noise_is_at_least_float32():
+    """Of images in half precision too: bfloat16 has a few thousand different normal numbers."""
+    images = torch.zeros(4, 3, 32, 32, dtype=torch.bfloat16)
+    for loss in (edm_loss(), SlicedScoreLoss(UniformTime())):
+        _, z, *rest = loss.draw(EDM(), images, GENERATOR(0))
+        assert z.dtype == torch.float32 and len(z.unique()) > 12_000
+        assert all(v.dtype == torch.float32 for v in rest)
+
+
+def test_the_uncertainty_is_exact_under_autocast():
+    loss = UncertaintyLoss(edm_loss())
+    torch.nn.init.normal_(loss.out, generator=GENERATOR(1))
+    t = torch.logspace(-2, 2, 16)
+    exact = loss.uncertainty(EDM(), t)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(loss.uncertainty(EDM(), t), exact)

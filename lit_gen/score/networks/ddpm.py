@@ -15,6 +15,7 @@ from lit_gen.score.networks.layers import (
     activation_of,
     check_input,
     conv,
+    double,
     group_norm,
     levels_of,
     linear,
@@ -82,7 +83,7 @@ class DDPM(nn.Module):
                 level.blocks.append(block(c + skips.pop(), widths[i], attend[i] and n == num_blocks))
                 c = widths[i]
             if i:
-                level.resize = _Up(c) if resample_conv else nn.UpsamplingNearest2d(scale_factor=2)
+                level.resize = _Up(c) if resample_conv else _Double()
             self.decoder.append(level)
         last = conv(c, self.out_channels, gain=_SMALL)
         self.head = nn.Sequential(_norm(c), activation_of(activation), last)
@@ -154,13 +155,18 @@ class _Down(nn.Module):
         return self.conv(F.pad(h, (0, 1, 0, 1)))
 
 
+class _Double(nn.Module):
+    def forward(self, h: Tensor) -> Tensor:
+        return double(h)
+
+
 class _Up(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.conv = conv(channels, channels)
 
     def forward(self, h: Tensor) -> Tensor:
-        return self.conv(F.interpolate(h, scale_factor=2.0, mode="nearest"))
+        return self.conv(double(h))
 
 
 def _norm(channels: int) -> nn.GroupNorm:

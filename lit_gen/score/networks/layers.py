@@ -24,6 +24,7 @@ __all__ = [
     "check_input",
     "class_rows",
     "conv",
+    "double",
     "group_norm",
     "levels_of",
     "linear",
@@ -140,7 +141,7 @@ class Resample(nn.Module):
 
     def up(self, x: Tensor) -> Tensor:
         if self.box:
-            return F.interpolate(x, scale_factor=2.0, mode="nearest")
+            return double(x)
         c = x.shape[1]
         return F.conv_transpose2d(
             x, (4 * self.kernel).expand(c, -1, -1, -1), stride=2, padding=self.pad, groups=c
@@ -246,6 +247,12 @@ def _weight_gradient(x: Tensor, g: Tensor) -> Tensor:
         outputs = F.pad(g.permute(0, 2, 3, 1), (0, 0, 0, 2, 0, 2)).reshape(-1, o)[: len(rows) - shift[-1]].T
         grad = torch.stack([outputs @ rows[s : s + outputs.shape[1]] for s in shift], 1)
     return grad.view(o, 3, 3, c).permute(0, 3, 1, 2)
+
+
+def double(x: Tensor) -> Tensor:
+    """Every pixel four times, (B, C, 2H, 2W), in the dtype of x: CUDA's autocast would return float32, and
+    all that is added to it would be."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest").to(x.dtype)
 
 
 def group_norm(channels: int, eps: float = 1e-6, smallest: int = 4) -> nn.GroupNorm:
