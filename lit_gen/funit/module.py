@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lit_gen.errors import ConfigError
 from lit_gen.funit import translator
+from lit_gen.funit.gradients import GradientMean
 from lit_gen.funit.losses import Parts
 from lit_gen.funit.networks import FewShotGenerator, PatchDiscriminator
 from lit_gen.funit.step import Batch, Objective, alternating_step, average_
@@ -27,8 +28,8 @@ class FUNITModule(BaseModule):
 
     One batch is one step of everything: of both optimizers, their schedules, the average and
     `trainer.global_step` (Lightning alone would count two). Any precision but float16 works. Under DDP the
-    gradients are averaged once per update, whatever `micro_batches` is, and equal those of one process with
-    the whole batch.
+    gradients are averaged once per update, whatever `micro_batches` is, while the last backward pass goes on
+    (`lit_gen.funit.gradients`), and equal those of one process with the whole batch.
 
     Arguments
         generator, discriminator: the networks; `generator_ema`, made here, is the average that translates.
@@ -87,6 +88,8 @@ class FUNITModule(BaseModule):
             gradient_clip_val,
             micro_batches,
         )
+        self._means: dict[str, GradientMean] = {}  # over the processes of a training
+        self._passes = 0  # backward passes of the turn at hand
         self._norms: dict[str, Tensor] = {}  # of the newest gradients, before clipping
 
     # --- training ---
@@ -105,6 +108,16 @@ class FUNITModule(BaseModule):
             raise ConfigError(
                 f"trainer.strategy is {type(self.trainer.strategy).__name__}; FUNIT trains on one device or "
                 "with strategy=ddp."
+            )
+        if getattr(self.trainer.strategy.model, "static_graph", False):
+            raise ConfigError(
+                "trainer.strategy.static_graph=true: the turns of FUNIT's two networks have different "
+                "graphs; leave it out."
+            )
+        if self.device.type == "cuda" and _refuses_what_is_not_deterministic():
+            raise ConfigError(
+                "trainer.deterministic=true: on CUDA the backward pass of reflected borders, which all of "
+                "FUNIT's convolutions have, is not deterministic. Use trainer.deterministic=warn."
             )
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -131,7 +144,22 @@ class FUNITModule(BaseModule):
             scalars = parts | self._norms | self._rates()
             self.log_scalars({f"train/{name}": value for name, value in scalars.items()})
 
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if self.trainer.world_size > 1:
+            self._means = {name: GradientMean(getattr(self, name)) for name in ("generator", "discriminator")}
+
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        for mean in self._means.values():
+            mean.remove()
+        self._means = {}
+
     def _backward(self, loss: Tensor) -> None:
+        self._passes = self._passes % self.micro_batches + 1
+        if self._passes == self.micro_batches:  # the last pass of a turn completes its network's gradients
+            for mean in self._means.values():
+                mean.start()
         if isinstance(self.trainer.strategy, DDPStrategy):
             # One DDP wrapper holds both networks and would wait for gradients that a turn does not have.
             with self.trainer.strategy.block_backward_sync():
@@ -142,8 +170,11 @@ class FUNITModule(BaseModule):
     def _update(self, which: str, parts: Parts) -> None:
         network = getattr(self, which)
         optimizer = self.optimizers()[0 if which == "generator" else 1]
-        if self.trainer.world_size > 1:
-            _average_gradients(network, self.trainer.strategy.reduce)
+        for name, mean in self._means.items():
+            if name == which:
+                mean.finish()
+            else:
+                mean.stop()
         if self.should_log or self.gradient_clip_val is not None:
             norm = clip_gradients(network.parameters(), self.gradient_clip_val)
             self._norms[f"{which}/grad_norm"] = norm
@@ -201,9 +232,8 @@ def _uncounted(optimizer: LightningOptimizer) -> None:
     optimizer._on_before_step = optimizer._on_after_step = lambda: None
 
 
-def _average_gradients(network: nn.Module, reduce: Callable[..., Tensor]) -> None:
-    """Replaces every gradient by its mean over the processes, in one reduction."""
-    gradients = [p.grad for p in network.parameters() if p.grad is not None]
-    mean = reduce(torch.cat([g.flatten() for g in gradients]), reduce_op="mean")
-    for gradient, values in zip(gradients, mean.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(values.view_as(gradient))
+def _refuses_what_is_not_deterministic() -> bool:
+    return (
+        torch.are_deterministic_algorithms_enabled()
+        and not torch.is_deterministic_algorithms_warn_only_enabled()
+    )

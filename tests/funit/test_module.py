@@ -5,15 +5,21 @@ import os
 import re
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from omegaconf import OmegaConf
+from torch.multiprocessing import ProcessRaisedException
 
 from lit_gen.callbacks import NaNGuard, NotFiniteError
 from lit_gen.errors import ConfigError
+from lit_gen.funit import gradients
+from lit_gen.funit.gradients import GradientMean
 from lit_gen.funit.losses import Parts
+from lit_gen.funit.module import FUNITModule
 from lit_gen.funit.step import Batch, Objective, alternating_step, average_
 from lit_gen.instantiate import instantiate
 
@@ -141,14 +147,29 @@ def test_micro_batches_make_the_same_update():
     assert_equal(whole.state_dict(), cut.state_dict(), atol=1e-12)
 
 
+def complete(finish):
+    """`finish`, of a backward pass that has sent every bucket already."""
+
+    def checked(self) -> None:
+        assert len(self.under_way) == self.next == len(self.buckets) > 5
+        finish(self)
+
+    return checked
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="ranks are forked")
 @pytest.mark.parametrize("micro_batches", [1, 2])
-def test_two_processes_equal_one(micro_batches):
-    """DDP with each half of the batch on its own process, against one process with all of it."""
+def test_two_processes_equal_one(micro_batches, monkeypatch):
+    """DDP with each half of the batch on its own process, against one process with all of it. Gradients
+    travel in several buckets, all of which are under way when the backward pass ends."""
+    monkeypatch.setattr(gradients, "BUCKET", 4000)
+    monkeypatch.setattr(GradientMean, "finish", complete(GradientMean.finish))
     sgd = partial(torch.optim.SGD, lr=0.01)  # gradients that differ would show in proportion
     single, shared = training.module(sgd), training.module(sgd, micro_batches=micro_batches)
     training.fit(single, 3)
-    trainer = training.fit(shared, 3, devices=2, strategy="ddp_fork")
+    # The options of conf/trainer/ddp.yaml.
+    strategy = DDPStrategy(start_method="fork", broadcast_buffers=False, gradient_as_bucket_view=True)
+    trainer = training.fit(shared, 3, devices=2, strategy=strategy)
     assert trainer.world_size == 2
     assert_equal(shared.state_dict(), single.state_dict(), atol=1e-10)
 
@@ -225,10 +246,29 @@ def test_refuses_with_value_and_remedy():
         training.module(gradient_clip_val=-1)
     with pytest.raises(ConfigError, match=r"precision=16-true.*bf16-mixed"):
         training.fit(training.module(), 1, precision="16-true")
+    strategy = DDPStrategy(start_method="fork", static_graph=True)
+    with pytest.raises(ProcessRaisedException, match=r"static_graph=true: the turns"):
+        training.fit(training.module(), 1, devices=2, strategy=strategy)
     few = training.module()
     few.discriminator.num_classes = 1
     with pytest.raises(ConfigError, match=r"label is 2, the discriminator has 1 classes"):
         training.fit(few, 1)
+
+
+def test_deterministic_kernels_are_refused_on_cuda(monkeypatch):
+    """There the backward pass of a reflected border has none; as a warning it may go on."""
+    module, strategy = training.module(), SingleDeviceStrategy(torch.device("cpu"))
+    stub = SimpleNamespace(precision="32-true", strategy=strategy)
+    monkeypatch.setattr(FUNITModule, "trainer", property(lambda self: stub))
+    monkeypatch.setattr(FUNITModule, "device", torch.device("cuda"))
+    try:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        module.on_fit_start()
+        torch.use_deterministic_algorithms(True)
+        with pytest.raises(ConfigError, match=r"deterministic=true.*deterministic=warn"):
+            module.on_fit_start()
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_bfloat16_training_follows_float32():
