@@ -21,7 +21,7 @@ from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, Omega
 from lit_gen import schema
 from lit_gen.errors import ConfigError
 
-__all__ = ["CONF_DIR", "entry_point", "is_main_process"]
+__all__ = ["CONF_DIR", "entry_point", "is_main_process", "leave_nothing"]
 
 
 def _conf_dir() -> Path:
@@ -60,7 +60,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[Any], Any]], Callable[[
                 if HydraConfig.get().mode == RunMode.MULTIRUN:
                     raise  # the launcher reports it
                 if _users_mistake(error) is not None:
-                    _leave_nothing(Path(HydraConfig.get().runtime.output_dir))
+                    leave_nothing(Path(HydraConfig.get().runtime.output_dir))
                 failures.append(error)  # raised below: Hydra would add a line of its own
                 return None
 
@@ -125,7 +125,7 @@ def _plainly(error: BaseException) -> str:
     return said
 
 
-def _leave_nothing(folder: Path) -> None:
+def leave_nothing(folder: Path) -> None:
     """Removes the folder that Hydra made for a command that was refused, if it holds an empty log at most."""
     try:
         logs = [log for log in folder.glob("*.log") if log.name != "output.log"]  # that is a trial's

@@ -1,6 +1,5 @@
 """Trained runs side by side: `python -m lit_gen.compare runs=[A,B] [num=...] [extractor=...]`."""
 
-from pathlib import Path
 from typing import Any
 
 from lit_gen.cli import entry_point
@@ -8,9 +7,9 @@ from lit_gen.cli import entry_point
 
 @entry_point("compare")
 def main(cfg: Any) -> None:
-    from lit_gen import comparing
+    from lit_gen import comparing, devices
 
-    comparing.compare_runs(cfg, Path(cfg.out))
+    devices.divided(comparing.compare_runs, cfg)
 
 
 if __name__ == "__main__":

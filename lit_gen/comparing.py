@@ -21,7 +21,7 @@ from lit_gen.images import grid, save_png
 from lit_gen.instantiate import instantiate
 from lit_gen.loggers import close, wandb
 from lit_gen.metrics import Estimate, as_json, check_measures, compare, records
-from lit_gen.metrics.distributed import own_batches
+from lit_gen.metrics.distributed import from_rank_zero, own_batches, rank
 from lit_gen.plots import plain_ticks
 
 __all__ = ["compare_runs", "differences", "distance_curves", "names_of", "side_by_side", "sigmas"]
@@ -39,15 +39,14 @@ class _Run:
 def compare_runs(cfg: DictConfig, out: Path) -> dict[str, Any]:
     """Samples every run from the same seeds and measures all with one extractor against one reference, the
     first run's test images; writes `comparison.json`, `curves.png`, `grids.png` and a W&B run into `out`,
-    prints the table and returns the record.
+    prints the table and returns the record. Of several ranks each measures its share, and rank 0 writes.
 
     Raises ConfigError for runs that cannot be compared: other test images, other image sizes, no samples.
     """
     check_measures(cfg.measures)
     if "fdclass" in cfg.measures:
         raise ConfigError("fdclass is measured by lit_gen.evaluate per_class=true.")
-    if (out / "comparison.json").exists():
-        raise ConfigError(f"{out} already holds a comparison: choose another out=.")
+    from_rank_zero(lambda: _claim(out))
     if cfg.grid < 1 or cfg.batch_size < 1:
         raise ConfigError(f"grid={cfg.grid} and batch_size={cfg.batch_size} must be at least 1.")
     opened = _open(cfg)
@@ -70,7 +69,8 @@ def compare_runs(cfg: DictConfig, out: Path) -> dict[str, Any]:
 
         summary = summarise(parts(), n, extractor, cfg, None, run.name)
         results[run.name] = compare(reference, summary, training=training, k=cfg.k, only=tuple(cfg.measures))
-        shown[run.name] = run.module.sample(range(cfg.grid), cfg.seed, sampler).cpu()
+        if rank() == 0:
+            shown[run.name] = run.module.sample(range(cfg.grid), cfg.seed, sampler).cpu()
     fingerprint = data.test.fingerprint()
     record = {
         "runs": {run.name: str(run.file) for run in opened},
@@ -90,6 +90,8 @@ def compare_runs(cfg: DictConfig, out: Path) -> dict[str, Any]:
         },
         "version": __version__,
     }
+    if rank() > 0:
+        return record
     out.mkdir(parents=True, exist_ok=True)
     scale = max(1, 64 // next(iter(shown.values())).shape[-1])
     pictures = {name: grid(images, scale=scale) for name, images in shown.items()}
@@ -99,6 +101,11 @@ def compare_runs(cfg: DictConfig, out: Path) -> dict[str, Any]:
     _to_wandb(cfg, out, results, grids, curves)
     _print(results, record["differences"], out)
     return record
+
+
+def _claim(out: Path) -> None:
+    if (out / "comparison.json").exists():
+        raise ConfigError(f"{out} already holds a comparison: choose another out=.")
 
 
 def _open(cfg: DictConfig) -> list[_Run]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from lit_gen.errors import ConfigError
 from lit_gen.images import to_float
 from lit_gen.metrics import Estimate
+from lit_gen.metrics.distributed import from_rank_zero, gather_batches, own_batches, rank
 from lit_gen.metrics.functional import mean_estimate
 from lit_gen.rng import PerSample
 from lit_gen.score.likelihood import (
@@ -30,7 +31,8 @@ Bits = Callable[[ScoreModule, Tensor, Tensor | None, PerSample, float | None], T
 
 
 def measure_densities(module: Any, test: Any, cfg: DictConfig) -> dict[str, Estimate]:
-    """`bits_per_dim` and `bound` of the first so many images of `test`, whichever `cfg` asks for.
+    """`bits_per_dim` and `bound` of the first so many images of `test`, whichever `cfg` asks for. Every rank
+    must call; each measures its share.
 
     Raises ConfigError for a model without a density, and for more images than there are.
     """
@@ -51,15 +53,17 @@ def _measure(name: str, bits: Bits, module: Any, test: Any, cfg: DictConfig) -> 
             f"bound={cfg.bound}: DDPM's bound is a sum over the steps of a discrete process, and this "
             f"model's is {type(process).__name__}. Take bits_per_dim={cfg.bound}."
         )
-    chunks, parts = torch.arange(cfg[name]).split(cfg.batch_size), []
-    console = Console(stderr=True)
-    for rows in track(chunks, name.replace("_", " "), console=console, disable=len(chunks) < 2):
-        items = [test[i] for i in rows.tolist()]
+    n, size = cfg[name], cfg.batch_size
+    own, parts = own_batches(n, size), []
+    hidden = len(own) < 2 or rank() > 0
+    for rows in track(own, name.replace("_", " "), console=Console(stderr=True), disable=hidden):
+        items = [test[i] for i in rows]
         images = torch.stack([item["image"] for item in items]).to(module.device)
         label = torch.tensor([item["label"] for item in items], device=module.device)
-        generator = PerSample.keyed(cfg.seed, rows.tolist())
+        generator = PerSample.keyed(cfg.seed, rows)
         parts.append(bits(module, images, label if module.num_classes else None, generator, cfg.t_min).cpu())
-    return mean_estimate(torch.cat(parts))
+    values = gather_batches(parts, n, size)
+    return from_rank_zero(lambda: mean_estimate(values))
 
 
 def _density(

@@ -1,7 +1,6 @@
 """Images as latents of the probability flow, back again, and the way between them:
 `python -m lit_gen.encode run=<run folder> interpolate=8`."""
 
-from pathlib import Path
 from typing import Any
 
 from lit_gen.cli import entry_point
@@ -9,9 +8,9 @@ from lit_gen.cli import entry_point
 
 @entry_point("encode")
 def main(cfg: Any) -> None:
-    from lit_gen import encoding
+    from lit_gen import devices, encoding
 
-    encoding.encode(cfg, Path(cfg.out))
+    devices.divided(encoding.encode, cfg, images=cfg.num * cfg.interpolate)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from torch.nn.functional import one_hot
 from lit_gen import __version__
 from lit_gen.errors import ConfigError
 from lit_gen.images import grid, save_png, to_float, to_uint8
+from lit_gen.metrics.distributed import from_rank_zero, gather_batches, own_batches, rank
 from lit_gen.official import open_model
 from lit_gen.restoring import pictures, quality
 from lit_gen.score import samplers
@@ -35,7 +36,8 @@ def encode(cfg: DictConfig, out: Path) -> dict[str, Any]:
     images from its latent to the next one's, the next original) and `encoding.json`, prints the errors of the
     round trip and returns the record.
 
-    Raises ConfigError for what does not fit together.
+    Of several ranks each solves its share, and rank 0 writes. Raises ConfigError for what does not fit
+    together.
     """
     if cfg.num < 1 or cfg.interpolate < 2 or cfg.batch_size < 1:
         raise ConfigError(
@@ -44,8 +46,7 @@ def encode(cfg: DictConfig, out: Path) -> dict[str, Any]:
         )
     if min(cfg.rtol, cfg.atol) <= 0:
         raise ConfigError(f"rtol={cfg.rtol} and atol={cfg.atol} must be positive.")
-    if any((out / name).exists() for name in RESULTS):
-        raise ConfigError(f"{out} already holds latents: choose another out=.")
+    from_rank_zero(lambda: _claim(out))
     module, run_cfg, path = open_model(cfg)
     images, labels = pictures(cfg, run_cfg, module)
     rows = None if labels is None else one_hot(labels, module.num_classes).to(torch.float64)
@@ -72,11 +73,15 @@ def encode(cfg: DictConfig, out: Path) -> dict[str, Any]:
         "latent_lengths": lengths.tolist(),
         "version": __version__,
     }
-    out.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(out / "latents.npz", latents=latents.numpy(), images=images.numpy())
+    strip = None
     if len(images) > 1:
         way, way_rows = between(latents, rows, cfg.interpolate)
         strip = to_uint8(solve(module.denoiser, way, way_rows, **options))
+    if rank() > 0:
+        return record
+    out.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(out / "latents.npz", latents=latents.numpy(), images=images.numpy())
+    if strip is not None:
         strip = strip.unflatten(0, (len(images) - 1, cfg.interpolate))
         strip = torch.cat([images[:-1, None], strip, images[1:, None]], 1)
         scale = max(1, 64 // images.shape[-1])
@@ -84,6 +89,11 @@ def encode(cfg: DictConfig, out: Path) -> dict[str, Any]:
     (out / "encoding.json").write_text(json.dumps(record, indent=2) + "\n")
     _print(record, out)
     return record
+
+
+def _claim(out: Path) -> None:
+    if any((out / name).exists() for name in RESULTS):
+        raise ConfigError(f"{out} already holds latents: choose another out=.")
 
 
 @torch.no_grad()
@@ -100,20 +110,22 @@ def solve(
     """The probability flow from latents `x` (N, C, H, W) to images at t_min, or with `inverse` from images to
     latents; float64 on the CPU, each row to the tolerance by itself, whatever its batch.
 
-    `labels` is (N, num_classes), rows of classes.
+    `labels` is (N, num_classes), rows of classes. Of several ranks each solves whole batches and has all
+    results.
     """
     device = next(denoiser.parameters(), x).device
-    parts = []
-    starts = range(0, len(x), batch_size)
-    for start in track(starts, "encoding" if inverse else "decoding", disable=len(starts) < 2):
-        part = x[start : start + batch_size].to(device)
-        label = None if labels is None else labels[start : start + batch_size].to(device)
+    own, parts = own_batches(len(x), batch_size), []
+    hidden = len(own) < 2 or rank() > 0
+    for rows in track(own, "encoding" if inverse else "decoding", disable=hidden):
+        part = x[rows.start : rows.stop].to(device)
+        label = None if labels is None else labels[rows.start : rows.stop].to(device)
         if inverse:
             y = samplers.encode(denoiser, part, rtol=rtol, atol=atol, label=label)
         else:
             y = samplers.rk45(denoiser, part, rtol=rtol, atol=atol, denoise=False, label=label)
         parts.append(y.cpu())
-    return torch.cat(parts)
+    solved = gather_batches(parts, len(x), batch_size)
+    return from_rank_zero(lambda: solved)
 
 
 def between(latents: Tensor, labels: Tensor | None, steps: int) -> tuple[Tensor, Tensor | None]:

@@ -8,12 +8,13 @@ from lit_gen.cli import entry_point
 
 @entry_point("evaluate")
 def main(cfg: Any) -> None:
-    from lit_gen import evaluation, translation_evaluation
+    from lit_gen import devices, evaluation, translation_evaluation
 
     if translation_evaluation.concerns(cfg):
+        devices.undivided("The evaluation of a translator")
         translation_evaluation.evaluate_translator(cfg, Path(cfg.out))
     else:
-        evaluation.evaluate(cfg, Path(cfg.out))
+        devices.divided(evaluation.evaluate, cfg)
 
 
 if __name__ == "__main__":

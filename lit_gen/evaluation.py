@@ -37,7 +37,7 @@ from lit_gen.metrics import (
     records,
     reference_summary,
 )
-from lit_gen.metrics.distributed import all_gather, own_batches, rank
+from lit_gen.metrics.distributed import all_gather, from_rank_zero, own_batches, rank
 from lit_gen.metrics.neighbours import nearest
 
 __all__ = ["evaluate", "stored", "summarise", "with_error"]
@@ -46,7 +46,7 @@ __all__ = ["evaluate", "stored", "summarise", "with_error"]
 def evaluate(cfg: DictConfig, out: Path) -> dict[str, Any]:
     """Measures the samples of `cfg.run`, or the images of `cfg.images`, against the reference; writes
     `out/evaluation.json`, `out/grid.png` and, where training images are known, `out/nearest.png`, prints the
-    table and returns the record.
+    table and returns the record. Of several ranks each measures its share, and rank 0 writes.
 
     Raises ConfigError for what does not fit together, besides what `runs.load` raises.
     """
@@ -58,9 +58,13 @@ def evaluate(cfg: DictConfig, out: Path) -> dict[str, Any]:
     check_measures(cfg.measures)
     if cfg.batch_size < 1 or cfg.k < 1:
         raise ConfigError(f"batch_size={cfg.batch_size} and k={cfg.k} must be at least 1.")
+    from_rank_zero(lambda: _claim(out))
+    return _of_images(cfg, out) if cfg.run is None else _of_run(cfg, out)
+
+
+def _claim(out: Path) -> None:
     if (out / "evaluation.json").exists():
         raise ConfigError(f"{out} already holds an evaluation: choose another out=.")
-    return _of_images(cfg, out) if cfg.run is None else _of_run(cfg, out)
 
 
 @dataclass
@@ -266,6 +270,8 @@ def _measured(
     )
     record["results"] = json.loads(as_json(entries))
     record["versions"] = {"lit_gen": __version__, "torch": torch.__version__}
+    if rank() > 0:
+        return record
     out.mkdir(parents=True, exist_ok=True)
     shown = rows(range(min(64, generated.n)))
     scale = max(1, 64 // shown.shape[-1])

@@ -1,7 +1,6 @@
 """Restore images with a trained run: `python -m lit_gen.restore run=<run folder> operator=inpaint
 method=pigdm`."""
 
-from pathlib import Path
 from typing import Any
 
 from lit_gen.cli import entry_point
@@ -9,9 +8,9 @@ from lit_gen.cli import entry_point
 
 @entry_point("restore")
 def main(cfg: Any) -> None:
-    from lit_gen import restoring
+    from lit_gen import devices, restoring
 
-    restoring.restore(cfg, Path(cfg.out))
+    devices.divided(restoring.restore, cfg, images=cfg.num * cfg.samples)
 
 
 if __name__ == "__main__":

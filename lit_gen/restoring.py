@@ -21,6 +21,7 @@ from lit_gen.data.folders import ImageFiles
 from lit_gen.errors import ConfigError
 from lit_gen.images import grid, save_png, to_float, to_uint8
 from lit_gen.instantiate import instantiate
+from lit_gen.metrics.distributed import from_rank_zero, gather_batches, own_batches, rank
 from lit_gen.official import open_model
 from lit_gen.rng import PerSample, keyed_generator
 from lit_gen.score.restoration import Inpainting, box_mask, repaint, replacement
@@ -32,10 +33,10 @@ LARGEST_GAIN = 2.0  # of noise on a measurement that is taken as exact
 MASKS = ("center", "left", "right", "top", "bottom", "random")
 
 
-def restore(cfg: DictConfig, out: Path) -> dict[str, Any]:
+def restore(cfg: DictConfig, out: Path) -> dict[str, Any] | None:
     """Degrades images by `cfg.operator`, restores each `cfg.samples` times by `cfg.method`; writes
     `sheet.png` (a row an image: original, degraded, restorations), `images/` and `restoration.json`, prints
-    the table and returns the record.
+    the table and returns the record. Of several ranks each restores its share, and rank 0 does the rest.
 
     Restoration k of image i depends on (seed, i, k) alone. Raises ConfigError for what does not fit together.
     """
@@ -44,8 +45,7 @@ def restore(cfg: DictConfig, out: Path) -> dict[str, Any]:
             raise ConfigError(f"{name}={cfg[name]}: must be at least 1.")
     if cfg.noise < 0:
         raise ConfigError(f"noise={cfg.noise}: a deviation is not negative.")
-    if any((out / name).exists() for name in ("sheet.png", "images", "restoration.json")):
-        raise ConfigError(f"{out} already holds restorations: choose another out=.")
+    from_rank_zero(lambda: _claim(out))
     module, run_cfg, path = open_model(cfg)
     OmegaConf.update(cfg, "image_size", module.image_shape[-1])
     allow = list(cfg.allow_targets)
@@ -57,6 +57,8 @@ def restore(cfg: DictConfig, out: Path) -> dict[str, Any]:
     restored = restore_images(
         module, operator, measured, method, cfg.samples, cfg.seed, cfg.batch_size, labels
     )
+    if restored is None:
+        return None  # rank 0 has them
     shown = to_uint8(measured if measured.shape == originals.shape else operator.pseudo_inverse(measured))
     record = {
         "model": str(path),
@@ -84,6 +86,11 @@ def restore(cfg: DictConfig, out: Path) -> dict[str, Any]:
     return record
 
 
+def _claim(out: Path) -> None:
+    if any((out / name).exists() for name in ("sheet.png", "images", "restoration.json")):
+        raise ConfigError(f"{out} already holds restorations: choose another out=.")
+
+
 @torch.no_grad()
 def restore_images(
     module: Any,
@@ -94,18 +101,19 @@ def restore_images(
     seed: int = 0,
     batch_size: int = 64,
     labels: Tensor | None = None,
-) -> Tensor:
+) -> Tensor | None:
     """uint8 (N, K, C, H, W): K = `samples` restorations of each of the N measurements `measured` (N, ...).
 
-    `labels`, int64 (N,), are the classes that a conditional model is told.
+    `labels`, int64 (N,), are the classes that a conditional model is told. Of several ranks each restores
+    whole batches, and rank 0 has all; the others get None.
     """
     rows = [(i, k) for i in range(len(measured)) for k in range(samples)]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("eta"))
     parts = []
-    with Progress(*columns, TimeRemainingColumn()) as bar:
+    with Progress(*columns, TimeRemainingColumn(), disable=rank() > 0) as bar:
         task = bar.add_task("restoring", total=len(rows))
-        for start in range(0, len(rows), batch_size):
-            part = rows[start : start + batch_size]
+        for own in own_batches(len(rows), batch_size):
+            part = rows[own.start : own.stop]
             generator = PerSample([keyed_generator(seed, "restore", i, k) for i, k in part])
             x = module.denoiser.process.prior_sample(
                 (len(part), *module.image_shape), generator, device=module.device
@@ -115,8 +123,9 @@ def restore_images(
             classes = None if labels is None else labels[which].to(module.device)
             x_0 = method(module.denoiser, x, operator, y, label=classes, generator=generator)
             parts.append(to_uint8(x_0).cpu())
-            bar.advance(task, len(part))
-    return torch.cat(parts).unflatten(0, (len(measured), samples))
+            bar.update(task, completed=own.stop)  # the other ranks are about as far
+    restored = gather_batches(parts, len(rows), batch_size)
+    return None if restored is None else restored.unflatten(0, (len(measured), samples))
 
 
 def quality(images: Tensor, originals: Tensor) -> dict[str, float]:

@@ -4,7 +4,6 @@ python -m lit_gen.sample run=<run folder> num=64 [sampler=heun] [out=<folder>]
 python -m lit_gen.sample weights=<official checkpoint> model=ve sampler=pc num=64
 """
 
-from pathlib import Path
 from typing import Any
 
 from lit_gen.cli import entry_point
@@ -12,9 +11,9 @@ from lit_gen.cli import entry_point
 
 @entry_point("sample")
 def main(cfg: Any) -> None:
-    from lit_gen import sampling
+    from lit_gen import devices, sampling
 
-    sampling.sample(cfg, Path(cfg.out))
+    devices.divided(sampling.sample, cfg, images=cfg.num)
 
 
 if __name__ == "__main__":

@@ -61,6 +61,7 @@ class SampleSchema:
     grid: int = 64
     format: str = "png"
     device: str | None = None
+    devices: Any = "auto"
     guidance: Any = None
     allow_targets: list[str] = field(default_factory=list)
     out: str = MISSING
@@ -87,6 +88,7 @@ class RestoreSchema:
     lpips: str | None = None
     batch_size: int = 64
     device: str | None = None
+    devices: Any = "auto"
     guidance: Any = None
     allow_targets: list[str] = field(default_factory=list)
     out: str = MISSING
@@ -145,6 +147,7 @@ class EncodeSchema:
     label: int | None = None
     batch_size: int = 64
     device: str | None = None
+    devices: Any = "auto"
     guidance: Any = None
     allow_targets: list[str] = field(default_factory=list)
     out: str = MISSING
@@ -198,6 +201,7 @@ class EvaluateSchema:
     seed: int = 1
     batch_size: int = 256
     device: str | None = None
+    devices: Any = "auto"
     guidance: Any = None
     allow_targets: list[str] = field(default_factory=list)
     out: str = MISSING
@@ -220,6 +224,7 @@ class CompareSchema:
     grid: int = 36
     batch_size: int = 256
     device: str | None = None
+    devices: Any = "auto"
     wandb: str = "auto"
     allow_targets: list[str] = field(default_factory=list)
     out: str = MISSING

@@ -1,5 +1,8 @@
+import multiprocessing
 import os
+import traceback
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -8,6 +11,7 @@ os.environ["WANDB_SILENT"] = "true"
 
 import pytest
 import torch
+from torch import distributed as dist
 
 torch.set_num_threads(1)
 
@@ -88,5 +92,42 @@ def fit(compose, tiny) -> Callable:
             experiment.module, datamodule=experiment.data, ckpt_path=checkpoint, weights_only=True
         )
         return experiment
+
+    return run
+
+
+def _rank(body: Callable, args: tuple, rank: int, world: int, folder) -> None:
+    torch.set_num_threads(1)
+    try:
+        store, timeout = f"file://{folder}/store", timedelta(seconds=60)
+        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=timeout)
+        dist.barrier()  # a rank that is done at once would leave while others are still connecting
+        answer = body(*args)
+        dist.destroy_process_group()
+    except BaseException:
+        answer = traceback.format_exc()
+    torch.save(answer, folder / f"answer{rank}.pt")
+
+
+@pytest.fixture
+def on_ranks(tmp_path):
+    """`on_ranks(world, body, *args)`: the answers of `body(*args)` of every rank of a gloo group.
+
+    The ranks are forks, which spares them the imports.
+    """
+
+    def run(world: int, body: Callable, *args) -> list:
+        fork = multiprocessing.get_context("fork")
+        processes = [fork.Process(target=_rank, args=(body, args, r, world, tmp_path)) for r in range(world)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(120)
+        for process in processes:
+            process.kill()
+        answers = [torch.load(tmp_path / f"answer{r}.pt", weights_only=False) for r in range(world)]
+        failures = [answer for answer in answers if isinstance(answer, str)]
+        assert not failures, "\n".join(failures)
+        return answers
 
     return run
