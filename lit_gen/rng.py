@@ -43,14 +43,23 @@ class PerSample:
     def __len__(self) -> int:
         return len(self.generators)
 
-    def _stack(self, draw, shape: Sequence[int], device, dtype) -> Tensor:
+    def _stack(self, fill, shape: Sequence[int], device, dtype) -> Tensor:
+        """`fill(row, generator)` draws a row of float32 or int64; the rows are converted on `device`.
+
+        The copy to a GPU is from pinned memory and waits for nothing, so that the next rows are drawn while
+        the GPU works with these.
+        """
         if shape[0] != len(self.generators):
             raise ValueError(
                 f"PerSample has {len(self.generators)} streams "
                 f"but a draw of batch size {shape[0]} was asked for."
             )
-        rows = [draw(tuple(shape[1:]), g) for g in self.generators]
-        return torch.stack(rows).to(device=device, dtype=dtype)
+        cuda = torch.device(device).type == "cuda"
+        drawn = torch.float32 if dtype.is_floating_point else dtype
+        rows = torch.empty(tuple(shape), dtype=drawn, pin_memory=cuda and torch.cuda.is_available())
+        for row, generator in zip(rows.unbind(0), self.generators, strict=True):
+            fill(row, generator)
+        return rows.to(device, non_blocking=cuda).to(dtype)
 
 
 Generator = torch.Generator | PerSample | None
@@ -59,18 +68,14 @@ Generator = torch.Generator | PerSample | None
 def randn(shape: Sequence[int], generator: Generator = None, *, device="cpu", dtype=torch.float32) -> Tensor:
     """Standard normal numbers of `shape`, whose first axis is the batch if `generator` is a `PerSample`."""
     if isinstance(generator, PerSample):
-        return generator._stack(
-            lambda s, g: torch.randn(s, generator=g, dtype=torch.float32), shape, device, dtype
-        )
+        return generator._stack(lambda row, g: row.normal_(generator=g), shape, device, dtype)
     return _draw(torch.randn, shape, generator, device, dtype)
 
 
 def rand(shape: Sequence[int], generator: Generator = None, *, device="cpu", dtype=torch.float32) -> Tensor:
     """Uniform numbers in [0, 1); see `randn`."""
     if isinstance(generator, PerSample):
-        return generator._stack(
-            lambda s, g: torch.rand(s, generator=g, dtype=torch.float32), shape, device, dtype
-        )
+        return generator._stack(lambda row, g: row.uniform_(generator=g), shape, device, dtype)
     return _draw(torch.rand, shape, generator, device, dtype)
 
 
@@ -80,7 +85,7 @@ def randint(
     """Integers in [low, high); see `randn`."""
     if isinstance(generator, PerSample):
         return generator._stack(
-            lambda s, g: torch.randint(low, high, s, generator=g), shape, device, torch.int64
+            lambda row, g: row.random_(low, high, generator=g), shape, device, torch.int64
         )
     at = generator.device if generator is not None else device
     return torch.randint(low, high, tuple(shape), generator=generator, device=at).to(device)

@@ -32,8 +32,8 @@ def precision_recall_density_coverage(
     if not 1 <= k < min(len(x), len(y)):
         raise ConfigError(f"k={k} needs more than {k} images in both sets, got {len(x)} and {len(y)}.")
     radius_x, radius_y = (_neighbours(z, z, k, own=False)[0][:, -1] * INSIDE for z in (x, y))
-    balls, covered = [], torch.zeros(len(x), dtype=torch.bool)
-    recalled = torch.zeros(len(x), dtype=torch.bool)
+    balls, covered = [], torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    recalled = torch.zeros_like(covered)
     for rows, squares in _squared_distances(y, x):
         inside = squares < radius_x
         balls.append(inside.sum(1))

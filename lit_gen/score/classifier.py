@@ -13,7 +13,7 @@ from lit_gen.module import BaseModule, optimization
 from lit_gen.rng import PerSample, randn
 from lit_gen.score.losses import Times
 from lit_gen.score.precondition import Row
-from lit_gen.score.sde import Process, per_image, wide
+from lit_gen.score.sde import Process, per_image, per_row, wide
 
 __all__ = ["ClassifierModule"]
 
@@ -56,7 +56,7 @@ class ClassifierModule(BaseModule):
         """x_t (B, C, H, W) on the classifier's own process at t, () or (B,) -> logits (B, num_classes)."""
         _, _, c_in, c_noise = self.precondition(self.process, t)
         x_in = (per_image(c_in, x_t) * x_t).to(next(self.net.parameters()).dtype)
-        return self.net(x_in, c_noise.to(x_in).expand(len(x_t)))
+        return self.net(x_in, per_row(c_noise, x_in))
 
     def on(self, process: Process) -> Callable[[Tensor, Tensor], Tensor]:
         """`classify(x_t, t) -> logits` for images of another process, by the noise level that both share."""

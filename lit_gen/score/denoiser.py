@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_gen.score.precondition import Row
-from lit_gen.score.sde import Process, per_image, wide
+from lit_gen.score.sde import Process, per_image, per_row, wide
 
 __all__ = [
     "AbstractDenoiser",
@@ -64,10 +64,12 @@ class Denoiser(AbstractDenoiser):
     def forward(
         self, x_t: Tensor, t: Tensor, label: Tensor | None = None, augment_label: Tensor | None = None
     ) -> Tensor:
+        if len(x_t) == 0:
+            return x_t.clone()  # kernels and networks that refuse an empty batch are spared it
         c_skip, c_out, c_in, c_noise = self.precondition(self.process, t)
         dtype = next((p.dtype for p in self.net.parameters()), x_t.dtype)
         x_in = (per_image(c_in, x_t) * x_t).to(dtype)
-        f = self.net(x_in, c_noise.to(x_in).expand(len(x_t)), label, augment_label)[:, : x_t.shape[1]]
+        f = self.net(x_in, per_row(c_noise, x_in), label, augment_label)[:, : x_t.shape[1]]
         return per_image(c_skip, x_t) * x_t + per_image(c_out, x_t) * f.to(x_t)
 
 
@@ -174,7 +176,7 @@ class GaussianMixtureDenoiser(AbstractDenoiser):
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         log_joint, rest, variance = self._joint(x_t, t)
         if label is not None:
-            log_joint = log_joint + _class_mask(label, len(self.log_weights)).log()
+            log_joint = log_joint + wide(_class_mask(label, len(self.log_weights))).log()
         alpha, _ = _coefficients(self.process, t, x_t, 5)
         means = self.means + alpha * self.variances / variance * rest
         return torch.einsum("bk,bk...->b...", log_joint.softmax(1), means).to(x_t)
@@ -220,8 +222,9 @@ class IdealDenoiser(AbstractDenoiser):
 
 
 def _coefficients(process: Process, t: Tensor, x_t: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
-    """alpha and sigma as (B or 1, 1, ...) of `ndim` axes, beside `x_t`."""
-    t = t.to(x_t.device).reshape(-1, *(1,) * (ndim - 1))
+    """alpha and sigma, to multiply tensors (B, ...) of `ndim` axes: (B, 1, ...), or () for t of shape ()."""
+    if t.ndim:
+        t = t.to(x_t.device).reshape(-1, *(1,) * (ndim - 1))
     return process.alpha(t), process.sigma(t)
 
 
@@ -232,6 +235,6 @@ def _log_normal(rest: Tensor, variance: Tensor) -> Tensor:
 def _class_mask(label: Tensor, num_classes: int) -> Tensor:
     """(B, K) of ones and zeros: the components that a label allows; all of them when it names no class."""
     if label.is_floating_point():
-        return torch.where(label.sum(1, keepdim=True) > 0, label, 1.0).to(torch.float64)
+        return torch.where(label.sum(1, keepdim=True) > 0, label, 1.0)
     mask = label[:, None] == torch.arange(num_classes, device=label.device)
-    return (mask | (label[:, None] < 0)).to(torch.float64)
+    return mask | (label[:, None] < 0)

@@ -64,7 +64,8 @@ class Guidance(AbstractDenoiser):
         x0_hat = self.denoiser(x_t, t, label)
         level = self.process.noise_level(t)
         inside = (level >= self.interval[0]) & (level <= self.interval[1])
-        if self.weight == 1 or not inside.any():
+        # Times on a GPU (one an image, as `rk45` has them) are waited for only if this may spare the guide.
+        if self.weight == 1 or (self.interval != (0.0, math.inf) and not inside.any()):
             return x0_hat
         weight = per_image(torch.where(inside, self.weight, 1.0), x_t)
         return self.guide(x_t, t, label).lerp(x0_hat, weight)

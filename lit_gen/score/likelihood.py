@@ -19,7 +19,7 @@ from lit_gen.rng import Generator, rand, randint, randn
 from lit_gen.score.denoiser import AbstractDenoiser
 from lit_gen.score.samplers.grids import Grid, uniform_steps
 from lit_gen.score.samplers.rk45 import integrate, log_level_flow, log_levels
-from lit_gen.score.sde import Process, per_image, wide
+from lit_gen.score.sde import Process, per_image, wide, wide_dtype
 
 __all__ = [
     "Bound",
@@ -67,8 +67,8 @@ def random_probes(x_0: Tensor, num_probes: int = 1, generator: Generator = None)
 
 def exact_probes(x_0: Tensor) -> Tensor:
     """The scaled unit vectors (D, B, C, H, W), whose mean of v^T J v is the trace; for small images."""
-    d = x_0[0].numel()
-    basis = math.sqrt(d) * torch.eye(d, dtype=torch.float64, device=x_0.device)
+    d = x_0.shape[1:].numel()
+    basis = math.sqrt(d) * torch.eye(d, dtype=wide_dtype(x_0.device), device=x_0.device)
     return basis.view(d, 1, *x_0.shape[1:]).expand(d, *x_0.shape)
 
 
@@ -109,7 +109,7 @@ def log_likelihood(
     start = torch.cat([wide(x_0).flatten(1) / scale, wide(x_0.new_zeros(len(x_0), 1))], 1)
     end, evaluations = integrate(f, start, first, last, rtol=rtol, atol=atol)
     latent = end[:, :-1].view(x_0.shape) * last_scale
-    change = x_0[0].numel() * math.log(last_scale / scale)
+    change = shape.numel() * math.log(last_scale / scale)
     return Likelihood(process.prior_log_prob(latent) + end[:, -1] + change, latent, evaluations)
 
 
@@ -159,7 +159,7 @@ def variational_bound(
             f"variational_bound needs num_steps of at least 2 on {type(process).__name__}, got {num_steps}."
         )
     times = grid(process, num_steps)[:num_steps]
-    scale = 1 / (x_0[0].numel() * math.log(2))
+    scale = 1 / (x_0.shape[1:].numel() * math.log(2))
 
     def look(t: Tensor) -> Tensor:
         z = randn(x_0.shape, generator, device=x_0.device, dtype=x_0.dtype)

@@ -177,6 +177,8 @@ class ScoreModule(BaseModule):
 
         `label` is int64 (N,), one class an image.
         """
+        if len(indices) == 0:
+            return torch.zeros((0, *self.image_shape), dtype=torch.uint8, device=self.device)
         generator = PerSample.keyed(seed, indices)
         x = self.denoiser.process.prior_sample(
             (len(indices), *self.image_shape), generator, device=self.device

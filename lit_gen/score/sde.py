@@ -27,21 +27,43 @@ __all__ = [
     "cosine_betas",
     "linear_betas",
     "per_image",
+    "per_row",
     "sigmoid_betas",
     "wide",
+    "wide_dtype",
 ]
 
 
-def wide(x: Tensor) -> Tensor:
-    """float64, the precision of coefficients and of a sampler's state (float32 where the device has no
-    float64).
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """float64, the precision of coefficients and of a sampler's state; float32 on Apple's GPUs, which have no
+    float64.
     """
-    return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def wide(x: Tensor) -> Tensor:
+    """`x` in the `wide_dtype` of its device."""
+    return x.to(wide_dtype(x.device))
 
 
 def per_image(coefficient: Tensor, x: Tensor) -> Tensor:
-    """A coefficient of shape () or (B,) in the dtype of `x` (B, ...), shaped to multiply it."""
+    """A coefficient of shape () or (B,) in the dtype of `x` (B, ...), shaped to multiply it.
+
+    A single number on the CPU stays there: kernels of every device take it as it is, and to copy it to a GPU
+    would wait for that GPU.
+    """
+    if _is_host_number(coefficient):
+        return coefficient.to(x.dtype)
     return coefficient.to(x).reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def per_row(value: Tensor, x: Tensor) -> Tensor:
+    """A value of shape () or (B,) as (B,), in the dtype and beside `x` (B, ...); see `per_image`."""
+    return x.new_empty(len(x)).fill_(value) if _is_host_number(value) else value.to(x).expand(len(x))
+
+
+def _is_host_number(x: Tensor) -> bool:
+    return x.ndim == 0 and x.device.type == "cpu"
 
 
 class Process(ABC):

@@ -156,3 +156,12 @@ class PerPixel(GaussianMixtureDenoiser):
 
     def forward(self, x_t, t, label=None):
         return super().forward(x_t.reshape(-1, 1, 1, 1), t, label).view(x_t.shape)
+
+
+def test_no_images_have_no_likelihoods():
+    x = torch.zeros(0, 1, 2, 2)
+    for make in (gaussian, mixture):
+        process = DiscreteVP(linear_betas(40))
+        found = log_likelihood(make(process), x, generator=PerSample([]))
+        assert found.log_prob.shape == found.evaluations.shape == (0,) and found.latent.shape == x.shape
+        assert variational_bound(make(process), x, generator=PerSample([])).total.shape == (0,)

@@ -51,3 +51,10 @@ def test_the_loss_of_an_image_does_not_depend_on_its_batch(fit, tmp_path, loss):
 def test_the_uncertainty_is_trained_and_saved(fit, tmp_path):
     fit(tmp_path, "experiment=digits_edm", "model/loss=edm2", "trainer.max_steps=3")
     assert weights(tmp_path)["loss.out"].abs().max() > 0  # it starts at zero
+
+
+def test_no_indices_give_no_images(fit, tmp_path):
+    module = fit(tmp_path, "trainer.max_steps=1").module
+    assert module.num_classes == 10
+    for images, shape in ((module.sample([]), (0, 1, 8, 8)), (module.sample_trajectory([]), (0, 1, 1, 8, 8))):
+        assert images.shape == shape and images.dtype == torch.uint8

@@ -15,6 +15,8 @@ from lit_gen.score.sde import (
     SubVP,
     cosine_betas,
     linear_betas,
+    per_image,
+    per_row,
     sigmoid_betas,
 )
 
@@ -143,3 +145,16 @@ def test_prior(process):
 def test_errors_name_what_is_wrong(build, words):
     with pytest.raises(ConfigError, match=words):
         build()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_number_of_the_cpu_stays_there_and_multiplies_as_a_column_would(dtype):
+    """On a GPU the copy of a single number would wait for all that was asked of it before."""
+    x, c = torch.randn(3, 2, 4, generator=keyed_generator("x"), dtype=dtype), torch.tensor(1 / 3).double()
+    assert torch.equal(per_image(c, x) * x, per_image(c.expand(3), x) * x)
+    assert torch.equal(per_row(c, x), c.expand(3).to(dtype)) and per_row(c, x).dtype == dtype
+    elsewhere = x.to("meta")
+    assert per_image(c, elsewhere).device.type == "cpu" and per_image(c, elsewhere).dtype == dtype
+    assert per_row(c, elsewhere).device.type == "meta" and per_row(c, elsewhere).shape == (3,)
+    rows = torch.rand(3, device="meta")
+    assert per_image(rows, elsewhere).shape == (3, 1, 1) and per_row(rows, elsewhere).shape == (3,)

@@ -1,7 +1,9 @@
 """Degradations y = A x as linear operators on images (B, C, H, W), each with its adjoint and the inverse of a
 I + b A A^T.
 
-All are so simple that A A^T is diagonal, in pixels or in frequencies, and nothing here iterates.
+All are so simple that A A^T is diagonal, in pixels or in frequencies, and nothing here iterates. What an
+operator holds (a mask, weights, a spectrum) moves to the device of the first images and stays there, so that
+a sampler's loop does not wait for copies.
 """
 
 import math
@@ -12,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_gen.errors import ConfigError
+from lit_gen.score.sde import wide, wide_dtype
 
 __all__ = [
     "Blur",
@@ -70,13 +73,17 @@ class Inpainting(LinearOperator):
             )
 
     def __call__(self, x: Tensor) -> Tensor:
-        return x * self.mask.to(x)
+        return x * self._mask_beside(x)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        return y * self.mask.to(y)
+        return y * self._mask_beside(y)
 
     def solve(self, y: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:
-        return torch.where(self.mask.to(y.device), y / (a + b), _over(y, a))
+        return torch.where(self._mask_beside(y), y / (a + b), _over(y, a))
+
+    def _mask_beside(self, x: Tensor) -> Tensor:
+        self.mask = self.mask.to(x.device)
+        return self.mask
 
 
 class Colorization(LinearOperator):
@@ -84,19 +91,24 @@ class Colorization(LinearOperator):
 
     def __init__(self, weights: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3)):
         self.weights = torch.tensor(weights, dtype=torch.float64)
+        self.square = float(self.weights.square().sum())
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.shape[1] != len(self.weights):
             raise ConfigError(
                 f"Colorization weighs {len(self.weights)} channels, but the images have {x.shape[1]}."
             )
-        return torch.einsum("bchw,c->bhw", x, self.weights.to(x))[:, None]
+        return torch.einsum("bchw,c->bhw", x, self._weights_beside(x))[:, None]
 
     def adjoint(self, y: Tensor) -> Tensor:
-        return y * self.weights.to(y)[:, None, None]
+        return y * self._weights_beside(y)[:, None, None]
 
     def solve(self, y: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:
-        return y / (a + b * float(self.weights.square().sum()))
+        return y / (a + b * self.square)
+
+    def _weights_beside(self, x: Tensor) -> Tensor:
+        self.weights = self.weights.to(x.device, wide_dtype(x.device))
+        return self.weights.to(x.dtype)
 
 
 class SuperResolution(LinearOperator):
@@ -129,6 +141,7 @@ class Blur(LinearOperator):
         if kernel.ndim != 2 or any(side % 2 == 0 for side in kernel.shape):
             raise ConfigError(f"A blur kernel has two odd sides, got {tuple(kernel.shape)}.")
         self.kernel, self.cutoff = kernel.to(torch.float64), cutoff
+        self._spectra: dict[tuple[torch.Size, torch.device], Tensor] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._filter(x, self._spectrum(x))
@@ -140,18 +153,23 @@ class Blur(LinearOperator):
         power = self._spectrum(y).abs().square()
         power = torch.where(power < self.cutoff**2, 0.0, power)
         total = a + b * power
-        return self._filter(y, torch.where(total > 0, 1 / total.clamp(min=1e-300), 0.0))
+        return self._filter(y, torch.where(total > 0, 1 / _positive(total), 0.0))
 
     def _spectrum(self, x: Tensor) -> Tensor:
         (h, w), (height, width) = self.kernel.shape, x.shape[-2:]
         if h > height or w > width:
             raise ConfigError(f"The kernel ({h}, {w}) is larger than the image ({height}, {width}).")
-        padded = F.pad(self.kernel.to(x.device), (0, width - w, 0, height - h))
-        return torch.fft.rfft2(padded.roll((-(h // 2), -(w // 2)), (0, 1)))
+        at = x.shape[-2:], x.device
+        if at not in self._spectra:
+            padded = F.pad(self.kernel, (0, width - w, 0, height - h)).roll((-(h // 2), -(w // 2)), (0, 1))
+            self._spectra[at] = torch.fft.rfft2(padded.to(x.device, wide_dtype(x.device)))
+        return self._spectra[at]
 
     @staticmethod
     def _filter(x: Tensor, spectrum: Tensor) -> Tensor:
-        return torch.fft.irfft2(torch.fft.rfft2(x.to(torch.float64)) * spectrum, s=x.shape[-2:]).to(x)
+        if len(x) == 0:
+            return x  # some FFT libraries refuse it
+        return torch.fft.irfft2(torch.fft.rfft2(wide(x)) * spectrum, s=x.shape[-2:]).to(x)
 
 
 def gaussian_kernel(std: float, size: int | None = None) -> Tensor:
@@ -189,5 +207,10 @@ def box_mask(height: int, width: int, top: int, left: int, box_height: int, box_
 
 def _over(y: Tensor, a: Tensor | float) -> Tensor:
     """y / a, and 0 where a is 0."""
-    a = torch.as_tensor(a, dtype=y.dtype, device=y.device)
-    return torch.where(a > 0, y / a.clamp(min=1e-300), torch.zeros_like(y))
+    if isinstance(a, Tensor) and a.device == y.device:
+        return torch.where(a > 0, y / _positive(a), 0.0)
+    return y / a if a > 0 else torch.zeros_like(y)
+
+
+def _positive(x: Tensor) -> Tensor:
+    return x.clamp(min=torch.finfo(x.dtype).tiny)

@@ -53,7 +53,8 @@ def integrate(
     int64 (B,).
 
     `f` gets the times (b,) and states (b, D) of the rows still on their way, and which rows these are, int64
-    (b,). Raises RuntimeError after `max_steps` steps.
+    (b,). Raises RuntimeError after `max_steps` steps. A step waits for the device once, to know which rows
+    are on their way.
     """
     if start == end:
         raise ConfigError(f"integrate needs two different times, got {start} twice.")
@@ -80,8 +81,9 @@ def integrate(
         grow = (0.9 * error.clamp(min=1e-12) ** -0.2).clamp(0.2, 10)
         h[rows] = h_r * torch.where(rejected[rows], grow.clamp(max=1), grow)  # no growth after a rejection
         rejected[rows] = ~accepted
-        done = rows[accepted]
-        y[done], t[done], slope[done] = y_new[accepted], t_new[accepted], k[-1][accepted]
+        t[rows] = torch.where(accepted, t_new, t_r)
+        y[rows] = torch.where(accepted[:, None], y_new, y_r)
+        slope[rows] = torch.where(accepted[:, None], k[-1], k[0])
     raise RuntimeError(
         f"The ODE was not solved in {max_steps} steps; raise rtol and atol, now {rtol} and {atol}."
     )

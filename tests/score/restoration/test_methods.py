@@ -212,3 +212,14 @@ def test_latents_encode_and_interpolate():
     angles = [torch.acos((middle * v / v.norm()).sum()) for v in (a, b)]
     assert (angles[1] / angles[0]).item() == pytest.approx(3)
     assert_close(slerp(a, 2 * a, 0.5), 1.5 * a)
+
+
+@each_operator
+def test_no_images_are_restored_to_none(A):
+    process = VP()
+    denoiser = GaussianDenoiser(process, torch.zeros(SHAPE), torch.tensor(0.25))
+    x = torch.zeros(0, *SHAPE)
+    for method in (replacement, repaint, dps, pigdm):
+        out = method(denoiser, x, A, A(x), num_steps=2, generator=PerSample([]))
+        assert out.shape == x.shape and out.dtype == torch.float64
+    assert encode(denoiser, x).shape == x.shape

@@ -7,7 +7,8 @@ import torch
 
 from lit_gen.errors import ConfigError
 from lit_gen.rng import PerSample, keyed_generator
-from lit_gen.score.denoiser import GaussianDenoiser, GaussianMixtureDenoiser
+from lit_gen.score.denoiser import Denoiser, GaussianDenoiser, GaussianMixtureDenoiser
+from lit_gen.score.precondition import EDMPrecondition
 from lit_gen.score.samplers import (
     annealed_langevin,
     ddim,
@@ -186,6 +187,28 @@ def test_an_image_depends_on_its_own_stream_alone(name):
 
     # Another batch size may change the last digit of a sum, not the noise.
     torch.testing.assert_close(draw([4, 2])[0], draw(range(5))[4], rtol=0, atol=1e-10)
+
+
+class Refuses(torch.nn.Module):
+    """As a network whose kernels cannot do without images."""
+
+    def forward(self, x, noise_label, label=None, augment_label=None):
+        assert len(x) > 0
+        return x
+
+
+@pytest.mark.parametrize("name", [*SAMPLERS, "annealed Langevin", "Euler-Maruyama"])
+def test_no_images_give_none(name):
+    """A rank without a share of the images samples like the others."""
+    process = VE(0.01, 40.0)
+    more = {
+        "annealed Langevin": partial(annealed_langevin, num_steps=3, step_size=1e-5),
+        "Euler-Maruyama": partial(predictor_corrector, num_steps=3, discretization=euler_maruyama),
+    }
+    x = process.prior_sample((0, 1, 2, 2), PerSample([]))
+    for denoiser in (Denoiser(Refuses(), process, EDMPrecondition()), mixture(process)):
+        out = (SAMPLERS | more)[name](denoiser, x, generator=PerSample([]))
+        assert out.shape == (0, 1, 2, 2) and out.dtype == torch.float64
 
 
 def test_batch_coupled_langevin_is_an_option_only():
