@@ -1,6 +1,5 @@
 """The Frechet distance of samples to the test images while a model trains."""
 
-import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_gen.callbacks.checkpoint import Checkpoint
@@ -30,7 +30,6 @@ from lit_gen.metrics.distributed import own_batches
 
 __all__ = ["SampleQuality"]
 
-log = logging.getLogger(__name__)
 Sampler = Callable[..., Tensor]
 CLASSES = 1024  # of a classifier, at most
 
@@ -120,10 +119,9 @@ class SampleQuality(pl.Callback):
         own = self.extractor.id.key("fd", self.num_images)
         self._running_name = own + self._suffix(pl_module, self.sampler)
         if before and before != self._running_name:
-            log.warning(
-                "The best checkpoint is chosen anew: the run measured %s, and %s does not compare with it.",
-                before,
-                self._running_name,
+            rank_zero_warn(
+                f"The best checkpoint is chosen anew: the run measured {before} until now, which does not "
+                f"compare with {self._running_name}."
             )
             for callback in trainer.callbacks:
                 if isinstance(callback, Checkpoint) and callback.monitor == "fd":
