@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from functools import cache, partial
-from pathlib import Path
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +12,6 @@ from lit_gen.errors import ConfigError
 
 __all__ = [
     "Attention",
-    "Conv3x3",
     "FourierEmbedding",
     "Level",
     "NoiseMLP",
@@ -175,80 +173,6 @@ class Attention(nn.Module):
         return x + self.proj(out).view(b, h, w, c).permute(0, 3, 1, 2)
 
 
-class Conv3x3(nn.Conv2d):
-    """Same-size 3x3 convolution whose weight gradient on an Intel CPU comes from matrix products.
-
-    There oneDNN's own kernel for it runs, on channels_last tensors, at a third to two thirds of MKL's speed;
-    on other makers' CPUs MKL is the slower one, by half. In low precision, on other devices and in compiled
-    code too this is `nn.Conv2d`.
-    """
-
-    def __init__(self, c_in: int, c_out: int):
-        super().__init__(c_in, c_out, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        plain = x.device.type != "cpu" or x.dtype == torch.bfloat16 or not self.weight.requires_grad
-        if plain or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
-            return super().forward(x)
-        if torch.is_grad_enabled() and _is_intel():
-            return _Convolve.apply(x, self.weight, self.bias)
-        return super().forward(x)
-
-
-@cache
-def _is_intel() -> bool:
-    """Whether the CPU says that Intel made it (asked of Linux; elsewhere no)."""
-    try:
-        return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-
-
-class _Convolve(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return F.conv2d(x, weight, bias, padding=1)
-
-    @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:2])
-        ctx.save_for_forward(*inputs[:2])
-
-    @staticmethod
-    def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        # The input's gradient is a convolution with the turned weight.
-        grad_x = F.conv_transpose2d(g, weight, padding=1) if needs_x else None
-        grad_weight = _weight_gradient(x, g) if needs_weight else None
-        return grad_x, grad_weight, g.sum((0, 2, 3)) if needs_bias else None
-
-    @staticmethod
-    def jvp(ctx, dx: Tensor | None, dw: Tensor | None, db: Tensor | None) -> Tensor:
-        x, weight = ctx.saved_tensors
-        out = 0.0 if dx is None else F.conv2d(dx, weight, padding=1)
-        out = out if dw is None else out + F.conv2d(x, dw, padding=1)
-        return out if db is None else out + db[:, None, None]
-
-
-def _weight_gradient(x: Tensor, g: Tensor) -> Tensor:
-    """sum over pixels of g(o) x(c) at the nine offsets, (O, C, 3, 3) in channels_last memory."""
-    (b, c, h, w), o = x.shape, g.shape[1]
-    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
-    if b * h * w < 2048:
-        windows = padded.unfold(1, 3, 1).unfold(2, 3, 1).permute(0, 1, 2, 4, 5, 3).reshape(b * h * w, 9 * c)
-        grad = g.permute(0, 2, 3, 1).reshape(-1, o).T @ windows
-    else:
-        # Nine copies of a large x cost more than they save: with the outputs padded likewise (by zeros), an
-        # offset in space is one in the list of pixels.
-        rows, shift = padded.reshape(-1, c), [y * (w + 2) + x for y in range(3) for x in range(3)]
-        outputs = F.pad(g.permute(0, 2, 3, 1), (0, 0, 0, 2, 0, 2)).reshape(-1, o)[: len(rows) - shift[-1]].T
-        grad = torch.stack([outputs @ rows[s : s + outputs.shape[1]] for s in shift], 1)
-    return grad.view(o, 3, 3, c).permute(0, 3, 1, 2)
-
-
 def double(x: Tensor) -> Tensor:
     """Every pixel four times, (B, C, 2H, 2W), in the dtype of x: CUDA's autocast would return float32, and
     all that is added to it would be."""
@@ -265,8 +189,6 @@ def group_norm(channels: int, eps: float = 1e-6, smallest: int = 4) -> nn.GroupN
 
 def conv(c_in: int, c_out: int, kernel: int = 3, gain: float = 1.0, padding: int | None = None) -> nn.Conv2d:
     """Same-size convolution, weights U(+-gain sqrt(6 / (fan_in + fan_out))), zero bias."""
-    if kernel == 3 and padding is None:
-        return _xavier(Conv3x3(c_in, c_out), gain)
     return _xavier(nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2 if padding is None else padding), gain)
 
 

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 
 from lit_gen.errors import ConfigError
-from lit_gen.score.networks import layers
 from lit_gen.score.networks.adm import ADM
 from lit_gen.score.networks.ddpm import DDPM
 from lit_gen.score.networks.edm2 import (
@@ -23,7 +22,6 @@ from lit_gen.score.networks.edm2 import (
 )
 from lit_gen.score.networks.layers import (
     Attention,
-    Conv3x3,
     FourierEmbedding,
     PositionalEmbedding,
     Resample,
@@ -128,34 +126,6 @@ def test_attention_is_softmax_of_scaled_products():
     torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
     last = layer(x.contiguous(memory_format=torch.channels_last))
     torch.testing.assert_close(last, expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("shape", [(2, 3, 4, 6), (2, 3, 40, 32)])
-def test_convolution_gradients_by_matrix_products(monkeypatch, shape):
-    """First and second derivatives, forward mode and per-sample gradients are those of conv2d."""
-    monkeypatch.setattr(layers, "_is_intel", lambda: True)
-    torch.manual_seed(0)
-    layer, x = Conv3x3(3, 5).double(), torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    v, parameters = torch.randn(shape[0], 5, *shape[2:], dtype=torch.float64), list(layer.parameters())
-
-    def derivatives(out):
-        first = torch.autograd.grad((out.tanh() * v).sum(), [x, *parameters], create_graph=True)
-        return [*first, *torch.autograd.grad(sum(g.square().sum() for g in first), [x, *parameters])]
-
-    plain = F.conv2d(x, *parameters, padding=1)
-    for mine, theirs in zip(derivatives(layer(x)), derivatives(plain), strict=True):
-        torch.testing.assert_close(mine, theirs)
-    y = x.detach()
-    torch.testing.assert_close(
-        torch.func.jvp(layer, (y,), (2 * y,))[1], 2 * F.conv2d(y, layer.weight, padding=1)
-    )
-
-    def loss(weight, image):
-        return torch.func.functional_call(layer, {"weight": weight}, image[None]).square().sum()
-
-    per_sample = torch.func.vmap(torch.func.grad(loss), (None, 0))(layer.weight, y)
-    for i, gradient in enumerate(per_sample):
-        torch.testing.assert_close(gradient, torch.func.grad(loss)(layer.weight, y[i]))
 
 
 @pytest.mark.parametrize("taps", [(1, 1), (1, 3, 3, 1), (1, 2, 3, 3, 2, 1)])
