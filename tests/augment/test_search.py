@@ -91,18 +91,40 @@ def test_ppo_climbs_where_random_does_not():
     assert means["PPO"] > 3 * means["Random"] and means["PPO"] > 0.5
 
 
+def test_a_rise_of_all_rewards_teaches_ppo_nothing():
+    """The same policies twice, with 1 added to all rewards of the second time or without: the controller is
+    the same to rounding; with the papers' moving average even the worse half has become more
+    probable."""
+    rows = [random_choices(SMALL, rng.keyed_generator(i)) for i in range(6)]
+    rewards = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
+
+    def log_p(rise: float, **settings: float) -> torch.Tensor:
+        ppo = PPO(SMALL, 3, **settings)
+        ppo.tell(rows, rewards)
+        ppo.tell(rows, [r + rise for r in rewards])
+        with torch.no_grad():
+            return ppo.controller.evaluate(torch.tensor(rows))[0].sum(1)
+
+    torch.testing.assert_close(log_p(1.0), log_p(0.0), rtol=1e-3, atol=1e-3)
+    papers = {"entropy": 1e-5, "baseline": 0.95}
+    assert (log_p(1.0, **papers) > log_p(0.0, **papers) + 0.02)[:3].all()
+
+
+def test_ppo_needs_a_batch_to_compare_with():
+    with pytest.raises(ConfigError, match="batch=1"):
+        PPO(SMALL, batch=1)
+
+
 @pytest.mark.slow
-def test_ppo_finds_the_planted_optimum_in_the_full_space():
-    """2,000 samples of (22 x 6 x 6)^10: PPO's last hundred reach 0.9 of the optimum, the best random policy
-    stays below 0.65."""
+@pytest.mark.parametrize("seed", [7, 9, 14])
+def test_ppo_finds_the_planted_optimum_in_the_full_space(seed):
+    """2,000 samples of (22 x 6 x 6)^10, on seeds where the papers' settings end at 0.8: what a search
+    reports reaches 0.95 of the optimum, the best random policy stays below 0.65."""
     space = detection_space()
-    reward = PlantedReward(space, seed=0)
-    exact = {}
-    for method in (PPO(space, 0), Random(space, 0)):
-        result = run(space, reward, method, 2000)
-        exact[type(method).__name__] = [reward.exact(space.decode(t.choices)) for t in result.trials]
-    assert sum(exact["PPO"][-100:]) / 100 >= 0.9
-    assert max(exact["Random"]) < 0.65
+    reward = PlantedReward(space, seed)
+    ppo, random = (run(space, reward, method, 2000) for method in (PPO(space, seed), Random(space, seed)))
+    assert reward.exact(merge(ppo.top(3))) >= 0.95
+    assert max(reward.exact(space.decode(t.choices)) for t in random.trials) < 0.65
 
 
 def test_planted_optimum_is_one():

@@ -132,7 +132,10 @@ def digits_table(seeds: Sequence[int], budget: int) -> None:
         reward = ClassifierReward(train, validation, 10, **FEW_CHILD)
         methods = {
             "TPE": (space, TPE(space, seed)),
-            "PPO": (space, PPO(space, seed, learning_rate=3.5e-3, batch=6)),
+            "PPO": (
+                space,
+                PPO(space, seed, learning_rate=3.5e-3, batch=6, entropy=1e-5, baseline=0.95),
+            ),
             "best of random": (space, Random(space, seed)),
             "RandAugment, best of its grid": (grid, Grid(grid)),
         }
