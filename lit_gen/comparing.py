@@ -21,7 +21,7 @@ from lit_gen.images import grid, save_png
 from lit_gen.instantiate import instantiate
 from lit_gen.loggers import close, wandb
 from lit_gen.metrics import Estimate, as_json, check_measures, compare, records
-from lit_gen.metrics.distributed import from_rank_zero, own_batches, rank
+from lit_gen.metrics.distributed import from_rank_zero, own_batches, rank, world_size
 from lit_gen.plots import plain_ticks
 
 __all__ = ["compare_runs", "differences", "distance_curves", "names_of", "side_by_side", "sigmas"]
@@ -52,6 +52,8 @@ def compare_runs(cfg: DictConfig, out: Path) -> dict[str, Any]:
     opened = _open(cfg)
     allow = list(cfg.allow_targets)
     data = instantiate(opened[0].config.data, allow)
+    if world_size() > 1:
+        from_rank_zero(data.prepare_data)  # so that a download happens once
     _check_same_reference(opened, data, allow)
     extractor = _extractor(cfg, opened[0])
     n = len(data.train) if cfg.num is None else cfg.num

@@ -22,7 +22,7 @@ from lit_gen.cli import leave_nothing
 from lit_gen.errors import ConfigError
 from lit_gen.metrics.distributed import from_rank_zero, rank, world_size
 
-__all__ = ["divided", "undivided"]
+__all__ = ["divided", "undivided", "wanted"]
 
 MAIN_PROCESS = "LITGEN_MAIN_PROCESS"  # names to the processes that a plain call starts the one they belong to
 
@@ -36,7 +36,7 @@ def divided(body: Callable[[DictConfig, Path], Any], cfg: DictConfig, images: in
     devices that are not there.
     """
     started = _started()
-    local, nodes = started or (_wanted(cfg, images), 1)
+    local, nodes = started or (wanted(cfg, images), 1)
     if started and cfg.devices not in ("auto", local):
         raise ConfigError(f"devices={cfg.devices}: {local} processes were started on this machine.")
     if local * nodes == 1:
@@ -79,7 +79,7 @@ def _started() -> tuple[int, int] | None:
     return local, world // local
 
 
-def _wanted(cfg: DictConfig, images: int | None) -> int:
+def wanted(cfg: DictConfig, images: int | None = None) -> int:
     """The number of processes that a plain call is to have."""
     device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
     gpus = torch.cuda.device_count() if device == "cuda" else 0

@@ -37,7 +37,7 @@ from lit_gen.metrics import (
     records,
     reference_summary,
 )
-from lit_gen.metrics.distributed import all_gather, from_rank_zero, own_batches, rank
+from lit_gen.metrics.distributed import all_gather, from_rank_zero, own_batches, rank, world_size
 from lit_gen.metrics.neighbours import nearest
 
 __all__ = ["evaluate", "stored", "summarise", "with_error"]
@@ -114,6 +114,8 @@ def _of_run(cfg: DictConfig, out: Path) -> dict[str, Any]:
     extractor = _extractor(cfg.extractor or quality.extractor, cfg)
     classifier = instantiate(quality.classifier, allow) if quality.get("classifier") else None
     data = instantiate(run_cfg.data, allow)
+    if world_size() > 1:
+        from_rank_zero(data.prepare_data)  # so that a download happens once
     n = len(data.train) if cfg.num is None else cfg.num
     if n < 2:
         raise ConfigError(f"num={n}: a Frechet distance needs at least 2 samples.")
