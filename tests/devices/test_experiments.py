@@ -1,0 +1,77 @@
+"""Two steps of every experiment, in the precision that a GPU gets.
+
+Each recipe has its optimizer, clipping, average, augmentation and data transforms; its networks are made
+narrow, and synthetic images stand in for its data.
+"""
+
+import pytest
+import torch
+from omegaconf import DictConfig, open_dict
+
+from lit_gen import checkpoints, training
+from lit_gen.cli import CONF_DIR
+
+EXPERIMENTS = sorted(path.stem for path in (CONF_DIR / "experiment").glob("*.yaml"))
+OPTIONS = [
+    "trainer=cpu",
+    "trainer.precision=bf16-mixed",
+    "trainer.max_steps=2",
+    "log_every=1",
+    "data.batch_size=2",
+    "data.num_workers=0",
+]
+EVALUATIONS = ("quality", "grid", "translations", "validation")
+NARROW = {
+    "net": {"base_channels": 16, "width": 16},
+    "generator": {"width": 4, "code_size": 8, "mlp_width": 16},
+    "discriminator": {"width": 4, "max_width": 16},
+}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_two_steps(compose, tmp_path, name):
+    config = compose(f"experiment={name}", *OPTIONS)
+    with open_dict(config):
+        config.logger = {}
+        config.callbacks = {k: v for k, v in config.callbacks.items() if k not in EVALUATIONS}
+        narrow(config.model)
+        synthesize(config.data)
+    training.train(config, tmp_path, [])
+    state = checkpoints.read(checkpoints.folder(tmp_path) / "last.ckpt")
+    assert state["batches_seen"] == state["global_step"] == 2
+    assert state["config"]["trainer"]["precision"] == "bf16-mixed"
+    for optimizer in state["optimizer_states"]:
+        for values in optimizer["state"].values():
+            assert values["step"] == 2 and all(
+                torch.isfinite(torch.as_tensor(v)).all() for v in values.values()
+            )
+    moved = [v for o in state["optimizer_states"] for s in o["state"].values() for v in s.values() if v.ndim]
+    assert any(v.any() for v in moved)
+    assert all(w.isfinite().all() for w in state["state_dict"].values())
+
+
+def narrow(model: DictConfig) -> None:
+    for part, widths in NARROW.items():
+        for option in widths.keys() & model.get(part, {}).keys():
+            model[part][option] = widths[option]
+
+
+def synthesize(data: DictConfig) -> None:
+    """The data module of the recipe, with its transforms, on images that are made here."""
+    size, channels = data.image_size, data.get("channels", 3)
+    if "images" in data:
+        images = {"_target_": "lit_gen.data.glyphs.Glyphs", "channels": channels}
+        data.images = images | {"image_size": data.images.get("image_size", size)}
+        data.train_list = data.test_list = None
+        data.target, data.num_classes = 24, 100
+    elif data._target_.endswith("DetectionDataModule"):
+        scenes = {"_target_": "lit_gen.data.scenes.Scenes", "size": 8, "image_size": size}
+        data.train, data.test = ({**scenes, "split": split} for split in ("train", "test"))
+        data.num_classes = 10
+    else:
+        images = {
+            "_target_": "torchvision.datasets.FakeData",
+            "size": 8,
+            "image_size": [channels, size, size],
+        }
+        data.train = data.test = {**images, "num_classes": data.get("num_classes") or 10}
