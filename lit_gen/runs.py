@@ -5,7 +5,6 @@ A run folder holds `config.yaml` (resolved), `checkpoints/`, `grids/`, `wandb/`,
 """
 
 import csv
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from lit_gen.callbacks import EMA, NaNGuard, Signals
 from lit_gen.errors import ConfigError
 from lit_gen.instantiate import instantiate
 
-__all__ = ["Experiment", "SaveConfig", "build", "claim", "history", "load", "saved_config", "write_summary"]
+__all__ = ["Experiment", "SaveConfig", "build", "claim", "history", "load", "saved_config", "write_whole"]
 
 
 class SaveConfig(pl.Callback):
@@ -240,11 +239,10 @@ def _load_weights(module: torch.nn.Module, weights: dict[str, Any], path: Path) 
     module.load_state_dict(weights)
 
 
-def write_summary(folder: Path, summary: dict[str, Any]) -> Path:
-    """summary.json of a run, written whole."""
-    path = folder / "summary.json"
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(summary, indent=2) + "\n")
+def write_whole(path: Path, text: str) -> Path:
+    """The file as it was before or with this text, at any moment and whatever happens."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text)
     part.replace(path)
     return path
 

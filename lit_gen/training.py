@@ -39,10 +39,10 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str], main: bool = True
     experiment = runs.build(cfg, folder)
     module, trainer = experiment.module, experiment.trainer
     if main:
-        OmegaConf.save(OmegaConf.create(experiment.config), folder / "config.yaml")
+        runs.write_whole(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(experiment.config)))
         _introduce(cfg, experiment, folder, checkpoint)
         around = environment()
-        (folder / "environment.json").write_text(json.dumps(around, indent=2) + "\n")
+        runs.write_whole(folder / "environment.json", json.dumps(around, indent=2) + "\n")
         for logger in trainer.loggers:
             logger.log_hyperparams(experiment.config | {"environment": around})
     start, status = time.perf_counter(), "failed"
@@ -145,7 +145,7 @@ def _finish(experiment: runs.Experiment, folder: Path, seconds: float) -> None:
         "batch_size": data.batch_size,
         "parameters": sum(p.numel() for p in module.parameters()),
     }
-    runs.write_summary(folder, summary)
+    runs.write_whole(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     for logger in experiment.trainer.loggers:
         logger.log_metrics(
             {f"summary/{k}": v for k, v in summary.items() if isinstance(v, int | float)}, step=steps

@@ -1,5 +1,6 @@
 """A resumed run ends bit-identical to one that was never stopped."""
 
+import multiprocessing
 import shutil
 
 import lightning.pytorch as pl
@@ -95,3 +96,24 @@ def test_accumulated_gradients_resume_too(fit, tmp_path):
         found = state(tmp_path / f"from{step}")
         found["config"] = expected["config"]
         assert_same(found, expected)
+
+
+def _write_for_ever(path):
+    while True:
+        for letter in "ab":
+            runs.write_whole(path, letter * 10**6)
+
+
+def test_a_kill_leaves_the_configuration_whole(tmp_path):
+    """Every launch of a run writes config.yaml anew; what a resumed run reads must not be half of it."""
+    path = tmp_path / "config.yaml"
+    runs.write_whole(path, "a" * 10**6)
+    for _ in range(5):
+        writer = multiprocessing.get_context("fork").Process(target=_write_for_ever, args=(path,))
+        before = path.stat().st_ino
+        writer.start()
+        while path.stat().st_ino == before:
+            assert writer.is_alive()
+        writer.kill()
+        writer.join()
+        assert path.read_text() in ("a" * 10**6, "b" * 10**6)
