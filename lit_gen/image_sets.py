@@ -26,7 +26,7 @@ def open_images(path: str | Path, image_size: int | None = None, fit: str = "cro
                 f"image_size={image_size} resizes picture files; the arrays of {path} are taken as they are."
             )
         return TensorImages(read_images(path), name=path.stem)
-    return ImageFiles(path, image_size=image_size, fit=fit, scan=False)
+    return ImageFiles(path, image_size=image_size, fit=fit, scan=False, draft=False)  # measured: exact
 
 
 def open_reference(

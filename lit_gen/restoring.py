@@ -232,7 +232,7 @@ def pictures(cfg: DictConfig, run_cfg: DictConfig | None, module: Any) -> tuple[
     elif path.is_file() and path.suffix != ".zip":
         dataset = [{"image": decode(path.read_bytes(), str(path), channels=channels, image_size=size)}]
     else:
-        dataset = ImageFiles(path, image_size=size, channels=channels, scan=False)
+        dataset = ImageFiles(path, image_size=size, channels=channels, scan=False, draft=False)
     rows = [dataset[i] for i in range(min(cfg.num, len(dataset)))]
     return torch.stack([row["image"] for row in rows]), _labels(cfg, module, rows if own else len(rows))
 

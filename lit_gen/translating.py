@@ -115,7 +115,7 @@ def read_contents(path: Path, num: int, channels: int, size: int, fit: str = "cr
         return {path.stem: decode(path.read_bytes(), str(path), channels=channels, image_size=size, fit=fit)}
     if not path.exists():
         raise ConfigError(f"content={path}: there is no such image or folder.")
-    files = ImageFiles(path, image_size=size, channels=channels, fit=fit, scan=False)
+    files = ImageFiles(path, image_size=size, channels=channels, fit=fit, scan=False, draft=False)
     if len(files) > num:
         print(f"{path} has {len(files)} images, the first {num} are translated; num={len(files)} takes all")
     return {str(Path(files.names[i]).with_suffix("")): files[i]["image"] for i in range(min(num, len(files)))}
@@ -135,7 +135,7 @@ def read_class_folders(
     elif not path.exists():
         raise ConfigError(f"classes={path}: there is no such folder.")
     else:
-        files = ImageFiles(path, image_size=size, channels=channels, fit=fit, scan=False)
+        files = ImageFiles(path, image_size=size, channels=channels, fit=fit, scan=False, draft=False)
         names = files.classes or [path.stem]
         labels = torch.zeros(len(files), dtype=torch.int64) if files.labels is None else files.labels
         members = {name: (labels == i).nonzero()[:k, 0].tolist() for i, name in enumerate(names)}

@@ -23,7 +23,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from lit_gen.augment import boxes as box_maps
-from lit_gen.augment.ops import Batch, Op, PairOp, Record
+from lit_gen.augment.ops import Batch, Op, PairOp, Record, rows_of
 from lit_gen.augment.tables import DETECTION_OFFICIAL, TABLES
 from lit_gen.errors import ConfigError
 
@@ -177,8 +177,8 @@ class Augmentation(ABC):
                 records = [step[i] for i in chunk]
                 part = batch.take(chunk)
                 if isinstance(ops[name], PairOp):
-                    beside = before[_partners(chunk, records, len(before))] if pairing else partners[chunk]
-                    part.partners = beside
+                    others = _partners(chunk, records, len(before)) if pairing else chunk
+                    part.partners = rows_of(before if pairing else partners, others)
                 batch.put(chunk, ops[name].run(part, records, self.fill))
 
     def _op(self, name: str) -> Op:

@@ -1,7 +1,7 @@
 """Named files in a folder or in a zip, behind one interface, with untrusted zips refused.
 
-`store.names` (sorted, "/"-separated), `store.read(name) -> bytes`, `store.signature(name) -> str`. Nothing is
-ever unpacked to disk.
+`store.names` (sorted, "/"-separated), `store.read(name, first) -> bytes`, `store.signature(name) -> str`.
+Nothing is ever unpacked to disk.
 """
 
 import os
@@ -25,7 +25,9 @@ class Store(Protocol):
     path: Path
     names: list[str]
 
-    def read(self, name: str) -> bytes: ...
+    def read(self, name: str, first: int | None = None) -> bytes:
+        """The file, or as many of its first bytes. Raises ConfigError."""
+        ...
 
     def signature(self, name: str) -> str:
         """Changes when the file's content does (for caches)."""
@@ -75,18 +77,22 @@ class FolderStore:
             names = ((relative / file).as_posix() for file in files)
             yield from (name for name in names if not _is_hidden(name))
 
-    def read(self, name: str) -> bytes:
-        file = self.path / name
+    def read(self, name: str, first: int | None = None) -> bytes:
+        path = os.path.join(self.path, name)
         try:
-            if file.stat().st_size > _limit(name):
-                raise ConfigError(f"{file}: more than {_limit(name) >> 20} MiB, no picture or annotation.")
-            return file.read_bytes()
+            with open(path, "rb", buffering=0) as file:
+                size = os.fstat(file.fileno()).st_size
+                if size > _limit(name):
+                    raise ConfigError(
+                        f"{path}: more than {_limit(name) >> 20} MiB, no picture or annotation."
+                    )
+                return file.readall() if first is None or size <= first else file.read(first)
         except OSError as error:
-            raise ConfigError(f"{file}: cannot be read ({error.strerror or error}).") from error
+            raise ConfigError(f"{path}: cannot be read ({error.strerror or error}).") from error
 
     def signature(self, name: str) -> str:
         try:
-            status = (self.path / name).stat()
+            status = os.stat(os.path.join(self.path, name))
         except OSError as error:
             raise ConfigError(f"{self.path / name}: cannot be read ({error.strerror or error}).") from error
         return f"{status.st_size}:{status.st_mtime_ns}"
@@ -145,7 +151,7 @@ class ZipStore:
             f"{self.path}: refused, its file {name!r} {why}. Pack it again from images you trust."
         )
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, first: int | None = None) -> bytes:
         if name not in self._sizes:
             raise ConfigError(f"{self.path}: has no file {name!r}.")
         archive = self._open()
@@ -153,7 +159,8 @@ class ZipStore:
             with archive.open(name) as file:
                 # A bound, not read(): a stream that is longer than its entry says would unpack up to 2 GiB
                 # first.
-                return file.read(self._sizes[name][0] + 1)
+                whole = self._sizes[name][0] + 1
+                return file.read(whole if first is None else min(first, whole))
         except Exception as error:
             raise ConfigError(f"{self.path}: {name} cannot be unpacked ({error}).") from error
 
@@ -177,11 +184,11 @@ class ZipsStore:
         }
         self.names = sorted(self._of)
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, first: int | None = None) -> bytes:
         if name not in self._of:
             raise ConfigError(f"{self.path}: has no file {name!r}.")
         store, inner = self._of[name]
-        return store.read(inner)
+        return store.read(inner, first)
 
     def signature(self, name: str) -> str:
         store, inner = self._of[name]

@@ -9,26 +9,23 @@ first picture of an animation; colour profiles ignored. Refused: corrupt, trunca
 
 import io
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from lit_gen.data.archive import Store
 from lit_gen.errors import ConfigError
 
 __all__ = [
+    "DRAFTED",
     "EXTENSIONS",
     "FITS",
-    "ImageReader",
     "UnreadableImage",
     "decode",
     "fit_to",
+    "header_size",
     "peculiarities",
-    "size_of",
 ]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no EPS: it would run Ghostscript
@@ -39,12 +36,13 @@ EXTENSIONS = {
 MAX_PIXELS = 64_000_000
 MODES = {1: "L", 3: "RGB"}
 FITS = ("crop", "stretch", "adm", "shorter")
-ON_ERROR = ("raise", "skip")
+DRAFTED = ("crop", "stretch")  # the fits for which a JPEG may be decoded smaller
 _T = Image.Transpose
 UPRIGHT = {
     2: _T.FLIP_LEFT_RIGHT, 3: _T.ROTATE_180, 4: _T.FLIP_TOP_BOTTOM, 5: _T.TRANSPOSE, 6: _T.ROTATE_270,
     7: _T.TRANSVERSE, 8: _T.ROTATE_90,
 }  # EXIF orientation -> what undoes it  # fmt: skip
+PNG_METADATA = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type")  # where an orientation may stand
 
 
 class UnreadableImage(ConfigError):
@@ -59,41 +57,63 @@ def decode(
     image_size: int | None = None,
     fit: str = "crop",
     strict: bool = False,
+    draft: bool = False,
 ) -> Tensor:
     """The picture in `data` as uint8 (C, H, W), C = `channels` = 1 or 3.
 
     `image_size` and `fit` as in `fit_to`. `strict` refuses what would have to be converted (see
-    `peculiarities`). Raises UnreadableImage, whatever is wrong with the bytes.
+    `peculiarities`). With `draft` a JPEG whose fit is "crop" or "stretch" is decoded at 1/2, 1/4 or 1/8 of
+    its size as long as its short side then has 2 `image_size` pixels at least: in less than half the time,
+    with not quite the same pixels (docs/benchmarks.md). Raises UnreadableImage, whatever is wrong with the
+    bytes.
     """
-    if not data:
-        raise UnreadableImage(f"{name}: empty file.")
-    try:
+    with _Named(name):
         picture = _open(data, name)
-        if strict and (odd := peculiarities(picture, name)):
-            raise UnreadableImage(f"{name}: {', '.join(odd)} (refused because of strict=true).")
+        if strict:
+            _refuse_odd(picture, data, name)
+        smaller = draft and image_size is not None and fit in DRAFTED
+        extent = _drafted(picture, 2 * image_size) if smaller else None
+        orientation = _orientation(picture, data)
         picture = _to_8_bit(picture, name, MODES[channels])
-        if image_size is not None:
+        if extent is not None:  # before it is turned: the extent is that of the picture as it is stored
+            picture = _fit_drafted(picture, image_size, fit, extent)
+        if orientation in UPRIGHT:
+            picture = picture.transpose(UPRIGHT[orientation])
+        if image_size is not None and extent is None:
             picture = fit_to(picture, image_size, fit)
         array = np.array(picture)
-    except (ConfigError, MemoryError):
-        raise
-    except (
-        Exception
-    ) as error:  # Pillow's decoders raise anything from SyntaxError to struct.error on hostile bytes
-        raise UnreadableImage(f"{name}: cannot be decoded ({type(error).__name__}: {error}).") from error
     return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
 
 
-def size_of(data: bytes, name: str) -> tuple[int, int]:
-    """(height, width) after the EXIF rotation, read from the header alone. Raises UnreadableImage."""
-    try:
+def header_size(data: bytes, name: str, *, strict: bool = False) -> tuple[int, int]:
+    """(height, width) after the EXIF rotation, of a picture of which `data` has the header at least.
+
+    Refuses what a header tells: no picture, too many pixels, 32-bit samples. `strict`, and a PNG that is
+    turned by metadata behind its pixels, take the whole file. Raises UnreadableImage.
+    """
+    with _Named(name):
         picture = _open(data, name)
-        turned = _orientation(picture) >= 5
-    except ConfigError:
-        raise
-    except Exception as error:
-        raise UnreadableImage(f"{name}: cannot be decoded ({type(error).__name__}: {error}).") from error
+        if strict:
+            _refuse_odd(picture, data, name)
+        if not _is_16_bit(picture):
+            _refuse_32_bit(picture, name)
+        turned = _orientation(picture, data) >= 5
     return picture.size if turned else picture.size[::-1]
+
+
+class _Named:
+    """Turns whatever Pillow's decoders raise on hostile bytes, from SyntaxError to struct.error, into one
+    error that names the picture."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, ConfigError | MemoryError):
+            what = f"{self.name}: cannot be decoded ({type(error).__name__}: {error})."
+            raise UnreadableImage(what) from error
 
 
 def _open(data: bytes, name: str) -> Image.Image:
@@ -108,28 +128,32 @@ def _open(data: bytes, name: str) -> Image.Image:
     return picture
 
 
-def _orientation(picture: Image.Image) -> int:
+def _orientation(picture: Image.Image, data: bytes) -> int:
+    # What getexif would find, without its cost: it decodes a PNG to see the metadata behind the pixels.
     if picture.format == "JPEG" and not {"exif", "xmp"} & picture.info.keys():
-        return 1  # what getexif would find, without its cost
+        return 1
+    if picture.format == "PNG" and "exif" not in picture.info and not any(m in data for m in PNG_METADATA):
+        return 1
     try:
         return picture.getexif().get(0x0112, 1)
     except Exception:  # broken metadata spoil no picture: viewers ignore them too
         return 1
 
 
+def _refuse_32_bit(picture: Image.Image, name: str) -> None:
+    if picture.mode in ("I", "F"):
+        raise UnreadableImage(f"{name}: 32-bit samples, whose range nobody knows. Save it with 8 or 16 bits.")
+
+
 def _to_8_bit(picture: Image.Image, name: str, mode: str) -> Image.Image:
-    orientation = _orientation(picture)
     picture.load()
     if _is_16_bit(picture):
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    elif picture.mode in ("I", "F"):
-        raise UnreadableImage(f"{name}: 32-bit samples, whose range nobody knows. Save it with 8 or 16 bits.")
+    _refuse_32_bit(picture, name)
     if "A" in picture.getbands() or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    if picture.mode != mode:
-        picture = picture.convert(mode)
-    return picture.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else picture
+    return picture if picture.mode == mode else picture.convert(mode)
 
 
 def _is_16_bit(picture: Image.Image) -> bool:
@@ -137,8 +161,13 @@ def _is_16_bit(picture: Image.Image) -> bool:
     return picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM"))
 
 
-def peculiarities(picture: Image.Image, name: str) -> list[str]:
-    """What `decode` would have to convert or pass over in an opened picture."""
+def _refuse_odd(picture: Image.Image, data: bytes, name: str) -> None:
+    if odd := peculiarities(picture, data, name):
+        raise UnreadableImage(f"{name}: {', '.join(odd)} (refused because of strict=true).")
+
+
+def peculiarities(picture: Image.Image, data: bytes, name: str) -> list[str]:
+    """What `decode` would have to convert or pass over in a picture opened from `data`."""
     mode, info = picture.mode, picture.info
     expected = EXTENSIONS.get(os.path.splitext(name)[1].lower())
     actual = "JPEG" if picture.format == "MPO" else picture.format  # MPO: what phones write under .jpg
@@ -148,7 +177,7 @@ def peculiarities(picture: Image.Image, name: str) -> list[str]:
         "an animation": getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO",
         "a palette": mode in ("P", "PA"),
         "transparency": "A" in picture.getbands() or "transparency" in info,
-        "an EXIF rotation": _orientation(picture) in UPRIGHT,
+        "an EXIF rotation": _orientation(picture, data) in UPRIGHT,
         f"{actual} content under another extension": expected is not None and expected != actual,
     }
     return [what for what, holds in found.items() if holds]
@@ -192,6 +221,28 @@ def fit_to(picture: Image.Image, image_size: int, fit: str) -> Image.Image:
     return _centre(picture.resize(size, Image.Resampling.BICUBIC), image_size)
 
 
+Extent = tuple[float, float]
+
+
+def _drafted(picture: Image.Image, at_least: int) -> Extent | None:
+    """Has a JPEG decoded smaller, its short side `at_least` pixels, and returns the (width, height) that the
+    whole picture then covers, the last pixels perhaps in part; None where nothing was changed."""
+    size = picture.size
+    if picture.format not in ("JPEG", "MPO") or min(size) < 2 * at_least:
+        return None
+    drafted = picture.draft(None, (at_least, at_least))
+    return None if drafted is None or picture.size == size else drafted[1][2:]
+
+
+def _fit_drafted(picture: Image.Image, image_size: int, fit: str, extent: Extent) -> Image.Image:
+    """`fit_to` of a picture that was decoded smaller: the window is placed to a fraction of its pixels."""
+    width, height = extent
+    side = min(extent)
+    left, top = (width - side) / 2, (height - side) / 2
+    box = (left, top, left + side, top + side) if fit == "crop" else (0, 0, width, height)
+    return picture.resize((image_size, image_size), Image.Resampling.LANCZOS, box=box)
+
+
 def _resize(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     return picture.resize(size, Image.Resampling.LANCZOS)
 
@@ -199,109 +250,3 @@ def _resize(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
 def _centre(picture: Image.Image, side: int) -> Image.Image:
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
     return picture.crop((left, top, left + side, top + side))
-
-
-class ImageReader:
-    """Decodes the pictures of a store, all of them up front if asked, and keeps them if they fit in memory.
-
-    `scan` reads every picture once, so that a bad one is found before training; `cache_mib` is what all
-    decoded pictures together may take to be kept. With `on_error="raise"` a scan ends with one ConfigError
-    that names the bad ones, with "skip" they are left out and counted.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        *,
-        channels: int = 3,
-        image_size: int | None = None,
-        fit: str = "crop",
-        strict: bool = False,
-        cache_mib: int = 1024,
-    ):
-        if channels not in MODES:
-            raise ConfigError(f"channels={channels}: pictures are decoded to 1 (grey) or 3 (RGB) channels.")
-        if fit not in FITS:
-            raise ConfigError(f"fit={fit!r}: must be one of {', '.join(FITS)}.")
-        if image_size is not None and image_size < 1:
-            raise ConfigError(
-                f"image_size={image_size}: must be at least 1, or null to keep the pictures' own size."
-            )
-        self.store, self.cache_mib = store, cache_mib
-        self.options = {"channels": channels, "image_size": image_size, "fit": fit, "strict": strict}
-        # One tensor for all: thousands of small ones would take a file descriptor each on their way to a
-        # spawned worker.
-        self._pixels = torch.empty(0, dtype=torch.uint8)
-        self._places: dict[str, tuple[int, torch.Size]] = {}
-
-    def read(self, name: str) -> Tensor:
-        """uint8 (C, H, W). Raises UnreadableImage (ConfigError where the store fails)."""
-        if name not in self._places:
-            return self._decode(name)
-        start, shape = self._places[name]
-        return self._pixels[start : start + shape.numel()].clone().view(shape)
-
-    def _decode(self, name: str) -> Tensor:
-        return decode(self.store.read(name), f"{self.store.path}/{name}", **self.options)
-
-    def scan(
-        self, names: Sequence[str], on_error: str = "raise"
-    ) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
-        """Decodes all: the (height, width) of every good picture, and what is wrong with every bad one, both
-        by name."""
-        check_on_error(on_error)
-        sizes: dict[str, tuple[int, int]] = {}
-        bad: dict[str, str] = {}
-        room, kept = self.cache_mib << 20, {}
-        for name, result in self._decode_all(names):
-            if isinstance(result, ConfigError):
-                bad[name] = str(result)
-                continue
-            sizes[name] = (result.shape[1], result.shape[2])
-            room -= result.numel()
-            if room >= 0:
-                kept[name] = result
-            else:
-                kept.clear()  # all or nothing: half a cache would make speed depend on the order of names
-        self._keep(kept)
-        if bad and on_error == "raise":
-            raise ConfigError(summary(list(bad.values()), "unreadable image"))
-        return sizes, bad
-
-    def _keep(self, images: dict[str, Tensor]) -> None:
-        starts = np.cumsum([0, *(image.numel() for image in images.values())]).tolist()
-        self._places = {
-            name: (s, image.shape) for (name, image), s in zip(images.items(), starts, strict=False)
-        }
-        self._pixels = torch.cat([self._pixels[:0], *(image.flatten() for image in images.values())])
-
-    def _decode_all(self, names: Sequence[str]) -> Iterator[tuple[str, Tensor | ConfigError]]:
-        def attempt(some: Sequence[str]) -> list[Tensor | ConfigError]:
-            results: list[Tensor | ConfigError] = []
-            for name in some:
-                try:
-                    results.append(self._decode(name))
-                except ConfigError as error:
-                    results.append(error)
-            return results
-
-        workers = os.cpu_count() or 1  # Pillow decodes without holding the interpreter's lock
-        with ThreadPoolExecutor(workers) as pool:
-            for start in range(0, len(names), 16 * workers):  # in rounds: a bound on what is decoded ahead
-                parts = [names[i : i + 16] for i in range(start, min(start + 16 * workers, len(names)), 16)]
-                for some, results in zip(parts, pool.map(attempt, parts), strict=True):
-                    yield from zip(some, results, strict=True)
-
-
-def check_on_error(on_error: str) -> None:
-    if on_error not in ON_ERROR:
-        raise ConfigError(f"on_error={on_error!r}: must be one of {', '.join(ON_ERROR)}.")
-
-
-def summary(messages: Sequence[str], what: str, shown: int = 5) -> str:
-    """One message out of many: the first few, how many there are, and the way on."""
-    lines = "\n  ".join(messages[:shown])
-    rest = f"\n  ... and {len(messages) - shown} more" if len(messages) > shown else ""
-    plural = "s" if len(messages) > 1 else ""
-    remedy = "Repair or remove them, or set on_error=skip to leave them out."
-    return f"{len(messages)} {what}{plural}:\n  {lines}{rest}\n{remedy}"

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from lit_gen.data.archive import Store, open_store
-from lit_gen.data.decode import EXTENSIONS, ImageReader, check_on_error, size_of, summary
+from lit_gen.data.decode import EXTENSIONS
+from lit_gen.data.reader import ImageReader, check_on_error, summary
 from lit_gen.errors import ConfigError
 
 __all__ = ["BoxedImages", "Record", "coco", "voc"]
@@ -41,9 +42,12 @@ class BoxedImages:
 
     Bad are: a missing or unreadable image (left out by `on_error="skip"`, see `skipped`: image -> reason),
     and a box that is outside its image by more than a pixel, empty or inverted, or of an unknown class
-    (dropped by "skip", see `dropped`). `on_error="raise"` names them by file in one ConfigError. `image_size`
-    stretches images and boxes to a square; None leaves them. `scan=False` decodes nothing at the start, only
-    reads the sizes (`cache_mib` as in `lit_gen.data.decode.ImageReader`).
+    (dropped by "skip", see `dropped`). `on_error="raise"` names them by file in one ConfigError. At the start
+    headers are read, which give the sizes; pixels are decoded when they are read, and what then turns out
+    to be broken raises. Not with "skip", which decodes every image once at the start unless `scan=False`, nor
+    with "replace", which leaves out as "skip" does but decodes none, and puts another image with its boxes in
+    the place of a broken one. `image_size` stretches images and boxes to a square; None leaves them. `draft`
+    and `cache_mib`: see `lit_gen.data.decode.decode` and `lit_gen.data.reader.ImageReader`.
     """
 
     def __init__(
@@ -57,45 +61,49 @@ class BoxedImages:
         strict: bool = False,
         scan: bool = True,
         cache_mib: int = 1024,
+        draft: bool = True,
         problems: dict[str, str] | None = None,
     ):
-        check_on_error(on_error)
         self.store, self.classes, self.image_size, self.channels = store, list(classes), image_size, 3
         self.reader = ImageReader(
-            store, image_size=image_size, fit="stretch", strict=strict, cache_mib=cache_mib
+            store,
+            image_size=image_size,
+            fit="stretch",
+            strict=strict,
+            draft=draft,
+            cache_mib=cache_mib,
+            on_error=on_error,
         )
         self.skipped: dict[str, str] = dict(problems or {})
         self.dropped: list[str] = []
-        records = self._readable(list(records), scan)
+        sizes, records = self._readable(list(records), scan and on_error == "skip")
         number = {c: i for i, c in enumerate(self.classes)}
         self.names: list[str] = []
         self._boxes: list[Tensor] = []
         self._labels: list[Tensor] = []
         for record in records:
-            self._admit(record, number)
+            self._admit(record, number, *sizes[record.image])
         if on_error == "raise" and (messages := [*self.skipped.values(), *self.dropped]):
             raise ConfigError(summary(messages, "bad annotation"))
         if not self.names:
             raise ConfigError(f"{store.path}: no annotated image is left ({len(self.skipped)} are bad).")
 
-    def _readable(self, records: list[Record], scan: bool) -> list[Record]:
+    def _readable(
+        self, records: list[Record], decode_all: bool
+    ) -> tuple[dict[str, tuple[int, int]], list[Record]]:
+        """(height, width) by image, and the records of those that can be read."""
         present, known = set(self.store.names), []
         for record in records:
             if record.image in present:
                 known.append(record)
             else:
                 self.skipped[record.image] = f"{record.where}: its image {record.image} is missing."
-        if scan:
-            _, bad = self.reader.scan([r.image for r in known], on_error="skip")
-            self.skipped |= bad
-        return [r for r in known if r.image not in self.skipped]
+        names = list(dict.fromkeys(r.image for r in known))
+        sizes, bad = self.reader.scan(names, decode_all=decode_all, turned=True)
+        self.skipped |= bad
+        return sizes, [r for r in known if r.image in sizes]
 
-    def _admit(self, record: Record, number: dict[str, int]) -> None:
-        try:
-            height, width = size_of(self.store.read(record.image), f"{self.store.path}/{record.image}")
-        except ConfigError as error:
-            self.skipped[record.image] = str(error)
-            return
+    def _admit(self, record: Record, number: dict[str, int], height: int, width: int) -> None:
         boxes, labels = [], []
         for name, box in record.objects:
             wrong = f"unknown class {name!r}" if name not in number else _wrong(box, height, width)
@@ -115,14 +123,12 @@ class BoxedImages:
         return len(self.names)
 
     def __getitem__(self, i: int) -> dict[str, Tensor]:
-        return {
-            "image": self.reader.read(self.names[i]),
-            "boxes": self._boxes[i].clone(),
-            "labels": self._labels[i].clone(),
-        }
+        i, image = self.reader.read_or_replace(self.names, i, lambda _: range(len(self)), seed=0)
+        return {"image": image, "boxes": self._boxes[i].clone(), "labels": self._labels[i].clone()}
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(json.dumps([self.reader.options, self.classes], sort_keys=True).encode())
+        options = self.reader.options | ({"replaced": True} if self.reader.on_error == "replace" else {})
+        digest = hashlib.sha256(json.dumps([options, self.classes], sort_keys=True).encode())
         for name, boxes, labels in zip(self.names, self._boxes, self._labels, strict=True):
             digest.update(
                 f"{name}\0{self.store.signature(name)}\0{boxes.tolist()}\0{labels.tolist()}".encode()

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_gen.data.decode import check_on_error
 from lit_gen.data.keyed import KeyedDataset
+from lit_gen.data.reader import check_on_error
 from lit_gen.data.transforms import Transform, transform_all
 from lit_gen.errors import ConfigError
 from lit_gen.rng import key, keyed_generator
@@ -170,8 +170,8 @@ def examples(
     """K images of every class that has them, drawn without repetition by (seed, class); those of K are among
     those of K + 1.
 
-    Returns {class: int64 (K,)} and what was left out, {class: its number of images}. With `on_error="raise"`
-    a class of fewer than K images is a ConfigError.
+    Returns {class: int64 (K,)} and what was left out, {class: its number of images}. Unless
+    `on_error="skip"` a class of fewer than K images is a ConfigError.
     """
     check_on_error(on_error)
     if k < 1:
@@ -182,7 +182,7 @@ def examples(
         if len(members) >= k:
             order = torch.randperm(len(members), generator=keyed_generator(seed, "examples", name))
             chosen[name] = members[order[:k]]
-        elif on_error == "raise":
+        elif on_error != "skip":
             raise ConfigError(
                 f"Class {name!r} has {len(members)} images, k={k} are asked for:"
                 " lower k, or set on_error=skip (of a training data.on_error=skip) to leave it out."

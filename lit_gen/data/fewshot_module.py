@@ -7,10 +7,10 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lit_gen.data.decode import check_on_error
 from lit_gen.data.fewshot import KeyedPairs, Selection, examples, select_classes, select_listed, split_classes
 from lit_gen.data.images import as_images
 from lit_gen.data.keyed import KeyedBatches, KeyedDataModule, KeyedDataset
+from lit_gen.data.reader import check_on_error
 from lit_gen.data.transforms import Transform
 from lit_gen.errors import ConfigError
 from lit_gen.images import to_float
@@ -37,7 +37,7 @@ class FewShotDataModule(KeyedDataModule):
       batch's content image (paper: null).
 
     - `on_error`: "skip" leaves out target classes of fewer than K images; those, and images that a folder
-      has left out, are counted in a warning. With "raise" such a class is a ConfigError.
+      has left out, are counted in a warning. Otherwise such a class is a ConfigError.
 
     `train` and `test` are the source and the target images under `view`, each with its own class numbers from
     0; `classes` names all, sources first, so that source class s is class s of all and target class t is

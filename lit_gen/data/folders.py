@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from lit_gen.data.archive import Store, open_store
-from lit_gen.data.decode import EXTENSIONS, ImageReader, UnreadableImage, check_on_error
+from lit_gen.data.decode import EXTENSIONS, UnreadableImage
+from lit_gen.data.reader import ImageReader, summary
 from lit_gen.errors import ConfigError
 from lit_gen.rng import key
 
@@ -40,12 +41,16 @@ class ImageFiles:
       this order.
     - `part`: "train" or "test" of a split per class that depends on `seed` and the file's name alone,
       `test_fraction` of it test.
-    - `on_error`: "raise", or "skip" unreadable images (`skipped`: name -> reason). `strict`: what would need
-      converting (CMYK, 16 bit, animated, palette, transparent, rotated, other extension) counts as
-      unreadable.
-    - `scan`: decode every image once at the start, so that bad ones are found before training; without it
-      they raise when read, and `on_error="skip"` is refused. `cache_mib`: keep the decoded images if all of
-      them fit.
+    - `scan`: read the header of every image at the start, so that what is no image, or not of the others'
+      size, is found before training (30,000 images a CPU second). Images are decoded when they are read.
+      `cache_mib`: what a scan found is kept once decoded, for all worker processes, if all of it fits.
+    - `on_error`: "raise" names what cannot be read, by the scan or when it is read. "replace" puts another
+      image of its class, drawn by `seed` and the image's number, in its place, with a warning. "skip" leaves
+      unreadable images out (`skipped`: name -> reason), for which a scan decodes every image once: minutes
+      to hours for a large set, in each process. `strict`: what would need converting (CMYK, 16 bit, animated,
+      palette, transparent, rotated, other extension) counts as unreadable.
+    - `draft`: a JPEG that a fit of "crop" or "stretch" makes much smaller is decoded smaller at once (see
+      `lit_gen.data.decode.decode`); false decodes it whole, as the official tools do.
     """
 
     def __init__(
@@ -65,8 +70,8 @@ class ImageFiles:
         strict: bool = False,
         scan: bool = True,
         cache_mib: int = 1024,
+        draft: bool = True,
     ):
-        check_on_error(on_error)
         if class_depth is not None and class_depth < 1:
             raise ConfigError(
                 f"class_depth={class_depth}: must be at least 1, or null for all folders above an image."
@@ -85,20 +90,33 @@ class ImageFiles:
                 f"{self.store.path}: no image left for part={part!r}, test_fraction={test_fraction}."
             )
         self.reader = ImageReader(
-            self.store, channels=channels, image_size=image_size, fit=fit, strict=strict, cache_mib=cache_mib
+            self.store,
+            channels=channels,
+            image_size=image_size,
+            fit=fit,
+            strict=strict,
+            draft=draft,
+            cache_mib=cache_mib,
+            on_error=on_error,
         )
         self.skipped: dict[str, str] = {}
+        sizes: dict[str, tuple[int, int]] = {}
         if scan:
-            sizes, self.skipped = self.reader.scan([names[i] for i in chosen], on_error)
-            chosen = [i for i in chosen if names[i] in sizes]
-            if not chosen:
-                raise ConfigError(f"{self.store.path}: all {len(self.skipped)} images are unreadable.")
-        self.names = [names[i] for i in chosen]
+            sizes, bad = self.reader.scan([names[i] for i in chosen], decode_all=on_error == "skip")
+            if bad and on_error == "raise":
+                raise ConfigError(summary(list(bad.values()), "unreadable image"))
+            if not sizes:
+                raise ConfigError(f"{self.store.path}: all {len(bad)} images are unreadable.")
+            if on_error == "skip":
+                self.skipped = bad
+                chosen = [i for i in chosen if names[i] in sizes]
+        self.names, self.seed = [names[i] for i in chosen], seed
         self.labels: Tensor | None = None if labels is None else torch.tensor([labels[i] for i in chosen])
-        first = self.reader.read(self.names[0])
+        first = self._read(0)
         self.channels, self.image_size = first.shape[0], min(first.shape[1:])
-        for name, size in (sizes if scan else {self.names[0]: first.shape[1:]}).items():
-            self._check_size(name, *size)
+        self._check_size(self.names[0], *first.shape[1:])
+        for name, size in sizes.items():
+            self._check_size(name, *self.reader.fitted(size))
 
     def _check_size(self, name: str, height: int, width: int) -> None:
         square = (height, width) == (self.image_size, self.image_size)
@@ -114,12 +132,24 @@ class ImageFiles:
         return len(self.names)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        image = self.reader.read(self.names[i])
+        image = self._read(i)
         self._check_size(self.names[i], *image.shape[1:])
         return {"image": image, "label": 0 if self.labels is None else int(self.labels[i])}
 
+    def _read(self, i: int) -> Tensor:
+        return self.reader.read_or_replace(self.names, i, self._same_class, self.seed)[1]
+
+    def _same_class(self, i: int) -> Sequence[int]:
+        """The numbers of the images of image i's class; of all where there are no classes."""
+        if self.labels is None:
+            return range(len(self))
+        return (self.labels == self.labels[i]).nonzero()[:, 0].tolist()
+
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(json.dumps(self.reader.options, sort_keys=True).encode())
+        """A name that changes with whatever changes the images, told by their files' size and time of change
+        (in a zip size and checksum): nothing is decoded."""
+        replaced = {"replaced_by": self.seed} if self.reader.on_error == "replace" else {}
+        digest = hashlib.sha256(json.dumps(self.reader.options | replaced, sort_keys=True).encode())
         digest.update(b"" if self.labels is None else self.labels.numpy().tobytes())
         for name in self.names:
             digest.update(f"{name}\0{self.store.signature(name)}\0".encode("utf-8", "surrogateescape"))

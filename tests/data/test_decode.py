@@ -9,10 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, JpegImagePlugin
 
 from lit_gen.data.archive import FolderStore
-from lit_gen.data.decode import UPRIGHT, ImageReader, UnreadableImage, decode, fit_to, size_of
+from lit_gen.data.decode import UPRIGHT, UnreadableImage, decode, fit_to, header_size
+from lit_gen.data.reader import ImageReader
 from lit_gen.errors import ConfigError
 
 
@@ -121,7 +122,7 @@ def test_exif_rotation_is_undone(orientation):
     exif[0x0112] = orientation
     data = encoded(Image.fromarray(np.ascontiguousarray(stored)), exif=exif)
     np.testing.assert_array_equal(pixels(data), upright)
-    assert size_of(data, "x.png") == upright.shape[:2]
+    assert header_size(data, "x.png") == upright.shape[:2]
     assert (orientation in UPRIGHT) == (orientation > 1)
 
 
@@ -257,16 +258,115 @@ def write(folder, files: dict[str, bytes]) -> FolderStore:
     return FolderStore(folder)
 
 
-def test_a_scan_names_all_bad_pictures_or_counts_them(tmp_path):
+def test_a_scan_tells_what_headers_tell_and_asked_for_what_pixels_do(tmp_path):
     good = {f"good{i}.png": encoded(Image.fromarray(colours())) for i in range(40)}
     store = write(tmp_path / "s", good | {f"{kind}.png": data for kind, (data, _) in BAD.items()})
-    with pytest.raises(
-        ConfigError, match=rf"(?s){len(BAD)} unreadable images:.*and {len(BAD) - 5} more.*on_error=skip"
-    ):
-        ImageReader(store).scan(store.names)
-    sizes, bad = ImageReader(store).scan(store.names, "skip")
+    sizes, bad = ImageReader(store).scan(store.names, decode_all=True)
     assert sizes == dict.fromkeys(good, (6, 8))
     assert set(bad) == {f"{kind}.png" for kind in BAD}
+    sizes, bad = ImageReader(store).scan(store.names)
+    truncated = {"truncated-jpeg.png", "truncated-png.png"}  # whose headers are whole
+    assert set(sizes) == set(good) | truncated
+    assert set(bad) == {f"{kind}.png" for kind in BAD} - truncated
+
+
+def counted(store) -> list[tuple[str, int | None]]:
+    """What is read of the store from now on: (name, first)."""
+    calls, read = [], store.read
+
+    def counting(name, first=None):
+        calls.append((name, first))
+        return read(name, first)
+
+    store.read = counting
+    return calls
+
+
+def test_a_scan_reads_and_decodes_no_more_than_headers(tmp_path, monkeypatch):
+    large = encoded(Image.fromarray(colours(300, 400)))
+    assert len(large) > 300_000
+    jpeg = encoded(Image.fromarray(colours(200, 300)), "JPEG", quality=95)
+    store = write(
+        tmp_path / "s", {"a.png": large, "b.jpg": jpeg, "c.png": encoded(Image.fromarray(colours()))}
+    )
+    calls = counted(store)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda picture: pytest.fail("decoded"))
+    sizes, bad = ImageReader(store, image_size=4).scan(store.names)
+    assert (sizes, bad) == ({"a.png": (300, 400), "b.jpg": (200, 300), "c.png": (6, 8)}, {})
+    assert len(calls) == 3 and all(first == 1 << 14 for _, first in calls)
+
+
+def test_a_header_longer_than_the_first_bytes_is_read_on(tmp_path):
+    """A colour profile of 100 KiB comes before the size in a JPEG."""
+    data = encoded(Image.fromarray(colours(16, 24)), "JPEG", icc_profile=bytes(100_000))
+    assert data.find(b"\xff\xc0") > 1 << 14
+    store = write(tmp_path / "s", {"a.jpg": data})
+    assert ImageReader(store).scan(store.names) == ({"a.jpg": (16, 24)}, {})
+
+
+def test_metadata_behind_the_pixels_turn_the_size_when_asked_for(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(Image.fromarray(colours(200, 300)))
+    data = data[:-12] + png_chunk(b"eXIf", exif.tobytes()[6:]) + data[-12:]
+    assert pixels(data).shape == (300, 200, 3)
+    store = write(tmp_path / "s", {"a.png": data})
+    assert ImageReader(store).scan(store.names, turned=True)[0] == {"a.png": (300, 200)}
+
+
+def smooth(h: int, w: int) -> Image.Image:
+    """A picture of many frequencies with little noise, as photographs have them."""
+    g = np.random.default_rng(h + w)
+    layers = [
+        np.asarray(
+            Image.fromarray(g.integers(0, 256, (h // k + 2, w // k + 2, 3), np.uint8)).resize(
+                (w, h), Image.Resampling.BICUBIC
+            ),
+            float,
+        )
+        for k in (64, 32, 16, 8)
+    ]
+    return Image.fromarray(np.average(layers, 0, weights=(8, 4, 2, 1)).astype(np.uint8))
+
+
+@pytest.mark.parametrize("fit", ["crop", "stretch"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize("size", [(375, 501), (640, 301), (1000, 1003)])
+def test_a_draft_is_the_picture_to_40_db(fit, orientation, size):
+    """Odd sizes, whose last pixels a smaller decoding covers in part, and pictures that are turned."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(smooth(*size), "JPEG", quality=92, exif=exif)
+    whole, draft = (pixels(data, "x.jpg", image_size=48, fit=fit, draft=d) for d in (False, True))
+    assert not np.array_equal(whole, draft)
+    assert 10 * np.log10(255**2 / np.square(whole.astype(float) - draft).mean()) > 40
+
+
+@pytest.mark.parametrize(
+    ("size", "image_size", "decoded"),
+    [((375, 500), 64, (188, 250)), ((375, 500), 93, (188, 250)), ((375, 500), 94, (375, 500)),
+     ((375, 500), 32, (94, 125)), ((2000, 3000), 32, (250, 375))],
+)  # fmt: skip
+def test_a_draft_keeps_twice_the_pixels_that_are_asked_for(size, image_size, decoded, monkeypatch):
+    loaded = []
+    load = JpegImagePlugin.JpegImageFile.load
+    monkeypatch.setattr(
+        JpegImagePlugin.JpegImageFile, "load", lambda p: (load(p), loaded.append(p.size[::-1]))[0]
+    )
+    data = encoded(smooth(*size), "JPEG")
+    for fit in ("crop", "stretch"):
+        decode(data, "x.jpg", image_size=image_size, fit=fit, draft=True)
+    assert set(loaded) == {decoded}
+
+
+@pytest.mark.parametrize("fit", ["adm", "shorter"])
+def test_published_fits_and_what_is_no_jpeg_are_decoded_whole(fit):
+    jpeg, png_data = encoded(smooth(400, 500), "JPEG"), encoded(smooth(400, 500))
+    for data, how in ((jpeg, fit), (png_data, "crop")):
+        exact = decode(data, "x", image_size=32, fit=how)
+        assert torch.equal(decode(data, "x", image_size=32, fit=how, draft=True), exact)
+    plain = decode(jpeg, "x.jpg")
+    assert torch.equal(decode(jpeg, "x.jpg", draft=True), plain)  # nothing is made smaller
 
 
 def test_the_cache_keeps_all_or_nothing(tmp_path):
@@ -279,6 +379,9 @@ def test_the_cache_keeps_all_or_nothing(tmp_path):
     )  # 6 x 192 KiB = 1.125 MiB
     for reader in (kept, dropped):
         reader.scan(store.names)
+        for name in store.names:
+            first = reader.read(name)
+            assert torch.equal(reader.read(name), first)
     for file in store.path.iterdir():
         file.rename(file.with_suffix(".gone"))
     assert kept.read("5.png").float().mean() < kept.read("0.png").float().mean()
@@ -297,8 +400,8 @@ def test_the_cache_keeps_all_or_nothing(tmp_path):
 def test_bad_options(tmp_path, options, message):
     with pytest.raises(ConfigError, match=message):
         ImageReader(FolderStore(tmp_path), **options)
-    with pytest.raises(ConfigError, match="on_error='ignore': must be one of raise, skip"):
-        ImageReader(FolderStore(tmp_path)).scan([], "ignore")
+    with pytest.raises(ConfigError, match="on_error='ignore': must be one of raise, skip, replace"):
+        ImageReader(FolderStore(tmp_path), on_error="ignore")
 
 
 @given(h=st.integers(1, 60), w=st.integers(1, 60), size=st.integers(1, 40))

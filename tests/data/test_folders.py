@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from lit_gen.data.decode import UnreadableImage
 from lit_gen.data.folders import ImageFiles
 from lit_gen.errors import ConfigError
 
@@ -206,7 +208,7 @@ def test_oblong_images_need_a_size(tmp_path):
 
 def test_bad_images_raise_at_once_or_are_skipped_and_counted(folder):
     (folder / "bee" / "3.png").write_bytes(b"")
-    (folder / "cat" / "4.png").write_bytes((folder / "cat" / "5.png").read_bytes()[:40])
+    (folder / "cat" / "4.png").write_bytes((folder / "cat" / "5.png").read_bytes()[:20])
     with pytest.raises(
         ConfigError, match=r"(?s)2 unreadable images:.*bee/3\.png: empty file.*cat/4\.png.*on_error=skip"
     ):
@@ -218,6 +220,69 @@ def test_bad_images_raise_at_once_or_are_skipped_and_counted(folder):
     late = ImageFiles(folder, scan=False)
     with pytest.raises(ConfigError, match=r"bee/3\.png: empty file"):
         late[13]
+
+
+def cut(file: Path) -> None:
+    """Takes the pixels away and leaves the header."""
+    data = file.read_bytes()
+    file.write_bytes(data[: data.index(b"IDAT") + 6])
+
+
+def test_what_cannot_be_decoded_is_named_when_read_or_left_out(folder):
+    """A truncated image has a whole header: only "skip" decodes at the start."""
+    cut(folder / "cat" / "4.png")
+    data = ImageFiles(folder)
+    assert len(data) == 30
+    with pytest.raises(UnreadableImage, match=r"cat/4\.png: cannot be decoded"):
+        data[24]
+    assert set(ImageFiles(folder, on_error="skip").skipped) == {"cat/4.png"}
+
+
+@pytest.mark.parametrize("packing", ["folder", "zip"])
+@pytest.mark.parametrize("scan", [True, False])
+def test_a_broken_image_is_replaced_by_another_of_its_class(folder, tmp_path, packing, scan):
+    """By (seed, index) alone: the same in every process and epoch, with one warning that names it."""
+    broken = ["ant/0.png", "bee/3.png", "cat/4.png"]
+    (folder / broken[0]).write_bytes(b"")
+    for name in broken[1:]:
+        cut(folder / name)
+    path = folder if packing == "folder" else packed(folder, tmp_path / "set.zip")
+    good = {name: value for name, value in FILES.items() if name not in broken}
+
+    def read(seed: int) -> list[int]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            data = ImageFiles(path, on_error="replace", scan=scan, cache_mib=0, seed=seed)
+            values = [[int(data[i]["image"][0, 0, 0]) for i in range(30)] for _ in range(2)]
+        assert values[0] == values[1]
+        assert sum("bee/3.png: cannot be decoded" in str(w.message) for w in caught) == 1
+        assert len(data) == 30 and data.skipped == {}
+        return values[0]
+
+    values = read(0)
+    assert values == read(0)
+    for value, name in zip(values, FILES, strict=True):
+        expected = {FILES[name]} if name in good else {v for n, v in good.items() if n[:3] == name[:3]}
+        assert value in expected, name
+    assert len({tuple(read(seed)) for seed in range(4)}) > 1
+
+
+def test_no_image_of_a_class_can_be_read(folder):
+    for file in (folder / "bee").iterdir():
+        file.write_bytes(b"")
+    data = ImageFiles(folder, on_error="replace")
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(UnreadableImage, match="nor can 100 draws from the 10 that"),
+    ):
+        data[13]
+
+
+def test_what_one_worker_decodes_all_processes_have(folder):
+    data = ImageFiles(folder)
+    list(DataLoader(data, batch_size=5, num_workers=2, multiprocessing_context="fork"))
+    data.store.read = lambda *_: pytest.fail("decoded again")
+    assert [data[i]["image"][0, 0, 0].item() for i in range(30)] == list(FILES.values())
 
 
 def test_nothing_to_read(tmp_path, folder):
@@ -234,15 +299,19 @@ def test_the_fingerprint_changes_with_whatever_changes_the_images(folder, tmp_pa
     archive = packed(folder, tmp_path / "set.zip")
     base = ImageFiles(archive).fingerprint()
     assert base == ImageFiles(archive, cache_mib=0, scan=False).fingerprint()
+    assert base == ImageFiles(archive, draft=False).fingerprint()  # nothing is resized
     others = [
         ImageFiles(archive, image_size=4),
         ImageFiles(archive, channels=1),
         ImageFiles(archive, classes=["cat", "bee", "ant"]),
         ImageFiles(archive, part="train"),
+        ImageFiles(archive, image_size=4, draft=False),
+        ImageFiles(archive, on_error="replace"),
+        ImageFiles(archive, on_error="replace", seed=1),
     ]
     picture(99).save(folder / "ant" / "0.png")
     others.append(ImageFiles(packed(folder, tmp_path / "set.zip")))
-    assert len({base, *(o.fingerprint() for o in others)}) == 6
+    assert len({base, *(o.fingerprint() for o in others)}) == 9
 
 
 @pytest.mark.parametrize(

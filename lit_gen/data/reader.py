@@ -1,0 +1,220 @@
+"""ImageReader: the pictures of a store by name; their headers at the start, their pixels when asked for."""
+
+import mmap
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from lit_gen.data.archive import Store
+from lit_gen.data.decode import DRAFTED, FITS, MODES, UnreadableImage, decode, header_size
+from lit_gen.errors import ConfigError
+from lit_gen.rng import key
+
+__all__ = ["ON_ERROR", "ImageReader", "check_on_error", "summary"]
+
+ON_ERROR = ("raise", "skip", "replace")
+HEADER = 1 << 14  # bytes; a header that goes on (a thumbnail, a colour profile) is read with the whole file
+TRIES = 100
+T = TypeVar("T")
+Size = tuple[int, int]  # (height, width)
+
+
+class ImageReader:
+    """Reads the pictures of a store, each decoded when it is asked for, and keeps them if all fit in memory.
+
+    `scan` reads the headers, so that what is no picture is found before training; `cache_mib` is what all
+    scanned pictures together may take, decoded, to be kept for every worker process forked from this one.
+    With `on_error="replace"` `read_or_replace` takes another for what cannot be read; what "skip" leaves out
+    is the caller's choice. The other arguments are those of `decode`.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        channels: int = 3,
+        image_size: int | None = None,
+        fit: str = "crop",
+        strict: bool = False,
+        draft: bool = True,
+        cache_mib: int = 1024,
+        on_error: str = "raise",
+    ):
+        check_on_error(on_error)
+        if channels not in MODES:
+            raise ConfigError(f"channels={channels}: pictures are decoded to 1 (grey) or 3 (RGB) channels.")
+        if fit not in FITS:
+            raise ConfigError(f"fit={fit!r}: must be one of {', '.join(FITS)}.")
+        if image_size is not None and image_size < 1:
+            raise ConfigError(
+                f"image_size={image_size}: must be at least 1, or null to keep the pictures' own size."
+            )
+        self.store, self.cache_mib, self.on_error = store, cache_mib, on_error
+        self.options = {"channels": channels, "image_size": image_size, "fit": fit, "strict": strict}
+        if draft and image_size is not None and fit in DRAFTED:
+            self.options["draft"] = True  # it changes pixels: other options' fingerprints stay as they were
+        self._kept: _Kept | None = None
+        self._bad: set[str] = set()
+
+    def read(self, name: str) -> Tensor:
+        """uint8 (C, H, W). Raises UnreadableImage (ConfigError where the store fails)."""
+        image = None if self._kept is None else self._kept.get(name)
+        if image is None:
+            image = decode(self.store.read(name), self._where(name), **self.options)
+            if self._kept is not None:
+                self._kept.put(name, image)
+        return image
+
+    def read_or_replace(
+        self, names: Sequence[str], i: int, others: Callable[[int], Sequence[int]], seed: int
+    ) -> tuple[int, Tensor]:
+        """(i, the pixels of names[i]); with `on_error="replace"`, where these cannot be had, (j, those of
+        names[j]): j is drawn from `others(i)` by (seed, i), the same in every epoch and process.
+
+        A picture that is replaced is warned about once a process. Raises UnreadableImage where 100 draws
+        cannot be read either.
+        """
+        if self.on_error != "replace":
+            return i, self.read(names[i])
+        if (image := self._read_or_warn(names[i])) is not None:
+            return i, image
+        candidates = others(i)
+        for attempt in range(TRIES):
+            j = candidates[key(seed, "replacement", i, attempt) % len(candidates)]
+            if (image := self._read_or_warn(names[j])) is not None:
+                return j, image
+        raise UnreadableImage(
+            f"{self._where(names[i])}: cannot be read, nor can {TRIES} draws from the {len(candidates)} that"
+            " may replace it."
+        )
+
+    def _read_or_warn(self, name: str) -> Tensor | None:
+        if name in self._bad:
+            return None
+        try:
+            return self.read(name)
+        except ConfigError as error:
+            self._bad.add(name)
+            warnings.warn(f"{error} Another image takes its place.", stacklevel=2)
+            return None
+
+    def scan(
+        self, names: Sequence[str], *, decode_all: bool = False, turned: bool = False
+    ) -> tuple[dict[str, Size], dict[str, str]]:
+        """The (height, width) of every good picture by its header, and what is wrong with every bad one, both
+        by name; `decode_all` also tells what cannot be decoded. With `turned` sizes respect an orientation
+        wherever it stands, for which PNGs are read whole."""
+        sizes, bad = _sorted_out(self._each(partial(self._header, turned), names))
+        self._make_room(sizes)
+        if decode_all:
+            _, undecodable = _sorted_out(self._each(lambda name: self.read(name).shape, list(sizes)))
+            sizes = {name: size for name, size in sizes.items() if name not in undecodable}
+            bad |= undecodable
+        return sizes, bad
+
+    def fitted(self, size: Size) -> Size:
+        """What `read` makes of a picture of this (height, width)."""
+        target = self.options["image_size"]
+        if target is None:
+            return size
+        if self.options["fit"] != "shorter":
+            return target, target
+        return tuple(max(int(target * side / min(size)), target) for side in size)
+
+    def _where(self, name: str) -> str:
+        return f"{self.store.path}/{name}"
+
+    def _header(self, turned: bool, name: str) -> Size:
+        strict = self.options["strict"]
+        if not strict and not (turned and name.lower().endswith(".png")):
+            data = self.store.read(name, HEADER)
+            try:
+                return header_size(data, self._where(name))
+            except UnreadableImage:
+                if len(data) < HEADER:
+                    raise
+        return header_size(self.store.read(name), self._where(name), strict=strict)
+
+    def _make_room(self, sizes: Mapping[str, Size]) -> None:
+        shapes = {name: (self.options["channels"], *self.fitted(size)) for name, size in sizes.items()}
+        # All or nothing: half a cache would make speed depend on the order of names.
+        if 0 < sum(c * h * w for c, h, w in shapes.values()) <= self.cache_mib << 20:
+            self._kept = _Kept(shapes)
+
+    def _each(
+        self, function: Callable[[str], T], names: Sequence[str]
+    ) -> Iterator[tuple[str, T | ConfigError]]:
+        def attempt(some: Sequence[str]) -> list[T | ConfigError]:
+            results: list[T | ConfigError] = []
+            for name in some:
+                try:
+                    results.append(function(name))
+                except ConfigError as error:
+                    results.append(error)
+            return results
+
+        workers = os.cpu_count() or 1  # files are read, and decoded, without the interpreter's lock
+        with ThreadPoolExecutor(workers) as pool:
+            for start in range(0, len(names), 16 * workers):  # in rounds: a bound on what is read ahead
+                parts = [names[i : i + 16] for i in range(start, min(start + 16 * workers, len(names)), 16)]
+                for some, results in zip(parts, pool.map(attempt, parts), strict=True):
+                    yield from zip(some, results, strict=True)
+
+
+class _Kept:
+    """Decoded pictures of known shapes, in memory that forked processes share: what one decodes, all have.
+
+    The memory is taken up as it is filled. It is one piece, because thousands of small tensors would take a
+    file descriptor each on their way to a spawned worker.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, int, int]]):
+        self._places: dict[str, tuple[int, int, tuple[int, int, int]]] = {}
+        start = len(shapes)  # a byte a picture comes first: whether it is there
+        for number, (name, shape) in enumerate(shapes.items()):
+            self._places[name] = number, start, shape
+            start += shape[0] * shape[1] * shape[2]
+        self._bytes = torch.frombuffer(mmap.mmap(-1, start), dtype=torch.uint8)
+
+    def get(self, name: str) -> Tensor | None:
+        number, start, (c, h, w) = self._places.get(name, (0, 0, (0, 0, 0)))
+        if not start or not self._bytes[number]:
+            return None
+        return self._bytes[start : start + c * h * w].clone().view(c, h, w)
+
+    def put(self, name: str, image: Tensor) -> None:
+        number, start, shape = self._places.get(name, (0, 0, ()))
+        if start and image.shape == shape:  # an orientation that the header did not tell makes another shape
+            self._bytes[start : start + image.numel()] = image.flatten()
+            self._bytes[number] = 1  # last: who sees it finds all the pixels
+
+
+def _sorted_out(results: Iterator[tuple[str, T | ConfigError]]) -> tuple[dict[str, T], dict[str, str]]:
+    good: dict[str, T] = {}
+    bad: dict[str, str] = {}
+    for name, result in results:
+        if isinstance(result, ConfigError):
+            bad[name] = str(result)
+        else:
+            good[name] = result
+    return good, bad
+
+
+def check_on_error(on_error: str) -> None:
+    if on_error not in ON_ERROR:
+        raise ConfigError(f"on_error={on_error!r}: must be one of {', '.join(ON_ERROR)}.")
+
+
+def summary(messages: Sequence[str], what: str, shown: int = 5) -> str:
+    """One message out of many: the first few, how many there are, and the way on."""
+    lines = "\n  ".join(messages[:shown])
+    rest = f"\n  ... and {len(messages) - shown} more" if len(messages) > shown else ""
+    plural = "s" if len(messages) > 1 else ""
+    remedy = "Repair or remove them, or set on_error=skip to leave them out, on_error=replace to show others."
+    return f"{len(messages)} {what}{plural}:\n  {lines}{rest}\n{remedy}"
