@@ -131,12 +131,15 @@ class BaseModule(pl.LightningModule):
         """Keeps this step's numbers for the log, written when the batch has ended; nothing is kept unless
         `should_log`."""
         if self.should_log:
-            self._pending |= {n: torch.as_tensor(v, dtype=torch.float32).detach() for n, v in scalars.items()}
+            for name, value in scalars.items():
+                if not isinstance(value, Tensor):  # filled there: a copy would wait for the device
+                    value = torch.full((), float(value), device=self.device)
+                self._pending[name] = value.detach().to(self.device, torch.float32)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Writes the kept numbers, averaged over the ranks, under the batch count."""
         if self._pending:
-            values = torch.stack([v.to(self.device) for v in self._pending.values()])
+            values = torch.stack(list(self._pending.values()))
             if self.trainer.world_size > 1:
                 values = self.trainer.strategy.reduce(values, reduce_op="mean")
             scalars = dict(zip(self._pending, values.tolist(), strict=True))

@@ -117,6 +117,7 @@ def _quiet() -> None:
         ".*Experiment logs directory .* exists and is not empty.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*torch.distributed.nn.functional.all_gather is deprecated.*",
+        ".*`broadcast_buffers` is deprecated.*",  # what takes its place came with torch 2.14
     ):
         warnings.filterwarnings("ignore", message)
 

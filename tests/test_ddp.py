@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.loops import training_epoch_loop
 from PIL import Image
 
 from lit_gen import checkpoints, runs
@@ -83,6 +84,17 @@ def test_more_processes_than_images_to_show_and_to_measure(tiny, fit, tmp_path):
         pictures = (tmp_path / run / "grids" / f"grid_{step:07d}.png" for run in ("one", "three"))
         picture, other = (np.asarray(Image.open(path)).astype(int) for path in pictures)
         assert np.abs(picture - other).max() <= 1
+
+
+def test_ranks_do_not_wait_for_one_another_before_every_batch(monkeypatch, fit, tmp_path):
+    """Lightning's question whether a rank got SIGTERM is left out where `Signals` asks it, less often."""
+    asked = []
+    loop = training_epoch_loop._TrainingEpochLoop
+    assert callable(loop._broadcast_sigterm_tensor)  # or Lightning does it otherwise
+    monkeypatch.setattr(loop, "_broadcast_sigterm_tensor", lambda self: asked.append(1))
+    loops = fit(tmp_path, "trainer.max_steps=1").trainer.fit_loop
+    loops.epoch_loop._broadcast_sigterm_tensor()
+    assert not asked
 
 
 def test_two_processes_resume_bit_identically(two, tmp_path):

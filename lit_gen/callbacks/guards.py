@@ -112,6 +112,9 @@ def _brief(value: Tensor) -> str:
     return text + (f" ({broken} of {numbers.numel()} not finite)" if broken else "")
 
 
+def _nothing() -> None: ...
+
+
 class Signals(pl.Callback):
     """Ctrl-C, SIGTERM and SIGUSR1 save and end the run; a second Ctrl-C ends it at once.
 
@@ -134,6 +137,9 @@ class Signals(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._trainer, self._deferring = trainer, trainer.world_size > 1
+        # Lightning has the ranks agree before every batch, which waits for the device. SIGTERM is ours, and
+        # they agree below.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing
         # After Lightning has set its own, whose SIGTERM handler talks to other ranks from inside the handler.
         try:
             self._before = {s: signal.signal(s, self._receive) for s in self.CAUGHT}
