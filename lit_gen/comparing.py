@@ -17,6 +17,7 @@ from torch import Tensor
 from lit_gen import __version__, runs
 from lit_gen.errors import ConfigError
 from lit_gen.evaluation import stored, summarise, with_error
+from lit_gen.guiding import sample_in
 from lit_gen.images import grid, save_png
 from lit_gen.instantiate import instantiate
 from lit_gen.loggers import close, wandb
@@ -126,6 +127,7 @@ def _open(cfg: DictConfig) -> list[_Run]:
             raise ConfigError(
                 f"{folder} is a {type(module).__name__}, which does not draw samples from noise."
             )
+        sample_in(module, cfg.precision)
         opened.append(_Run(name, folder, config, file, module))
     return opened
 

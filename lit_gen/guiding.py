@@ -10,23 +10,37 @@ from omegaconf import DictConfig
 from lit_gen import runs
 from lit_gen.errors import ConfigError
 from lit_gen.instantiate import instantiate
-from lit_gen.score.denoiser import AbstractDenoiser, OnProcess
+from lit_gen.score.denoiser import AbstractDenoiser, OnProcess, check_precision
 from lit_gen.score.guidance import ClassifierGuidance, Guidance, Unconditional, classifier_free_guidance
 from lit_gen.score.module import ScoreModule
 
-__all__ = ["autoguidance", "classifier", "classifier_free", "guide"]
+__all__ = ["autoguidance", "classifier", "classifier_free", "guide", "sample_in"]
 
 
 def guide(module: Any, cfg: DictConfig) -> Any:
-    """The module, its denoiser wrapped by `cfg.guidance` if there is one.
+    """The module, its denoiser wrapped by `cfg.guidance` if there is one, its networks to sample in
+    `cfg.precision` where that is given.
 
     Raises ConfigError for a model that has no denoiser, or one that this guidance cannot guide.
     """
+    sample_in(module, cfg.get("precision"))
     if cfg.guidance is not None:
         if not isinstance(module, ScoreModule):
             raise ConfigError(f"guidance= is for score models, not for {type(module).__name__}.")
         module.denoiser = instantiate(cfg.guidance, list(cfg.allow_targets))(module)
     return module
+
+
+def sample_in(module: Any, precision: str | None) -> None:
+    """Makes the module sample in float32, bf16 or fp16; None: as it was trained to.
+
+    Raises ConfigError for any other precision, and for a model without a denoiser.
+    """
+    if precision is not None:
+        if not isinstance(module, ScoreModule):
+            raise ConfigError(f"precision= is for score models, not for {type(module).__name__}.")
+        check_precision("precision", precision)
+        module.sampling_precision = precision
 
 
 def classifier_free(

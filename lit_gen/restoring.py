@@ -24,6 +24,7 @@ from lit_gen.instantiate import instantiate
 from lit_gen.metrics.distributed import from_rank_zero, gather_batches, own_batches, rank
 from lit_gen.official import open_model
 from lit_gen.rng import PerSample, keyed_generator
+from lit_gen.score.denoiser import network_precision
 from lit_gen.score.restoration import Inpainting, box_mask, repaint, replacement
 
 __all__ = ["Perceptual", "inpainting", "mask_of", "pictures", "quality", "restore", "restore_images"]
@@ -121,7 +122,8 @@ def restore_images(
             which = [i for i, _ in part]
             y = measured[which].to(module.device)
             classes = None if labels is None else labels[which].to(module.device)
-            x_0 = method(module.denoiser, x, operator, y, label=classes, generator=generator)
+            with network_precision(module.denoiser, module.sampling_precision):
+                x_0 = method(module.denoiser, x, operator, y, label=classes, generator=generator)
             parts.append(to_uint8(x_0).cpu())
             bar.update(task, completed=own.stop)  # the other ranks are about as far
     restored = gather_batches(parts, len(rows), batch_size)

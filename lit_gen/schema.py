@@ -60,6 +60,7 @@ class SampleSchema:
     batch_size: int = 256
     grid: int = 64
     format: str = "png"
+    precision: str | None = None
     device: str | None = None
     devices: Any = "auto"
     guidance: Any = None
@@ -87,6 +88,7 @@ class RestoreSchema:
     label: int | None = None
     lpips: str | None = None
     batch_size: int = 64
+    precision: str | None = None
     device: str | None = None
     devices: Any = "auto"
     guidance: Any = None
@@ -200,6 +202,7 @@ class EvaluateSchema:
     num: int | None = None
     seed: int = 1
     batch_size: int = 256
+    precision: str | None = None
     device: str | None = None
     devices: Any = "auto"
     guidance: Any = None
@@ -223,6 +226,7 @@ class CompareSchema:
     k: int = 5
     grid: int = 36
     batch_size: int = 256
+    precision: str | None = None
     device: str | None = None
     devices: Any = "auto"
     wandb: str = "auto"

@@ -44,6 +44,7 @@ def test_direction(name, path):
         "detection",
         "module",
         "images",
+        "precision",
         "rng",
         "errors",
         "schedules",

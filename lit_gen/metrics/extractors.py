@@ -6,8 +6,6 @@ four and alone builds the metrics' names.
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from torch.nn import functional as F
 
 from lit_gen.errors import ConfigError
 from lit_gen.metrics.digits import DigitsNet
+from lit_gen.precision import full_float32, switched
 
 __all__ = ["Extractor", "ExtractorId", "digits64", "digits_classifier"]
 
@@ -89,7 +88,10 @@ class Extractor:
                 None if y is None else y[:0] for y in self.with_logits(images.new_zeros(1, *images.shape[1:]))
             )
         self.network.to(x.device)
-        with torch.inference_mode(), torch.autocast(x.device.type, enabled=False), _full_float32():
+        cudnn = torch.backends.cudnn
+        repeatable = switched((cudnn, "deterministic", True), (cudnn, "benchmark", False))
+        autocast = torch.autocast(x.device.type, enabled=False)
+        with torch.inference_mode(), autocast, full_float32(), repeatable:
             features, logits = self.network(x)
         if features.shape != (len(x), self.id.d):
             raise ConfigError(
@@ -108,28 +110,6 @@ class Extractor:
         if self.channels == 1:
             return x.mean(1, keepdim=True)
         return x.expand(-1, self.channels, -1, -1)
-
-
-@contextmanager
-def _full_float32() -> Iterator[None]:
-    """No TF32 or bf16 inside float32 products, which moves features by 1e-3; deterministic cuDNN."""
-    wanted = [(torch.backends.cudnn, "deterministic", True), (torch.backends.cudnn, "benchmark", False)]
-    cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
-    if hasattr(
-        cuda.matmul, "fp32_precision"
-    ):  # from torch 2.9 on; the older switches refuse to be read after it
-        backends = (cuda.matmul, cudnn.conv, mkldnn.matmul, mkldnn.conv)
-        wanted += [(backend, "fp32_precision", "ieee") for backend in backends]
-    else:
-        wanted += [(backend, "allow_tf32", False) for backend in (cuda.matmul, cudnn)]
-    before = [(owner, name, getattr(owner, name)) for owner, name, _ in wanted]
-    try:
-        for owner, name, value in wanted:
-            setattr(owner, name, value)
-        yield
-    finally:
-        for owner, name, value in before:
-            setattr(owner, name, value)
 
 
 def digits64() -> Extractor:

@@ -7,14 +7,19 @@ tensor of shape () or (B,), `label` int64 (B,) or float (B, num_classes). The re
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
+from lit_gen.errors import ConfigError
+from lit_gen.precision import switched
 from lit_gen.score.precondition import Row
 from lit_gen.score.sde import Process, per_image, per_row, wide
 
 __all__ = [
+    "PRECISIONS",
     "AbstractDenoiser",
     "Clipped",
     "Counted",
@@ -23,13 +28,20 @@ __all__ = [
     "GaussianMixtureDenoiser",
     "IdealDenoiser",
     "OnProcess",
+    "check_precision",
+    "half_precision",
+    "network_precision",
 ]
+
+PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""The precisions of a network that samples; None: that of its own parameters."""
 
 
 class AbstractDenoiser(nn.Module, ABC):
     """The interface: a `process`, and `forward(x_t, t, label=None) -> x0_hat`; score and noise follow."""
 
     process: Process
+    network_dtype: torch.dtype | None = None  # of products in its networks, see `network_precision`
 
     @abstractmethod
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
@@ -54,7 +66,8 @@ class Denoiser(AbstractDenoiser):
 
     The network is called as `net(x, noise_label (B,), label, augment_label)` in the dtype of its own
     parameters, whatever the dtype of `x_t`; the sum is taken in that of `x_t`. Channels that the network
-    returns beyond those of `x_t` (iDDPM's variances) are dropped.
+    returns beyond those of `x_t` (iDDPM's variances) are dropped. Inside
+    `network_precision` the network alone runs under autocast.
     """
 
     def __init__(self, net: nn.Module, process: Process, precondition: Row):
@@ -69,8 +82,34 @@ class Denoiser(AbstractDenoiser):
         c_skip, c_out, c_in, c_noise = self.precondition(self.process, t)
         dtype = next((p.dtype for p in self.net.parameters()), x_t.dtype)
         x_in = (per_image(c_in, x_t) * x_t).to(dtype)
-        f = self.net(x_in, per_row(c_noise, x_in), label, augment_label)[:, : x_t.shape[1]]
+        half = self.network_dtype
+        with nullcontext() if half is None else torch.autocast(x_in.device.type, half):
+            f = self.net(x_in, per_row(c_noise, x_in), label, augment_label)[:, : x_t.shape[1]]
         return per_image(c_skip, x_t) * x_t + per_image(c_out, x_t) * f.to(x_t)
+
+
+@contextmanager
+def network_precision(denoiser: nn.Module, precision: str) -> Iterator[None]:
+    """Inside, the networks of all `Denoiser`s in `denoiser`, guides included, run in a precision of
+    `PRECISIONS`: matrix products and convolutions under autocast. States and sums keep their dtype.
+
+    Raises ConfigError for any other precision.
+    """
+    check_precision("precision", precision)
+    parts = [part for part in denoiser.modules() if isinstance(part, AbstractDenoiser)]
+    with switched(*((part, "network_dtype", PRECISIONS[precision]) for part in parts)):
+        yield
+
+
+def check_precision(key: str, precision: str) -> None:
+    """Raises ConfigError for what is none of `PRECISIONS`; `key` is where it was given."""
+    if precision not in PRECISIONS:
+        raise ConfigError(f"{key}={precision}: must be one of {', '.join(PRECISIONS)}.")
+
+
+def half_precision(denoiser: nn.Module) -> bool:
+    """Whether a network in `denoiser` now runs in half precision."""
+    return any(getattr(part, "network_dtype", None) is not None for part in denoiser.modules())
 
 
 class OnProcess(AbstractDenoiser):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lit_gen.errors import ConfigError
+from lit_gen.precision import full_float32
 from lit_gen.rng import Generator, rand, randint, randn
 from lit_gen.score.denoiser import AbstractDenoiser
 from lit_gen.score.samplers.grids import Grid, uniform_steps
@@ -73,6 +74,7 @@ def exact_probes(x_0: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+@full_float32()
 def log_likelihood(
     denoiser: AbstractDenoiser,
     x_0: Tensor,
@@ -134,6 +136,7 @@ def kl_term(process: Process, x_0: Tensor, x0_hat: Tensor, s: Tensor, t: Tensor)
 
 
 @torch.no_grad()
+@full_float32()
 def variational_bound(
     denoiser: AbstractDenoiser,
     x_0: Tensor,

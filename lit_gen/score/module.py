@@ -11,7 +11,7 @@ from lit_gen.errors import ConfigError
 from lit_gen.images import to_uint8
 from lit_gen.module import BaseModule, optimization
 from lit_gen.rng import PerSample
-from lit_gen.score.denoiser import Denoiser, GaussianDenoiser
+from lit_gen.score.denoiser import Denoiser, GaussianDenoiser, check_precision, network_precision
 from lit_gen.score.losses import DenoisingLoss, SlicedScoreLoss
 from lit_gen.score.precondition import Row
 from lit_gen.score.sde import Process
@@ -26,7 +26,8 @@ class ScoreModule(BaseModule):
     learning-rate factor. `sampler(denoiser, x, label=, generator=, trace=)` is the sampler of grids and
     distances; any other can be passed to `sample`. `num_classes > 0` trains with labels, dropped with
     probability `label_dropout` (for classifier-free guidance); samples then take class i mod num_classes
-    unless told otherwise.
+    unless told otherwise. `sampling_precision` is that of the network while it samples: float32, bf16 or fp16
+    (`lit_gen.score.denoiser.network_precision`); the sampler's state is float64 in each.
 
     `augment` has `draw(n, generator, device)` -> {name: rows} and `apply(images, draws) -> (images,
     labels)`; the network is told the labels (`lit_gen.augment.conditional`). `compile` is true, false or
@@ -48,6 +49,7 @@ class ScoreModule(BaseModule):
         num_classes: int = 0,
         label_dropout: float = 0.0,
         augment: Any = None,
+        sampling_precision: str = "float32",
         channels_last: bool = True,
         compile: bool | str = False,
         seed: int = 0,
@@ -60,6 +62,8 @@ class ScoreModule(BaseModule):
             raise ConfigError(
                 f"model.label_dropout={label_dropout} needs a conditional model: set model.num_classes."
             )
+        check_precision("model.sampling_precision", sampling_precision)
+        self.sampling_precision = sampling_precision
         self.denoiser = Denoiser(net, process, precondition)
         self.loss, self.optimizer, self.schedule, self.sampler = loss, optimizer, schedule, sampler
         self.image_shape = tuple(image_shape)
@@ -96,7 +100,8 @@ class ScoreModule(BaseModule):
         pixel = GaussianDenoiser(process, torch.zeros(1, 1, 1), torch.tensor(0.25))
         generator = PerSample.keyed(0, [0])
         x = process.prior_sample((1, 1, 1, 1), generator)
-        sampler(pixel, x, label=None, generator=generator, trace=None)
+        with network_precision(pixel, self.sampling_precision):
+            sampler(pixel, x, label=None, generator=generator, trace=None)
 
     # --- training ---
 
@@ -189,7 +194,8 @@ class ScoreModule(BaseModule):
         training = self.training
         self.eval()
         try:
-            with torch.autocast(self.device.type, enabled=False):
+            half = network_precision(self.denoiser, self.sampling_precision)
+            with torch.autocast(self.device.type, enabled=False), half:
                 x_0 = (sampler or self.sampler)(
                     self.denoiser, x, label=label, generator=generator, trace=trace
                 )

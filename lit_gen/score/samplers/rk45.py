@@ -2,7 +2,7 @@
 
 The method is the fifth-order pair of Dormand & Prince (1980) with the step control of Hairer, Norsett &
 Wanner, "Solving ODEs I", II.4, as in scipy's RK45: a row takes the steps that scipy would take for that row
-alone.
+alone. Networks run in full float32 inside, without TF32, whose rounding is above the tolerance.
 """
 
 from collections.abc import Callable
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from lit_gen.errors import ConfigError
+from lit_gen.precision import full_float32
 from lit_gen.rng import Generator
-from lit_gen.score.denoiser import AbstractDenoiser
+from lit_gen.score.denoiser import AbstractDenoiser, half_precision
 from lit_gen.score.samplers.ode import Trace
 from lit_gen.score.sde import Process, per_image, wide
 
@@ -111,6 +112,7 @@ def _first_step(f, y, slope, t, end, rtol, atol, rows) -> Tensor:
 
 
 @torch.no_grad()
+@full_float32()
 def rk45(
     denoiser: AbstractDenoiser,
     x: Tensor,
@@ -136,6 +138,7 @@ def rk45(
 
 
 @torch.no_grad()
+@full_float32()
 def encode(
     denoiser: AbstractDenoiser,
     x_0: Tensor,
@@ -166,6 +169,11 @@ def log_levels(process: Process, *times: float) -> list[tuple[float, float]]:
 
 
 def _solve(denoiser, x, start, end, rtol, atol, label) -> Tensor:
+    if half_precision(denoiser):
+        raise ConfigError(
+            "rk45 solves to a tolerance below what a network in half precision tells apart: "
+            "precision=float32, or a sampler of fixed steps."
+        )
     (first, scale), (last, last_scale) = log_levels(denoiser.process, start, end)
 
     def f(log_s: Tensor, u: Tensor, rows: Tensor) -> Tensor:
