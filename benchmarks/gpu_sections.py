@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 Row = dict[str, Any]
@@ -248,22 +248,36 @@ def sampling(setting: Setting, deadline: float, emit: Emit) -> None:
     from lit_gen.score.sde import EDM
 
     number, steps = (4, 3) if setting.tiny else (256, 18)
-    for compiled, name in itertools.product((False, True), NETWORKS):
+    variants = (("float32", False), ("bf16", False), ("bf16", True))
+    for (precision, compiled), name in itertools.product(variants, NETWORKS):
         setting.clean()
         if time.monotonic() > deadline:
-            emit(f"{name}{', compiled' if compiled else ''}: left out, the time was over.")
+            emit(f"{name}, {precision}{', compiled' if compiled else ''}: left out, the time was over.")
             continue
         torch.manual_seed(0)
         net = NCSNpp(**NETWORKS[name] | (TINY if setting.tiny else {}))
         sampler, shape = partial(heun, num_steps=steps), (3, net.resolutions[0], net.resolutions[0])
         module = ScoreModule(net, EDM(), EDMPrecondition(), edm_loss(), torch.optim.Adam, sampler, shape)
         module.to(setting.device)
+        if precision == "bf16":
+            _in_bf16(net)
         if compiled:
             setting.compile(net)
         first, seconds = setting.median(partial(module.sample, range(number)))
-        row = {"network": name, "precision": "float32", "compiled": compiled, "images": number}
+        row = {"network": name, "network's precision": precision, "compiled": compiled, "images": number}
         row |= {"evaluations": 2 * steps - 1, "images/s": number / seconds}
         emit(row | {"peak GiB": setting.peak_gib(), "first call s": first})
+
+
+def _in_bf16(net: nn.Module) -> None:
+    """The network alone computes in bfloat16; the sampler's state stays as it is."""
+    forward = net.forward
+
+    def run(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return forward(x, *args, **kwargs).to(x.dtype)
+
+    net.forward = run
 
 
 def funit(setting: Setting, deadline: float, emit: Emit) -> None:
