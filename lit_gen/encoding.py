@@ -24,6 +24,7 @@ from lit_gen.official import open_model
 from lit_gen.restoring import pictures, quality
 from lit_gen.score import samplers
 from lit_gen.score.restoration import slerp
+from lit_gen.score.sde import wide_dtype
 
 __all__ = ["between", "encode", "solve"]
 
@@ -114,16 +115,17 @@ def solve(
     results.
     """
     device = next(denoiser.parameters(), x).device
+    dtype = wide_dtype(device)
     own, parts = own_batches(len(x), batch_size), []
     hidden = len(own) < 2 or rank() > 0
     for rows in track(own, "encoding" if inverse else "decoding", disable=hidden):
-        part = x[rows.start : rows.stop].to(device)
-        label = None if labels is None else labels[rows.start : rows.stop].to(device)
+        part = x[rows.start : rows.stop].to(device, dtype)
+        label = None if labels is None else labels[rows.start : rows.stop].to(device, dtype)
         if inverse:
             y = samplers.encode(denoiser, part, rtol=rtol, atol=atol, label=label)
         else:
             y = samplers.rk45(denoiser, part, rtol=rtol, atol=atol, denoise=False, label=label)
-        parts.append(y.cpu())
+        parts.append(y.cpu().to(torch.float64))
     solved = gather_batches(parts, len(x), batch_size)
     return from_rank_zero(lambda: solved)
 

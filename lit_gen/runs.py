@@ -125,6 +125,8 @@ def trainer_for(
     """The Trainer of a configuration, with what lit_gen does itself switched off (sampler injection, bars,
     checkpoints)."""
     options = dict(config)
+    if options["accelerator"] == "auto" and not torch.cuda.is_available():
+        options["accelerator"] = "cpu"  # not Apple's GPUs, which have no float64 and which nobody has tried
     if options["precision"] == "auto":
         cuda = options["accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available()
         options["precision"] = (

@@ -210,3 +210,15 @@ def test_the_last_measurement_is_by_the_published_sampler(compose):
     for name, count in published.items():
         config = compose(f"experiment={name}")
         assert evaluations(config.model.sampler, instantiate(config.model.process)) == count, name
+
+
+def test_auto_takes_no_gpu_of_apples(compose, tmp_path, monkeypatch):
+    """They have no float64; `trainer.accelerator=mps` asks for them."""
+    from lightning.pytorch.accelerators import CPUAccelerator, MPSAccelerator
+
+    from lit_gen import runs
+
+    monkeypatch.setattr(MPSAccelerator, "is_available", staticmethod(lambda: True))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    trainer = compose("trainer=auto").trainer
+    assert isinstance(runs.trainer_for(trainer, folder=tmp_path).accelerator, CPUAccelerator)

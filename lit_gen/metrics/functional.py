@@ -229,4 +229,9 @@ def _distance(shift: Tensor, traces: Tensor, root: Tensor) -> float:
 def _float64(features: Tensor) -> Tensor:
     if features.ndim != 2 or len(features) < 2:
         raise ConfigError(f"Features must be (n, d) with n >= 2, got shape {tuple(features.shape)}.")
-    return features.detach().to(torch.float64)
+    return double(features.detach())
+
+
+def double(x: Tensor) -> Tensor:
+    """float64, on the CPU if the device of `x` has none (Apple's GPUs)."""
+    return (x.cpu() if x.device.type == "mps" else x).to(torch.float64)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_gen.errors import ConfigError
-from lit_gen.metrics.functional import Estimate
+from lit_gen.metrics.functional import Estimate, double
 
 __all__ = ["cmmd", "kernel_distance", "kernel_distance_subsets", "polynomial_kernel", "rbf_kernel"]
 
@@ -99,4 +99,4 @@ def _pair(reference: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
     if reference.shape[1] != generated.shape[1] or min(len(reference), len(generated)) < 2:
         shapes = f"{tuple(reference.shape)} and {tuple(generated.shape)}"
         raise ConfigError(f"Two sets of at least 2 features of one width are needed, got {shapes}.")
-    return reference.to(torch.float64), generated.to(torch.float64)
+    return double(reference), double(generated)
