@@ -6,6 +6,10 @@ The reference is the same network written as the official codes are (eager, cont
 attention layers by tensordot, resampling by zero insertion, padding and a convolution with one channel, loops
 for Adam and the moving average) on the same weights; ours is the fused Adam. Both sides run in one process in
 turn and are compared by CPU seconds; memory is measured with one side per process.
+
+    python benchmarks/score_step.py --net ddpmpp --threads 1 --edm <clone of github.com/NVlabs/edm>
+
+puts EDM's own SongUNet in the reference's place, in its own memory layout; all else is the same then.
 """
 
 import argparse
@@ -23,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from lit_gen.pretrained.edm import to_state_dict
 from lit_gen.score.networks.ncsnpp import NCSNpp
 
 NETWORKS = {
@@ -31,6 +36,28 @@ NETWORKS = {
     "digits": {"image_size": 8, "channels": 1, "base_channels": 32, "channel_mult": (1, 2), "num_blocks": 2,
                "attention_resolutions": (4,)},
 }  # fmt: skip
+# EDM's names for the two networks of CIFAR-10.
+OFFICIAL = {
+    "ddpmpp": {},
+    "ncsnpp": {"embedding_type": "fourier", "channel_mult_noise": 2, "encoder_type": "residual",
+               "resample_filter": [1, 3, 3, 1]},
+}  # fmt: skip
+
+
+class Official(nn.Module):
+    """SongUNet of the clone in `folder`, with the weights of `net`."""
+
+    def __init__(self, name: str, net: NCSNpp, folder: str):
+        super().__init__()
+        sys.path.insert(0, folder)
+        from training.networks import SongUNet
+
+        self.net = SongUNet(32, 3, 3, **OFFICIAL[name])
+        wrong = self.net.load_state_dict(to_state_dict(net), strict=False)
+        assert all(key.endswith("resample_filter") for key in wrong.missing_keys + wrong.unexpected_keys)
+
+    def forward(self, x: Tensor, noise_label: Tensor) -> Tensor:
+        return self.net(x, noise_label, None)
 
 
 class Reference(nn.Module):
@@ -115,21 +142,23 @@ def nin(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 class Trainer:
-    """One training step on a fixed batch: noise regression, clipping, Adam, moving average."""
+    """One training step on a fixed batch: noise regression, clipping, Adam, moving average.
 
-    def __init__(self, net: nn.Module, x: Tensor, label: Tensor, ours: bool):
-        self.net, self.x, self.label, self.ours = net.train(), x, label, ours
+    With `fused` the last two are one call each."""
+
+    def __init__(self, net: nn.Module, x: Tensor, label: Tensor, fused: bool):
+        self.net, self.x, self.label, self.fused = net, x, label, fused
         self.parameters = list(net.parameters())
-        self.adam = torch.optim.Adam(self.parameters, 2e-4, fused=ours, foreach=False if not ours else None)
+        self.adam = torch.optim.Adam(self.parameters, 2e-4, fused=fused, foreach=None if fused else False)
         self.average = [p.detach().clone() for p in self.parameters]
 
     def step(self) -> None:
         self.adam.zero_grad()
-        self.net(self.x, self.label).sub(self.x).square().mean().backward()
+        self.net.train()(self.x, self.label).sub(self.x).square().mean().backward()
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.adam.step()
         with torch.no_grad():
-            if self.ours:
+            if self.fused:
                 torch._foreach_lerp_(self.average, self.parameters, 1e-4)
             else:
                 for mean, p in zip(self.average, self.parameters, strict=True):
@@ -144,11 +173,11 @@ def build(name: str) -> NCSNpp:
     return net
 
 
-def sides(name: str, batch: int) -> tuple[dict[str, nn.Module], Tensor, Tensor]:
+def sides(name: str, batch: int, edm: str | None = None) -> tuple[dict[str, nn.Module], Tensor, Tensor]:
     net = build(name)
     x = torch.randn(batch, net.channels, net.resolutions[0], net.resolutions[0])
     label = torch.rand(batch) if NETWORKS[name].get("embedding") == "fourier" else 999 * torch.rand(batch)
-    return {"lit_gen": net, "reference": Reference(net)}, x, label
+    return {"lit_gen": net, "reference": Official(name, net, edm) if edm else Reference(net)}, x, label
 
 
 def cpu_seconds(run: Callable[[], None]) -> float:
@@ -197,14 +226,16 @@ def peak_memory(arguments: argparse.Namespace, side: str, what: str) -> float:
     """GiB of a process of its own that does nothing but `what` on one side."""
     command = [sys.executable, __file__, "--net", arguments.net, "--batch", str(arguments.batch)]
     command += ["--threads", str(arguments.threads), "--only", f"{side}:{what}"]
+    command += ["--edm", arguments.edm] if arguments.edm else []
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
-def only(name: str, batch: int, side: str, what: str) -> float:
-    nets, x, label = sides(name, batch)
+def only(name: str, batch: int, edm: str | None, side: str, what: str) -> float:
+    nets, x, label = sides(name, batch, edm)
     net = nets.pop(side)
     nets.clear()
-    run = Trainer(net, x, label, side == "lit_gen").step if what == "step" else forward(net, x, label)
+    fused = edm is not None or side == "lit_gen"
+    run = Trainer(net, x, label, fused).step if what == "step" else forward(net, x, label)
     for _ in range(2):
         run()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -216,14 +247,17 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--edm", help="folder of a clone of NVlabs/edm; its SongUNet is then the reference")
     parser.add_argument("--no-memory", action="store_true", help="leave out the measurement of memory")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.only:
-        print(only(arguments.net, arguments.batch, *arguments.only.split(":")))
+        print(only(arguments.net, arguments.batch, arguments.edm, *arguments.only.split(":")))
         return
-    nets, x, label = sides(arguments.net, arguments.batch)
+    if arguments.edm and arguments.net not in OFFICIAL:
+        parser.error(f"--edm has no network for --net {arguments.net}; it has {', '.join(OFFICIAL)}.")
+    nets, x, label = sides(arguments.net, arguments.batch, arguments.edm)
     with torch.no_grad():
         a, b = (net.eval()(x, label) for net in nets.values())
     print(
@@ -232,7 +266,10 @@ def main() -> None:
     peak, work = matmul_flops(), flops(nets["lit_gen"], x, label)
     runs = {
         "forward": {name: forward(net, x, label) for name, net in nets.items()},
-        "step": {name: Trainer(net, x, label, name == "lit_gen").step for name, net in nets.items()},
+        "step": {
+            name: Trainer(net, x, label, arguments.edm is not None or name == "lit_gen").step
+            for name, net in nets.items()
+        },
     }
     print(f"matrix product: {peak / 1e9:.1f} GFLOP per CPU second")
     for i, (what, pair) in enumerate(runs.items()):
