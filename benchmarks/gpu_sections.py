@@ -6,14 +6,14 @@ import gc
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 Row = dict[str, Any]
@@ -110,21 +110,6 @@ def peak_of(card: str, kind: str) -> float | None:
     return None if peak is None else peak * 1e12
 
 
-@contextlib.contextmanager
-def ieee() -> Iterator[None]:
-    """No TF32 in convolutions; matrix products have none by default."""
-    conv = getattr(torch.backends.cudnn, "conv", None)
-    owner, name, off = torch.backends.cudnn, "allow_tf32", False
-    if hasattr(conv, "fp32_precision"):  # from torch 2.9 on
-        owner, name, off = conv, "fp32_precision", "ieee"
-    before = getattr(owner, name)
-    setattr(owner, name, off)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
-
-
 def short(error: BaseException) -> str:
     return str(error).strip().split("\n")[0][:300]
 
@@ -193,6 +178,8 @@ VARIANTS = (  # precision, channels_last, compiled, the most important first
 
 
 def training_steps(name: str, setting: Setting, deadline: float, emit: Emit) -> None:
+    from lit_gen.precision import full_float32
+
     batch = 4 if setting.tiny else 128
     card = torch.cuda.get_device_name(setting.device) if setting.cuda else "CPU"
     work, medians = batch * step_flops(name, setting), {}
@@ -205,7 +192,7 @@ def training_steps(name: str, setting: Setting, deadline: float, emit: Emit) -> 
             emit(f"{name}, {what}, {row['layout']}: left out, the time was over.")
             continue
         try:
-            with ieee() if "without" in precision else contextlib.nullcontext():
+            with full_float32() if "without" in precision else contextlib.nullcontext():
                 step = Step(name, setting, batch, channels_last)
                 if compiled:
                     setting.compile(step.net)
@@ -248,7 +235,7 @@ def sampling(setting: Setting, deadline: float, emit: Emit) -> None:
     from lit_gen.score.sde import EDM
 
     number, steps = (4, 3) if setting.tiny else (256, 18)
-    variants = (("float32", False), ("bf16", False), ("bf16", True))
+    variants = (("float32", False), ("bf16", False), ("bf16", True), ("fp16", False))
     for (precision, compiled), name in itertools.product(variants, NETWORKS):
         setting.clean()
         if time.monotonic() > deadline:
@@ -259,25 +246,13 @@ def sampling(setting: Setting, deadline: float, emit: Emit) -> None:
         sampler, shape = partial(heun, num_steps=steps), (3, net.resolutions[0], net.resolutions[0])
         module = ScoreModule(net, EDM(), EDMPrecondition(), edm_loss(), torch.optim.Adam, sampler, shape)
         module.to(setting.device)
-        if precision == "bf16":
-            _in_bf16(net)
+        module.sampling_precision = precision
         if compiled:
             setting.compile(net)
         first, seconds = setting.median(partial(module.sample, range(number)))
         row = {"network": name, "network's precision": precision, "compiled": compiled, "images": number}
         row |= {"evaluations": 2 * steps - 1, "images/s": number / seconds}
         emit(row | {"peak GiB": setting.peak_gib(), "first call s": first})
-
-
-def _in_bf16(net: nn.Module) -> None:
-    """The network alone computes in bfloat16; the sampler's state stays as it is."""
-    forward = net.forward
-
-    def run(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        with torch.autocast(x.device.type, torch.bfloat16):
-            return forward(x, *args, **kwargs).to(x.dtype)
-
-    net.forward = run
 
 
 def funit(setting: Setting, deadline: float, emit: Emit) -> None:
