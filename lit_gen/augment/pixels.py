@@ -74,8 +74,9 @@ def lookup(images: Tensor, table: ndarray) -> Tensor:
         return torch.gather(torch.from_numpy(table).to(images.device), 1, pixels.long()).view(images.shape)
     out = torch.empty_like(pixels)
     for row, t, o in zip(pixels.numpy(), table, out.numpy(), strict=True):
-        # bytes.translate is a loop in C over bytes: half the time of a gather, which wants 64-bit indices.
-        o[:] = np.frombuffer(row.tobytes().translate(t.tobytes()), np.uint8)
+        # A loop in C over bytes: a third of the time of a gather, which wants 64-bit indices. That of bytes,
+        # unlike bytearray's, also compares what it reads with what it writes, in twice the time.
+        o[:] = np.frombuffer(bytearray(row).translate(t.tobytes()), np.uint8)
     return out.view(images.shape)
 
 
@@ -141,7 +142,7 @@ def _grey(images: Tensor) -> Tensor:
     grey = images[:, 0:1].float().mul_(1 / 255).mul_(0.2989)
     grey += images[:, 1:2].float().mul_(1 / 255).mul_(0.5870)
     grey += images[:, 2:3].float().mul_(1 / 255).mul_(0.1140)
-    return grey.mul_(255.5).trunc_()
+    return grey.mul_(255.5).floor_()  # nothing is negative, and trunc_ takes ten times as long
 
 
 def color(images: Tensor, m: Magnitudes) -> Tensor:
@@ -248,7 +249,7 @@ def _smooth_official(images: Tensor) -> Tensor:
     total = side[..., :-2, :-2].clone()
     for y, x in ((0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2)):
         total += centre if (y, x) == (1, 1) else side[..., y : h - 2 + y, x : w - 2 + x]
-    return total.clamp_(0, 255).trunc_()
+    return total.clamp_(0, 255).floor_()
 
 
 def _by_rows(images: Tensor, m: Magnitudes, smooth: Callable[[Tensor], Tensor]) -> Tensor:
