@@ -64,8 +64,8 @@ def decode(
     `image_size` and `fit` as in `fit_to`. `strict` refuses what would have to be converted (see
     `peculiarities`). With `draft` a JPEG whose fit is "crop" or "stretch" is decoded at 1/2, 1/4 or 1/8 of
     its size as long as its short side then has 2 `image_size` pixels at least: in less than half the time,
-    and within 40 dB of the whole picture's pixels, as tests check. Raises UnreadableImage, whatever is wrong
-    with the bytes.
+    with a PSNR of at least 40 dB to what the whole picture gives, as tests check. Raises UnreadableImage,
+    whatever is wrong with the bytes.
     """
     with _Named(name):
         picture = _open(data, name)
