@@ -258,7 +258,14 @@ def test_a_policy_augments_image_boxes_and_labels_together(name):
 
 
 @pytest.mark.parametrize(
-    "policy", ["detection_v0", "detection_v1", "detection_v2", "detection_v3", RandAugment(3, 20)], ids=str
+    "policy",
+    [
+        "detection_v0",
+        "detection_v1",
+        "detection_v2",
+        "detection_v3",
+        pytest.param(RandAugment(3, 20), id="RandAugment"),
+    ],
 )
 def test_a_batch_with_boxes_is_augmented_as_its_images_are(policy):
     """Bit for bit, images, boxes and labels, what the policy gives image by image."""

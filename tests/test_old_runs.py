@@ -1,0 +1,48 @@
+"""A run folder and checkpoint written by lit_gen 0.1.0 in November 2026 still load, sample, and resume.
+
+`fixtures/run_2026_11` was made by `python -m lit_gen.train` with a network of a few thousand weights and 4
+steps; `expected_images.npz` holds the images 0 to 3 of seed 0 that the code of that day sampled from it.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+from subprocess import run
+
+import numpy as np
+import pytest
+
+from lit_gen import runs
+
+OLD = Path(__file__).parent / "fixtures" / "run_2026_11"
+
+
+@pytest.fixture
+def old(tmp_path) -> Path:
+    return Path(shutil.copytree(OLD, tmp_path / "run"))
+
+
+def test_it_samples_the_same_images(old):
+    module, _, path = runs.load(old, checkpoint="last", device="cpu")
+    assert path.name == "last.ckpt"
+    images = module.sample(range(4), seed=0).permute(0, 2, 3, 1).numpy()
+    expected = np.load(old / "expected_images.npz")["arr_0"]
+    assert np.abs(images.astype(int) - expected).max() <= 1  # another CPU may round otherwise
+
+
+def test_a_checkpoint_alone_is_enough(old):
+    module, _, _ = runs.load(old / "checkpoints" / "last.ckpt", device="cpu")
+    assert module.image_shape == (1, 8, 8)
+
+
+def test_its_numbers_are_read(old):
+    assert runs.history(old)["train/loss"][4] == pytest.approx(1.1517, abs=1e-3)
+
+
+def test_it_resumes(old):
+    command = [sys.executable, "-m", "lit_gen.train", f"resume={old}", "trainer.max_steps=6"]
+    command += ["callbacks.quality.final_images=32", f"logger.csv.save_dir={old}"]
+    done = run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    losses = runs.history(old)["train/loss"]
+    assert sorted(losses) == [1, 2, 3, 4, 5, 6]
