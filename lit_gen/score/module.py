@@ -31,7 +31,8 @@ class ScoreModule(BaseModule):
 
     `augment` has `draw(n, generator, device)` -> {name: rows} and `apply(images, draws) -> (images,
     labels)`; the network is told the labels (`lit_gen.augment.conditional`). `compile` is true, false or
-    "auto" (`lit_gen.module.compiles`).
+    "auto" (`lit_gen.module.compiles`). `channels_last` is the memory layout of the network; "auto" takes it
+    where there is CUDA: on CPUs the steps of U-Nets are faster without (docs/benchmarks.md).
     """
 
     reads = frozenset({"image", "label"})
@@ -50,7 +51,7 @@ class ScoreModule(BaseModule):
         label_dropout: float = 0.0,
         augment: Any = None,
         sampling_precision: str = "float32",
-        channels_last: bool = True,
+        channels_last: bool | str = "auto",
         compile: bool | str = False,
         seed: int = 0,
         log_every: int = 50,
@@ -68,7 +69,9 @@ class ScoreModule(BaseModule):
         self.loss, self.optimizer, self.schedule, self.sampler = loss, optimizer, schedule, sampler
         self.image_shape = tuple(image_shape)
         self.num_classes, self.label_dropout, self.augment = num_classes, label_dropout, augment
-        if channels_last:
+        if channels_last not in (True, False, "auto"):
+            raise ConfigError(f"model.channels_last={channels_last}: take true, false or auto.")
+        if channels_last is True or (channels_last == "auto" and torch.cuda.is_available()):
             net.to(memory_format=torch.channels_last)
         if compile is True and isinstance(loss, SlicedScoreLoss):
             raise ConfigError(

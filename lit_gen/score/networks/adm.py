@@ -16,6 +16,7 @@ from lit_gen.score.networks.layers import (
     check_input,
     class_rows,
     group_norm,
+    laid_out_as,
     levels_of,
     refuse_labels,
 )
@@ -86,7 +87,6 @@ class ADM(nn.Module):
             self.decoder.append(level)
         head = _zero(nn.Conv2d(c, self.out_channels, 3, padding=1))
         self.head = nn.Sequential(group_norm(c, 1e-5), nn.SiLU(), head)
-        self.to(memory_format=torch.channels_last)
 
     def forward(
         self, x: Tensor, noise_label: Tensor, label: Tensor | None = None, augment_label: Tensor | None = None
@@ -94,7 +94,7 @@ class ADM(nn.Module):
         """x (B, C, H, W) and noise_label (B,) -> (B, out_channels, H, W); labels as in NCSNpp."""
         check_input(x, self.channels, len(self.resolutions))
         emb = self.noise(noise_label, label, augment_label)
-        h = self.stem(x.contiguous(memory_format=torch.channels_last))
+        h = self.stem(laid_out_as(self.stem.weight, x))
         skips = [h]
         for level in self.encoder:
             if level.resize is not None:

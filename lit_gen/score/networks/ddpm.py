@@ -17,6 +17,7 @@ from lit_gen.score.networks.layers import (
     conv,
     double,
     group_norm,
+    laid_out_as,
     levels_of,
     linear,
 )
@@ -87,7 +88,6 @@ class DDPM(nn.Module):
             self.decoder.append(level)
         last = conv(c, self.out_channels, gain=_SMALL)
         self.head = nn.Sequential(_norm(c), activation_of(activation), last)
-        self.to(memory_format=torch.channels_last)
 
     def forward(
         self, x: Tensor, noise_label: Tensor, label: Tensor | None = None, augment_label: Tensor | None = None
@@ -95,7 +95,7 @@ class DDPM(nn.Module):
         """x (B, C, H, W) and noise_label (B,), 0 to 999 -> (B, out_channels, H, W); labels as in NCSNpp."""
         check_input(x, self.channels, len(self.resolutions))
         emb = self.noise(noise_label, label, augment_label)
-        h = self.stem(x.contiguous(memory_format=torch.channels_last))
+        h = self.stem(laid_out_as(self.stem.weight, x))
         skips = [h]
         for level in self.encoder:
             for block in level.blocks:

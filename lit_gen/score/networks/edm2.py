@@ -8,7 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lit_gen.score.networks.layers import Level, Resample, check_input, class_rows, levels_of, refuse_labels
+from lit_gen.score.networks.layers import (
+    Level,
+    Resample,
+    check_input,
+    class_rows,
+    laid_out_as,
+    levels_of,
+    refuse_labels,
+)
 
 __all__ = ["EDM2", "Uncertainty", "renormalize"]
 
@@ -89,7 +97,6 @@ class EDM2(nn.Module):
                 c = widths[i]
             self.decoder.append(level)
         self.head = MPConv(c, channels, 3)
-        self.to(memory_format=torch.channels_last)
 
     def forward(
         self, x: Tensor, noise_label: Tensor, label: Tensor | None = None, augment_label: Tensor | None = None
@@ -100,8 +107,8 @@ class EDM2(nn.Module):
             renormalize(self)
         emb = self._condition(noise_label, label, augment_label)
         # A channel of ones stands in for the bias of the first layer.
-        x = torch.cat([x, torch.ones_like(x[:, :1])], 1).contiguous(memory_format=torch.channels_last)
-        h = self.stem(x)
+        x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
+        h = self.stem(laid_out_as(self.stem.weight, x))
         skips = [h]
         for level in self.encoder:
             if level.resize is not None:

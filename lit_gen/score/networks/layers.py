@@ -24,6 +24,7 @@ __all__ = [
     "conv",
     "double",
     "group_norm",
+    "laid_out_as",
     "levels_of",
     "linear",
     "refuse_labels",
@@ -171,6 +172,13 @@ class Attention(nn.Module):
         q, k, v = self.qkv(tokens).view(b, h * w, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
         out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, h * w, c)
         return x + self.proj(out).view(b, h, w, c).permute(0, 3, 1, 2)
+
+
+def laid_out_as(weight: Tensor, x: Tensor) -> Tensor:
+    """x (B, C, H, W) in channels_last memory if the convolution weight (O, C, k, k) is, else contiguous: a
+    network whose images and weights differ converts one of them in every layer."""
+    last = weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def double(x: Tensor) -> Tensor:

@@ -1,10 +1,9 @@
 """The noise-conditional score network, NCSN (Song & Ermon 2019, https://arxiv.org/abs/1907.05600)."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_gen.score.networks.layers import check_input, levels_of, refuse_labels
+from lit_gen.score.networks.layers import check_input, laid_out_as, levels_of, refuse_labels
 from lit_gen.score.networks.refinenet import RefineBlock, ResBlock, instance_norm_plus
 
 __all__ = ["NCSN"]
@@ -47,7 +46,6 @@ class NCSN(nn.Module):
         )
         self.norm = norm(c)
         self.head = nn.Conv2d(c, channels, 3, padding=1)
-        self.to(memory_format=torch.channels_last)
 
     def forward(
         self, x: Tensor, noise_label: Tensor, label: Tensor | None = None, augment_label: Tensor | None = None
@@ -59,7 +57,7 @@ class NCSN(nn.Module):
         check_input(x, self.channels, 2)
         refuse_labels(label, 0, augment_label, 0)
         level = noise_label.round().long().clamp(0, self.num_levels - 1)
-        h = self.stem(x.contiguous(memory_format=torch.channels_last))
+        h = self.stem(laid_out_as(self.stem.weight, x))
         h = refine(self.stages, self.refine, h, level)
         return self.head(F.elu(self.norm(h, level)))
 

@@ -26,6 +26,7 @@ from lit_gen.score.networks.layers import (
     check_input,
     conv,
     group_norm,
+    laid_out_as,
     levels_of,
     linear,
     refuse_labels,
@@ -139,7 +140,6 @@ class NCSNpp(nn.Module):
                 last = conv(c, self.out_channels, gain=_SMALL)
                 level.head = nn.Sequential(group_norm(c), activation_of(activation), last)
             self.decoder.append(level)
-        self.to(memory_format=torch.channels_last)
 
     def forward(
         self, x: Tensor, noise_label: Tensor, label: Tensor | None = None, augment_label: Tensor | None = None
@@ -150,7 +150,7 @@ class NCSNpp(nn.Module):
         (B, augment_dim); None is not augmented. Raises ConfigError for shapes that do not fit.
         """
         check_input(x, self.channels, len(self.resolutions))
-        image = x = x.contiguous(memory_format=torch.channels_last)
+        image = x = laid_out_as(self.stem.weight, x)
         emb = self._embed(noise_label, label, augment_label)
         h = self.stem(x)
         skips = [h]

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_gen.errors import ConfigError
-from lit_gen.score.networks.layers import activation_of, check_input, levels_of, refuse_labels
+from lit_gen.score.networks.layers import activation_of, check_input, laid_out_as, levels_of, refuse_labels
 from lit_gen.score.networks.ncsn import refine
 from lit_gen.score.networks.refinenet import RefineBlock, ResBlock, instance_norm_plus
 
@@ -80,7 +80,6 @@ class NCSNv2(nn.Module):
         )
         self.norm, self.act = _Norm(c), activation_of(activation)
         self.head = nn.Conv2d(c, channels, 3, padding=1)
-        self.to(memory_format=torch.channels_last)
 
     def forward(
         self, x: Tensor, noise_label: Tensor, label: Tensor | None = None, augment_label: Tensor | None = None
@@ -88,7 +87,7 @@ class NCSNv2(nn.Module):
         """x (B, C, H, W) in [-1, 1] -> sigma times the score of [0, 1] data; noise_label has no effect."""
         check_input(x, self.channels, self.num_levels)
         refuse_labels(label, 0, augment_label, 0)
-        h = self.stem(x.contiguous(memory_format=torch.channels_last))
+        h = self.stem(laid_out_as(self.stem.weight, x))
         h = refine(self.stages, self.refine, h, None)
         return self.head(self.act(self.norm(h, None)))
 

@@ -26,7 +26,9 @@ def instance_norm_plus(x: Tensor, gamma: Tensor, alpha: Tensor, beta: Tensor) ->
     means = (means - means.mean(1, keepdim=True)) / (means.var(1, keepdim=True) + 1e-5).sqrt()
     shift = torch.addcmul(beta, gamma, alpha * means)[:, :, None, None]
     # The channels_last kernel loses the deviation of channels whose mean is large; a copy costs less than it.
-    h = torch.group_norm(x.contiguous(), x.shape[1], eps=1e-5).contiguous(memory_format=torch.channels_last)
+    h = torch.group_norm(x.contiguous(), x.shape[1], eps=1e-5)
+    if not x.is_contiguous():
+        h = h.contiguous(memory_format=torch.channels_last)
     return torch.addcmul(shift, h, gamma[..., None, None])
 
 

@@ -480,3 +480,28 @@ def test_unknown_options():
         NCSNv2(32, depth=3)
     with pytest.raises(ConfigError, match="image_size=15"):
         NCSN(15)
+
+
+@pytest.mark.parametrize("fir", [(1, 1), (1, 3, 3, 1)])
+def test_activations_lie_in_memory_as_the_weights_do(fir):
+    """Whichever way the weights lie: 3x3 convolutions convert nothing, and the output is the same."""
+    torch.manual_seed(0)
+    net = NCSNpp(8, base_channels=16, channel_mult=(1, 2), num_blocks=1, attention_resolutions=(4,), fir=fir)
+    x, noise_label, outputs = torch.randn(2, 3, 8, 8), torch.rand(2), []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        net.eval().to(memory_format=layout)
+        seen = []
+        hooks = [
+            m.register_forward_pre_hook(
+                lambda _, given, layout=layout, seen=seen: seen.append(
+                    given[0].is_contiguous(memory_format=layout)
+                )
+            )
+            for m in net.modules()
+            if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3)
+        ]
+        outputs.append(net(x, noise_label))
+        assert len(seen) == len(hooks) and all(seen)
+        for hook in hooks:
+            hook.remove()
+    torch.testing.assert_close(*outputs)
