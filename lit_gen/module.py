@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lit_gen.errors import ConfigError
 from lit_gen.rng import key, keyed_generator
 
-__all__ = ["BaseModule", "clip_gradients", "compiles", "optimization"]
+__all__ = ["BaseModule", "clip_gradients", "compiles", "lay_out_state", "optimization"]
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +93,8 @@ class BaseModule(pl.LightningModule):
     def on_train_start(self) -> None:
         self._processed_at_start = self._processed
         self._log_clock = None
+        for optimizer in self.trainer.optimizers:
+            lay_out_state(optimizer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["batches_seen"] = self.batches_seen
@@ -281,3 +283,16 @@ def _peak_gib(device: torch.device) -> float:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def lay_out_state(optimizer: Optimizer) -> None:
+    """Puts the optimizer's state in the memory layout of its parameters.
+
+    A checkpoint of a network in the other layout (`channels_last`) brings its own, and torch's fused Adam on
+    the CPU reads both as if they were alike: without a word it would update weights by others' moments.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            same = not isinstance(value, Tensor) or value.shape != parameter.shape
+            if not same and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

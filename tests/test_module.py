@@ -10,7 +10,7 @@ from lit_gen import module as base
 from lit_gen import runs
 from lit_gen.errors import ConfigError
 from lit_gen.instantiate import instantiate
-from lit_gen.module import clip_gradients, compiles
+from lit_gen.module import clip_gradients, compiles, lay_out_state
 
 OFF = [f"~callbacks.{name}" for name in ("quality", "grid", "validation", "progress")]
 SGD = (
@@ -134,3 +134,23 @@ def test_determinism_switches_the_choice_by_time_off(compose, tmp_path):
         finally:
             torch.use_deterministic_algorithms(False)
             torch.backends.cudnn.benchmark = False
+
+
+def test_moments_of_the_other_memory_layout_are_laid_out_as_the_weights():
+    """Fused Adam goes on from a checkpoint of a channels_last network as from one of a contiguous network."""
+    after = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        start, gradient = torch.randn(8, 4, 3, 3), torch.randn(8, 4, 3, 3)
+        saved = torch.nn.Parameter(start.clone(memory_format=layout))
+        before = torch.optim.Adam([saved], lr=0.1, fused=True)
+        saved.grad = gradient.clone(memory_format=layout)
+        before.step()
+        weight = torch.nn.Parameter(start.clone())
+        optimizer = torch.optim.Adam([weight], lr=0.1, fused=True)
+        optimizer.load_state_dict(before.state_dict())
+        lay_out_state(optimizer)
+        weight.grad = gradient.flip(0).clone()
+        optimizer.step()
+        after.append(weight.detach())
+    torch.testing.assert_close(*after, rtol=0, atol=1e-6)
