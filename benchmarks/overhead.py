@@ -17,8 +17,10 @@ import hydra
 import lightning.pytorch as pl
 import torch
 
-from lit_gen import runs, schema, training
 from lit_gen.cli import CONF_DIR
+from lit_gen.commands import train as training
+from lit_gen.config import schema
+from lit_gen.config.experiment import build
 from lit_gen.data import KeyedBatches, KeyedDataset
 from lit_gen.images import to_float
 from lit_gen.rng import keyed_generator
@@ -66,7 +68,7 @@ def experiment(steps: int, folder: Path):
         cfg = hydra.compose(
             "train", [*OPTIONS, f"trainer.max_steps={steps}", f"logger.csv.save_dir={folder}"]
         )
-    made = runs.build(cfg, folder)
+    made = build(cfg, folder)
     made.module.denoiser.net = OneWeight()
     return made
 

@@ -19,11 +19,11 @@ import torch
 from score_step import Reference
 from torch import Tensor
 
-from lit_gen import runs
+from lit_gen import models
+from lit_gen.commands.sample import sample_images
 from lit_gen.instantiate import instantiate
 from lit_gen.metrics import Moments, digits64, frechet_distance, moments
 from lit_gen.rng import PerSample
-from lit_gen.sampling import sample_images
 from lit_gen.score.denoiser import Counted
 from lit_gen.score.samplers import (
     dpm_solver_multistep,
@@ -63,7 +63,7 @@ class Bench:
     """A run, its test split's moments, and how many images to draw."""
 
     def __init__(self, run: str, num: int | None, batch_size: int):
-        self.module, cfg, _ = runs.load(run, device="cpu")
+        self.module, cfg, _ = models.load(run, device="cpu")
         data = instantiate(cfg.data)
         self.num, self.batch_size = num or len(data.train), batch_size
         self.extractor = digits64()

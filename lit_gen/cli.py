@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from lit_gen import schema
+from lit_gen.config import schema
 from lit_gen.errors import ConfigError
 
 __all__ = ["CONF_DIR", "entry_point", "is_main_process", "leave_nothing"]

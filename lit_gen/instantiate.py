@@ -13,7 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from lit_gen.errors import ConfigError
 
-__all__ = ["ALLOWED", "instantiate"]
+__all__ = ["ALLOWED", "MOVED", "instantiate"]
 
 ALLOWED = (
     "lit_gen.",
@@ -27,6 +27,15 @@ ALLOWED = (
 )
 """Prefixes of what a configuration may name; `allow_targets=[mine.]` or $LITGEN_ALLOW_TARGETS adds more."""
 
+MOVED = {
+    "lit_gen.augment.search.": "lit_gen.search.",
+    "lit_gen.guiding.": "lit_gen.models.",
+    "lit_gen.judging.": "lit_gen.evaluation.classifiers.",
+    "lit_gen.restoring.": "lit_gen.inputs.",
+    "lit_gen.search_tasks.": "lit_gen.search.tasks.",
+}
+"""Prefixes of targets in configurations that earlier versions saved -> where the targets are now."""
+
 
 def instantiate(node: Any, allow: Sequence[str] = (), **kwargs: Any) -> Any:
     """`hydra.utils.instantiate` after every `_target_` has been looked at.
@@ -38,6 +47,7 @@ def instantiate(node: Any, allow: Sequence[str] = (), **kwargs: Any) -> Any:
     container = (
         OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig | ListConfig) else node
     )
+    container = _moved(container)
     for target in _targets(container):
         if not target.startswith(prefixes):
             raise ConfigError(
@@ -103,6 +113,19 @@ def _made(node: Any) -> Any:
     }
     arguments = hydra.utils.instantiate(arguments, _convert_="all")
     return functools.partial(hydra.utils.get_method(node["_target_"]), **arguments)
+
+
+def _moved(node: Any) -> Any:
+    """The container with the targets of earlier versions by their names of today."""
+    if isinstance(node, list):
+        return [_moved(value) for value in node]
+    if not isinstance(node, dict):
+        return node
+    node = {key: _moved(value) for key, value in node.items()}
+    for old, new in MOVED.items():
+        if str(node.get("_target_", "")).startswith(old):
+            node["_target_"] = new + node["_target_"].removeprefix(old)
+    return node
 
 
 def _targets(node: Any) -> Iterable[str]:

@@ -39,12 +39,12 @@ class BaseModule(pl.LightningModule):
 
     clipping_option = "trainer.gradient_clip_val"  # where gradient clipping is set, for advice
     next_commands: ClassVar[dict[str, str]] = {
-        "more samples": "python -m lit_gen.sample run={run} num=64",
-        "evaluate": "python -m lit_gen.evaluate run={run}",
+        "more samples": "lit-gen sample run={run} num=64",
+        "evaluate": "lit-gen evaluate run={run}",
     }
     """What to type after a training."""
     reads: ClassVar[frozenset[str]] = frozenset()
-    """What its steps take from a batch: `lit_gen.runs.build` refuses data that do not give it."""
+    """What its steps take from a batch: `lit_gen.config.experiment` refuses data that lack it."""
 
     def __init__(self, seed: int = 0, log_every: int = 50, compile: bool | str = False):
         super().__init__()

@@ -13,11 +13,11 @@ def main(cfg: Any) -> float | None:
 
     hydra_cfg = HydraConfig.get()
     if hydra_cfg.mode == RunMode.MULTIRUN:
-        from lit_gen.trials import run_trial
+        from lit_gen.sweeps.trials import run_trial
 
         return run_trial(list(hydra_cfg.overrides.task), Path(hydra_cfg.runtime.output_dir))
 
-    from lit_gen import training
+    from lit_gen.commands import train as training
 
     return training.train(
         cfg, Path(hydra_cfg.runtime.output_dir), list(hydra_cfg.overrides.task), main=is_main_process()

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 from lit_gen import runs
-from lit_gen.trials import TrialStopped, run_trial
+from lit_gen.sweeps.trials import TrialStopped, run_trial
 
 SPACE = {"model.optimizer.lr": (1e-4, 2e-2), "model.loss.P_mean": (-2.0, 0.0)}
 

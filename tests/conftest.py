@@ -5,6 +5,8 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
+from lit_gen.config.experiment import build
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
@@ -58,8 +60,8 @@ def compose() -> Callable:
     import hydra
     from omegaconf import OmegaConf
 
-    from lit_gen import schema
     from lit_gen.cli import CONF_DIR
+    from lit_gen.config import schema
 
     schema.register()
     OmegaConf.register_new_resolver("run_out", str, replace=True)
@@ -74,7 +76,7 @@ def compose() -> Callable:
 @pytest.fixture
 def fit(compose, tiny) -> Callable:
     """`fit(folder, *overrides) -> Experiment`: trains the tiny experiment here, with the CSV logger alone."""
-    from lit_gen import runs, training
+    from lit_gen.commands import train as training
 
     def run(folder: Path, *overrides: str, checkpoint: Path | None = None, callbacks=()):
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +88,7 @@ def fit(compose, tiny) -> Callable:
             *overrides,
         )
         training._quiet()
-        experiment = runs.build(cfg, folder)
+        experiment = build(cfg, folder)
         experiment.trainer.callbacks[1:1] = callbacks
         experiment.trainer.fit(
             experiment.module, datamodule=experiment.data, ckpt_path=checkpoint, weights_only=True

@@ -2,8 +2,8 @@
 
 import pytest
 
-from lit_gen import runs
 from lit_gen.cli import CONF_DIR, _users_mistake
+from lit_gen.config.experiment import build
 
 GROUPS = ["augment", "callbacks", "callbacks/averages", "data", "metrics", "model", "sampler", "trainer"]
 GROUPS += [f"model/{part}" for part in ("augment", "loss", "net", "optimizer", "precondition", "process")]
@@ -28,7 +28,7 @@ def test_every_choice_builds_or_is_refused(compose, tmp_path, experiment):
         base = [o for o in ("trainer=cpu", "logger=csv") if o.split("=")[0] != choice.split("=")[0]]
         try:
             cfg = compose(f"experiment={experiment}", *base, f"logger.csv.save_dir={tmp_path}", choice)
-            runs.build(cfg, tmp_path)
+            build(cfg, tmp_path)
             built += 1
         except Exception as error:
             assert _users_mistake(error), (choice, repr(error))

@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from lit_gen import checkpoints, evaluate, runs, sample, train
+from lit_gen import checkpoints, runs, train
+from lit_gen.commands import evaluate, sample
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ def test_train_sample_evaluate_resume(command, tmp_path, tiny):
     run = tmp_path / "run"
     code, out, err = command(train.main, f"hydra.run.dir={run}", "trainer=cpu", *tiny)
     assert code == 0, err
-    assert f"python -m lit_gen.sample run={run}" in out
+    assert f"lit-gen sample run={run}" in out
     for name in (
         "config.yaml",
         "summary.json",

@@ -1,4 +1,4 @@
-"""`lit_gen.compare`: its numbers are those of each run's own evaluation; its pictures show the same seeds."""
+"""`lit-gen compare`: its numbers are those of each run's own evaluation; its pictures show the same seeds."""
 
 import json
 
@@ -8,8 +8,9 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from lit_gen import comparing, evaluation
+from lit_gen.commands import compare as comparing
 from lit_gen.errors import ConfigError
+from lit_gen.evaluation import samples as evaluation
 from lit_gen.metrics import Estimate
 
 

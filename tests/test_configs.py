@@ -4,8 +4,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from lit_gen import runs, training
 from lit_gen.cli import CONF_DIR
+from lit_gen.commands import train as training
+from lit_gen.config.experiment import build, trainer_for
 from lit_gen.instantiate import instantiate
 from lit_gen.rng import PerSample
 from lit_gen.score.denoiser import Counted, GaussianDenoiser
@@ -94,7 +95,7 @@ def test_laptop_experiments_share_one_budget_and_train(compose, tmp_path, name):
     off = [f"~callbacks.{name}" for name in ("quality", "grid", "validation", "progress", "checkpoint")]
     logger = ["logger=csv", f"logger.csv.save_dir={tmp_path}"]
     training._quiet()
-    experiment = runs.build(compose(f"experiment={name}", *short, *off, *logger), tmp_path)
+    experiment = build(compose(f"experiment={name}", *short, *off, *logger), tmp_path)
     experiment.trainer.fit(experiment.module, datamodule=experiment.data)
     assert experiment.module.batches_seen == 2
     assert experiment.module.last_scalars["train/grad_norm"] > 0
@@ -216,9 +217,7 @@ def test_auto_takes_no_gpu_of_apples(compose, tmp_path, monkeypatch):
     """They have no float64; `trainer.accelerator=mps` asks for them."""
     from lightning.pytorch.accelerators import CPUAccelerator, MPSAccelerator
 
-    from lit_gen import runs
-
     monkeypatch.setattr(MPSAccelerator, "is_available", staticmethod(lambda: True))
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     trainer = compose("trainer=auto").trainer
-    assert isinstance(runs.trainer_for(trainer, folder=tmp_path).accelerator, CPUAccelerator)
+    assert isinstance(trainer_for(trainer, folder=tmp_path).accelerator, CPUAccelerator)

@@ -14,9 +14,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from lit_gen import comparing, devices, encoding, evaluation, restoring, sampling
+from lit_gen import devices
 from lit_gen.cli import CONF_DIR
+from lit_gen.commands import compare as comparing
+from lit_gen.commands import encode as encoding
+from lit_gen.commands import restore as restoring
+from lit_gen.commands import sample as sampling
 from lit_gen.errors import ConfigError
+from lit_gen.evaluation import samples as evaluation
 
 COMMANDS = {
     "sample png": (sampling.sample, ["run={run}", "num=20", "batch_size=8", "grid=12"]),
@@ -122,7 +127,7 @@ def test_how_many_processes_eight_gpus_get(options, expected, compose, monkeypat
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
     monkeypatch.setattr(HydraConfig, "get", lambda: OmegaConf.create({"mode": RunMode.RUN}))
-    monkeypatch.setattr(sys.modules["__main__"], "__spec__", ModuleSpec("lit_gen.sample", None))
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", ModuleSpec("lit_gen.commands.sample", None))
     images = 1000 if "images=1000" in options else 250 if "images=250" in options else None
     given = [option for option in options.split() if not option.startswith("images=")]
     cfg = compose(*given, "batch_size=100", "out=x", config_name="sample")
@@ -149,7 +154,7 @@ def test_only_a_command_starts_processes(compose, monkeypatch):
 
 def command(run, *options, start=("-m",)):
     """The environment is that of a user, with the samplers below."""
-    return [sys.executable, *start, "lit_gen.sample", f"run={run}", "num=20", "batch_size=8", *options]
+    return [sys.executable, *start, "lit_gen", "sample", f"run={run}", "num=20", "batch_size=8", *options]
 
 
 def environment(tmp_path, **more):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lit_gen import encoding
-from lit_gen.encoding import between, solve
+from lit_gen.commands import encode as encoding
+from lit_gen.commands.encode import between, solve
 from lit_gen.errors import ConfigError
 from lit_gen.rng import keyed_generator
 from lit_gen.score.denoiser import GaussianDenoiser, GaussianMixtureDenoiser

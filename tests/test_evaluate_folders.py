@@ -1,4 +1,4 @@
-"""`lit_gen.evaluate` on pictures of anybody gives the numbers of the functions on the same pixels."""
+"""`lit-gen evaluate` on pictures of anybody gives the numbers of the functions on the same pixels."""
 
 import json
 import pickle
@@ -11,9 +11,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from lit_gen import evaluate, evaluation
+from lit_gen import models
+from lit_gen.commands import evaluate
 from lit_gen.data import digits
 from lit_gen.errors import ConfigError
+from lit_gen.evaluation import samples as evaluation
 from lit_gen.images import save_png
 from lit_gen.metrics import Estimate, digits64, frechet_distance, moments
 from lit_gen.metrics.functional import frechet_infinity, inception_score
@@ -201,7 +203,6 @@ def test_a_run_has_the_same_measures(fit, compose, tmp_path):
 
 def test_densities_of_a_run_are_the_likelihoods_of_its_denoiser(fit, compose, tmp_path):
     """Bound and bits/dim of a DDPM on the first test images, whatever the batch size."""
-    from lit_gen import runs
     from lit_gen.images import to_float
     from lit_gen.rng import PerSample
     from lit_gen.score.likelihood import variational_bound
@@ -212,7 +213,7 @@ def test_densities_of_a_run_are_the_likelihoods_of_its_denoiser(fit, compose, tm
     OmegaConf.save(OmegaConf.create(_config(experiment)), folder / "config.yaml")
     options = [f"run={folder}", "num=8", "checkpoint=last", "device=cpu", "bound=5", "bits_per_dim=3"]
     results = run(compose, tmp_path, *options, "batch_size=2", name="two")
-    module = runs.load(folder, "last", device="cpu")[0]
+    module = models.load(folder, "last", device="cpu")[0]
     x_0 = to_float(torch.stack([digits("test")[i]["image"] for i in range(5)]))
     bound = variational_bound(module.denoiser, x_0, generator=PerSample.keyed(1, range(5))).total
     assert results["bound"]["value"] == pytest.approx(bound.mean().item(), rel=1e-5)

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lit_gen import runs
+from lit_gen import models, runs
+from lit_gen.config.experiment import build
 from lit_gen.errors import ConfigError
-from lit_gen.official import open_model
+from lit_gen.models import open_model
 from lit_gen.score.guidance import classifier_free_guidance
 from lit_gen.score.sde import VP
 
@@ -42,7 +43,7 @@ def trained(fit, folder):
 @pytest.fixture
 def judge(compose, folder):
     """A checkpoint of a tiny classifier, and what it logged."""
-    from lit_gen import training
+    from lit_gen.commands import train as training
 
     path = folder / "judge"
     if not path.exists():
@@ -52,7 +53,7 @@ def judge(compose, folder):
         logger = ["logger=csv", f"logger.csv.save_dir={path}", "trainer=cpu"]
         training._quiet()
         cfg = compose("experiment=digits_noisy_classifier", *tiny, *logger)
-        experiment = runs.build(cfg, path)
+        experiment = build(cfg, path)
         experiment.trainer.fit(experiment.module, datamodule=experiment.data)
     return checkpoint(path)
 
@@ -75,7 +76,7 @@ def test_classifier_free(trained, samples):
     assert torch.equal(samples(run, "guidance=classifier_free", "guidance.weight=1"), plain)
     guided = samples(run, "guidance=classifier_free", "guidance.weight=40")
     assert not torch.equal(guided, plain)
-    module = runs.load(run, device="cpu")[0]
+    module = models.load(run, device="cpu")[0]
     module.denoiser = classifier_free_guidance(module.denoiser, 40.0)
     assert torch.equal(module.sample(INDICES, seed=3), guided)
     nowhere = ("guidance.weight=40", "guidance.interval=[1000,2000]")
@@ -100,7 +101,7 @@ def test_classifier_guidance(trained, judge, samples, compose):
     plain, by_judge = samples(run), ("guidance=classifier", f"guidance.run={judge}")
     assert torch.equal(samples(run, *by_judge, "guidance.weight=0"), plain)
     guided = samples(run, *by_judge, "guidance.weight=30", "sampler=heun", "sampler.num_steps=8")
-    classify = runs.load(judge, device="cpu")[0]
+    classify = models.load(judge, device="cpu")[0]
     t = torch.full((len(guided),), 0.05)
 
     def likely(images):
@@ -113,7 +114,7 @@ def test_classifier_guidance(trained, judge, samples, compose):
 def test_the_classifier_learns_and_reads_other_processes(judge):
     logged = runs.history(judge.parent.parent)["val/loss"]
     assert logged[120] < logged[40] < math.log(10)
-    classify = runs.load(judge, device="cpu")[0]
+    classify = models.load(judge, device="cpu")[0]
     x_0, z = torch.randn(2, 3, 1, 8, 8, dtype=torch.float64)
     levels, vp = torch.tensor([0.1, 0.5, 2.0], dtype=torch.float64), VP()
     own = classify(classify.process.marginal(x_0, levels, z), levels)

@@ -8,8 +8,10 @@ import pytest
 import lit_gen
 
 PACKAGE = Path(lit_gen.__file__).parent
-MATHEMATICS = ("score", "funit", "augment", "metrics", "pretrained")
-ENTRY_POINTS = {"cli", "schema", "instantiate", "runs", "training", "trials"}
+MATHEMATICS = ("score", "funit", "augment", "metrics")  # torch, and what torch's users have
+SYSTEMS = (*MATHEMATICS, "detection", "data", "callbacks", "pretrained")
+ANYBODYS = ("errors", "rng", "images", "precision", "module", "schedules")
+HYDRA = ("hydra", "omegaconf")
 
 
 def modules():
@@ -25,37 +27,64 @@ def imports(path: Path):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
-            yield ".".join([*base, *([node.module] if node.module else [])])
+            source = ".".join([*base, *([node.module] if node.module else [])])
+            yield source
+            yield from (f"{source}.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize(("name", "path"), list(modules()), ids=lambda v: v if isinstance(v, str) else "")
-def test_direction(name, path):
-    top = name.split(".")[0]
-    found = set(imports(path))
-    if top in MATHEMATICS:
-        others = [o for o in MATHEMATICS[:-1] if o != top and top != "pretrained"]
-        assert not [f for f in found if f.startswith(tuple(f"lit_gen.{o}" for o in others))]
-        if not name.endswith((".module", "classifier")):
-            assert not [f for f in found if f.split(".")[0] in ("lightning", "hydra", "omegaconf", "wandb")]
-    if top in (
-        *MATHEMATICS,
-        "data",
-        "callbacks",
-        "detection",
-        "module",
-        "images",
-        "precision",
-        "rng",
-        "errors",
-        "schedules",
-    ):
-        assert not [f for f in found if f.split(".")[0] in ("hydra", "omegaconf")]
+def rooms(found: set[str]) -> set[str]:
+    """The rooms of lit_gen, and its modules at the root, among the names."""
+    return {name.split(".")[1] for name in found if name.startswith("lit_gen.")}
+
+
+def libraries(found: set[str]) -> set[str]:
+    return {name.split(".")[0] for name in found}
+
+
+MODULES = list(modules())
+each_module = pytest.mark.parametrize(("name", "path"), MODULES, ids=[name for name, _ in MODULES])
+
+
+@each_module
+def test_the_mathematics_knows_torch(name, path):
+    top, found = name.split(".")[0], set(imports(path))
+    if top not in MATHEMATICS:
+        return
+    assert not rooms(found) & (set(MATHEMATICS) - {top})
+    if not name.endswith((".module", ".classifier")):
+        assert not libraries(found) & {"lightning", *HYDRA, "wandb"}
+
+
+@each_module
+def test_only_the_outer_rooms_know_hydra(name, path):
+    if name.split(".")[0] in (*SYSTEMS, *ANYBODYS, "figures"):
+        assert not libraries(set(imports(path))) & set(HYDRA)
+
+
+@each_module
+def test_systems_do_not_know_what_uses_them(name, path):
+    top, found = name.split(".")[0], rooms(set(imports(path)))
+    if top in SYSTEMS:
+        outer = {"commands", "evaluation", "search", "sweeps", "config", "models", "inputs", "cli", "runs"}
+        assert not found & (outer - {"evaluation"} if top == "callbacks" else outer)
     if top == "data":
-        assert not [f for f in found if f.startswith(tuple(f"lit_gen.{o}" for o in MATHEMATICS))]
-    if "." in name and top != "sweeps":  # which start trainings
-        assert not [f for f in found if f.removeprefix("lit_gen.") in ENTRY_POINTS]
+        assert not found & {*MATHEMATICS, "detection", "callbacks", "pretrained"}
+    if top in ANYBODYS:
+        assert not found - set(ANYBODYS)
+
+
+@each_module
+def test_no_command_imports_another(name, path):
+    if name != "train":  # the entry point of `python -m lit_gen.train`
+        assert "commands" not in rooms(set(imports(path)))
+
+
+def test_the_root_stays_small():
+    root = [name for name, _ in MODULES if "." not in name]
+    assert len(root) <= 18, root
 
 
 def test_the_walk_sees_imports():
     assert "lit_gen.errors" in set(imports(PACKAGE / "data" / "keyed.py"))
     assert "lightning.pytorch" in set(imports(PACKAGE / "module.py"))
+    assert "commands" in rooms(set(imports(PACKAGE / "train.py")))

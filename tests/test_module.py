@@ -6,8 +6,9 @@ import torch
 from hydra.errors import InstantiationException
 from lightning.pytorch.plugins import MixedPrecision
 
+from lit_gen import models
 from lit_gen import module as base
-from lit_gen import runs
+from lit_gen.config.experiment import trainer_for
 from lit_gen.errors import ConfigError
 from lit_gen.instantiate import instantiate
 from lit_gen.module import clip_gradients, compiles, lay_out_state
@@ -101,7 +102,7 @@ def test_compiling_changes_no_number_and_no_name(fit, tmp_path, monkeypatch):
     options = "callbacks.checkpoint.every=2", *options
     half = fit(tmp_path / "half", "trainer.max_steps=2", "model.compile=true", *options).module
     assert half.denoiser.net._compiled_call_impl is not None
-    loaded, *_ = runs.load(checkpoint, ema=False, device="cpu")
+    loaded, *_ = models.load(checkpoint, ema=False, device="cpu")
     assert loaded.denoiser.net._compiled_call_impl is None
     torch.testing.assert_close(loaded.state_dict(), half.state_dict(), rtol=0, atol=0)
 
@@ -129,7 +130,7 @@ def test_determinism_switches_the_choice_by_time_off(compose, tmp_path):
     for deterministic, benchmark in {"false": True, "true": False, "warn": False}.items():
         config = dict(compose("trainer=auto", f"trainer.deterministic={deterministic}").trainer)
         try:
-            runs.trainer_for(config, folder=tmp_path)
+            trainer_for(config, folder=tmp_path)
             assert torch.backends.cudnn.benchmark == benchmark
         finally:
             torch.use_deterministic_algorithms(False)

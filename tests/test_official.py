@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lit_gen.errors import ConfigError
-from lit_gen.official import open_model
+from lit_gen.models import open_model
 
 pytestmark = pytest.mark.parity
 

@@ -12,7 +12,7 @@ from subprocess import run
 import numpy as np
 import pytest
 
-from lit_gen import runs
+from lit_gen import models, runs
 
 OLD = Path(__file__).parent / "fixtures" / "run_2026_11"
 
@@ -23,7 +23,7 @@ def old(tmp_path) -> Path:
 
 
 def test_it_samples_the_same_images(old):
-    module, _, path = runs.load(old, checkpoint="last", device="cpu")
+    module, _, path = models.load(old, checkpoint="last", device="cpu")
     assert path.name == "last.ckpt"
     images = module.sample(range(4), seed=0).permute(0, 2, 3, 1).numpy()
     expected = np.load(old / "expected_images.npz")["arr_0"]
@@ -31,7 +31,7 @@ def test_it_samples_the_same_images(old):
 
 
 def test_a_checkpoint_alone_is_enough(old):
-    module, _, _ = runs.load(old / "checkpoints" / "last.ckpt", device="cpu")
+    module, _, _ = models.load(old / "checkpoints" / "last.ckpt", device="cpu")
     assert module.image_shape == (1, 8, 8)
 
 

@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 import torch
 
-from lit_gen import previewing
+from lit_gen.commands import preview as previewing
 from lit_gen.data.detection_module import DetectionDataModule
 from lit_gen.data.scenes import Scenes
 from lit_gen.errors import ConfigError

@@ -1,4 +1,4 @@
-"""`lit_gen.report`: one file that asks for nothing else, with the run's own numbers, and without secrets."""
+"""`lit-gen report`: one file that asks for nothing else, with the run's own numbers, and without secrets."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 from omegaconf import OmegaConf
 
-from lit_gen import reporting
+from lit_gen.commands import report as reporting
 from lit_gen.errors import ConfigError
 
 HOSTILE = "<script>alert(1)</script>"

@@ -7,11 +7,13 @@ import torch
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 from torchvision.models import alexnet
 
-from lit_gen import restoring
+from lit_gen.commands import restore as restoring
 from lit_gen.data.digits import digits
 from lit_gen.errors import ConfigError
 from lit_gen.images import save_png
-from lit_gen.restoring import Perceptual, mask_of, quality
+from lit_gen.inputs import mask_of
+from lit_gen.metrics import restored
+from lit_gen.metrics.restored import Perceptual, quality
 
 
 @pytest.mark.parametrize("spec", ["left", "right", "top", "bottom"])
@@ -130,7 +132,7 @@ def test_a_conditional_model_is_told_a_class(tiny_run, compose, tmp_path):
 def test_lpips_of_given_weights_is_that_of_torchmetrics(tmp_path, monkeypatch):
     """With an AlexNet drawn at random, which torchmetrics finds in its own way, in torch's cache."""
     torch.manual_seed(0)
-    file = tmp_path / "checkpoints" / restoring.ALEXNET
+    file = tmp_path / "checkpoints" / restored.ALEXNET
     file.parent.mkdir()
     torch.save(alexnet(weights=None).state_dict(), file)
     a, b = torch.randint(0, 256, (2, 3, 1, 32, 32), dtype=torch.uint8)

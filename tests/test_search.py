@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_gen import searching
 from lit_gen.augment import AutoAugment, Policy
-from lit_gen.augment.search import Labelled, density_folds, fast_autoaugment
-from lit_gen.augment.search.density import stratified_split
+from lit_gen.commands import search as searching
 from lit_gen.data.digits import digits
 from lit_gen.errors import ConfigError
 from lit_gen.instantiate import instantiate
 from lit_gen.rng import keyed_generator
-from lit_gen.search_tasks import classifier, detector
+from lit_gen.search import Labelled, density_folds, fast_autoaugment
+from lit_gen.search.density import stratified_split
+from lit_gen.search.tasks import classifier, detector
 
 PLANTED = ["space.num_sub_policies=2", "test_children=1", "wandb=disabled", "strategy.batch=4"]
 CHILD = ["reward.child.epochs=1", "reward.train_size=60", "reward.validation_size=50", "test_children=1"]
@@ -275,7 +275,7 @@ def test_curves_go_to_wandb(compose, tmp_path):
 def test_two_commands_share_a_search(tmp_path):
     """The second trains children for the first and writes nothing; together they make the sequence of one
     alone, for uniform choices depend on a trial's number only."""
-    common = [sys.executable, "-m", "lit_gen.search", "reward=classifier", "data=digits", "space=small"]
+    common = [sys.executable, "-m", "lit_gen", "search", "reward=classifier", "data=digits", "space=small"]
     common += ["strategy=random", "budget=12", "test_children=0", "wandb=disabled", "reward.child.epochs=8"]
     storage = f"storage={tmp_path}/study.journal"
     first = subprocess.Popen(
@@ -294,7 +294,7 @@ def test_kill_and_restart_from_the_command_line(tmp_path):
     """SIGKILL in the middle, the same command again: the ledgers of an undisturbed search with workers."""
     common = ["reward=classifier", "data=digits", "space=small", "strategy.batch=4", "budget=16"]
     common += ["test_children=0", "reward.child.epochs=8", "wandb=disabled"]
-    command = [sys.executable, "-m", "lit_gen.search", *common]
+    command = [sys.executable, "-m", "lit_gen", "search", *common]
     subprocess.run([*command, f"out={tmp_path}/whole", "workers=2"], check=True, capture_output=True)
     process = subprocess.Popen(
         [*command, f"out={tmp_path}/killed"], stdout=subprocess.DEVNULL, start_new_session=True

@@ -5,9 +5,15 @@ import math
 import pytest
 import torch
 
-from lit_gen import suggesting
+from lit_gen.commands import suggest_noise as suggesting
+from lit_gen.commands.suggest_noise import (
+    largest_distance,
+    level_overlap,
+    level_ratio,
+    step_factor,
+    variance_ratio,
+)
 from lit_gen.errors import ConfigError
-from lit_gen.suggesting import largest_distance, level_overlap, level_ratio, step_factor, variance_ratio
 
 # side, sigma_1 on [0, 1] (down to 0.01), L, step size, T, ratio; Technique 4's value
 PUBLISHED = {

@@ -64,10 +64,10 @@ class EMA(pl.Callback):
     (https://arxiv.org/abs/2011.13456), which forgets the initial weights soon, or `decay` from the start with
     `warmup=False`; or a rule `decay(n)` with n from 1: `HalfLife`, `Power`. Several EMA callbacks may run
     side by side; the first one listed is the one that evaluations use. Saved under its own key;
-    `lit_gen.runs.load` reads it.
+    `lit_gen.models.load` reads it.
 
     `keep_every` batches (of a `Power` average; 0: never) the average is stored as
-    `averages/<std>_<batch>.safetensors` of the run folder, from which `python -m lit_gen.average` makes an
+    `averages/<std>_<batch>.safetensors` of the run folder, from which `lit-gen average` makes an
     average of any other length.
     """
 

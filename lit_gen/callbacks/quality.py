@@ -57,7 +57,7 @@ class SampleQuality(pl.Callback):
     `sampler` is the one of the distances while training, None the module's own. A recipe whose own takes a
     thousand evaluations an image is followed by one of a few dozen; its numbers have its name
     (`fid5k_heun18steps`), and they alone choose the best checkpoint. The last measurement is by the module's
-    own sampler, as is `python -m lit_gen.evaluate` of the best checkpoint.
+    own sampler, as is `lit-gen evaluate` of the best checkpoint.
 
     `measures` adds others of `lit_gen.metrics.MEASURES` to the Frechet distance, `fd`, all from one pass over
     the samples. Beside each stands its standard error as `se/<name>`, where it has one. `reservoir` images at
@@ -86,7 +86,7 @@ class SampleQuality(pl.Callback):
         if "fd" not in measures:
             raise ConfigError(f"callbacks.quality.measures={list(measures)}: fd must be among them.")
         if "fdclass" in measures:
-            raise ConfigError("fdclass is measured after the training: lit_gen.evaluate per_class=true.")
+            raise ConfigError("fdclass is measured after the training: lit-gen evaluate per_class=true.")
         if every < 1 or num_images < 2:
             raise ConfigError(
                 f"callbacks.quality: every={every} must be at least 1 and num_images={num_images} at least 2."

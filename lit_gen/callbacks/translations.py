@@ -14,10 +14,10 @@ from lit_gen.callbacks.ema import evaluating
 from lit_gen.callbacks.grid import show
 from lit_gen.callbacks.progress import working
 from lit_gen.errors import ConfigError
+from lit_gen.evaluation.classifiers import Schooling, has_contents, judge
 from lit_gen.funit.classifier import predict
 from lit_gen.funit.evaluation import Judge, Measures, copy_content, evaluate, paste_example
 from lit_gen.images import grid, to_float
-from lit_gen.judging import Schooling, has_contents, judge
 from lit_gen.rng import keyed_generator
 
 __all__ = ["Translations", "contact_sheet"]
@@ -33,8 +33,8 @@ class Translations(pl.Callback):
     to the true translation and `k_shot/content_k<K>`, the share whose content is still read. Those of the
     largest K are the scores `top1`, `l1` and `content`, by which a checkpoint can be chosen.
 
-    The classifiers (`lit_gen.judging`) are trained, where no earlier run has left them in the cache, at the
-    first look, on the device of the training.
+    The classifiers (`lit_gen.evaluation.classifiers`) are trained, where no earlier run has left them in the
+    cache, at the first look, on the device of the training.
 
     Arguments
         contents: source images that are translated for the numbers.

@@ -46,8 +46,8 @@ class FUNITModule(BaseModule):
     reads = frozenset({"content", "classes"})
     clipping_option = "model.gradient_clip_val"
     next_commands: ClassVar[dict[str, str]] = {
-        "translate": "python -m lit_gen.translate run={run} content=<image or folder> classes=<folder>",
-        "evaluate": "python -m lit_gen.evaluate run={run} k=[1,5,10,15,20]",
+        "translate": "lit-gen translate run={run} content=<image or folder> classes=<folder>",
+        "evaluate": "lit-gen evaluate run={run} k=[1,5,10,15,20]",
     }
 
     def __init__(

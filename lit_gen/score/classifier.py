@@ -27,7 +27,7 @@ class ClassifierModule(BaseModule):
     """
 
     next_commands: ClassVar[dict[str, str]] = {
-        "guide": "python -m lit_gen.sample run=<a score model's run> guidance=classifier guidance.run={run}",
+        "guide": "lit-gen sample run=<a score model's run> guidance=classifier guidance.run={run}",
     }
 
     reads = frozenset({"image", "label"})

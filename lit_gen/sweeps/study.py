@@ -27,7 +27,7 @@ from optuna.trial import FrozenTrial, TrialState
 from lit_gen import runs
 from lit_gen.errors import ConfigError
 from lit_gen.sweeps.space import Axis
-from lit_gen.trials import TrialFailed, TrialStopped, command_of, result, run_trial
+from lit_gen.sweeps.trials import TrialFailed, TrialStopped, command_of, result, run_trial
 
 __all__ = ["Sweep", "counts"]
 

@@ -14,7 +14,8 @@ from sklearn.datasets import load_digits
 
 from lit_gen import rng
 from lit_gen.augment import Policy, RandAugment, augmix_loss
-from lit_gen.augment.search import (
+from lit_gen.errors import ConfigError
+from lit_gen.search import (
     PPO,
     TPE,
     ClassifierReward,
@@ -29,9 +30,8 @@ from lit_gen.augment.search import (
     merge,
     run,
 )
-from lit_gen.augment.search.controller import Controller
-from lit_gen.augment.search.space import random_choices
-from lit_gen.errors import ConfigError
+from lit_gen.search.controller import Controller
+from lit_gen.search.space import random_choices
 
 SMALL = detection_space(num_sub_policies=2)
 
@@ -174,7 +174,7 @@ def test_a_ledger_of_other_settings_is_refused(tmp_path):
 
 SCRIPT = """
 import sys, time
-from lit_gen.augment.search import PPO, PlantedReward, detection_space, run
+from lit_gen.search import PPO, PlantedReward, detection_space, run
 
 class Slow(PlantedReward):
     def __call__(self, policy):
@@ -274,7 +274,7 @@ def test_density_reward_prefers_harmless_change_to_harmful_and_to_none():
 
 def test_children_take_augmix_s_loss_in_the_place_of_their_own(monkeypatch):
     """It is given the clean images first, then two different augmentations of the same ones."""
-    from lit_gen.augment.search import rewards
+    from lit_gen.search import rewards
 
     data, seen = digits()[:64], []
     policy = Policy([[["Brightness", 1.0, 9]]], "classification")

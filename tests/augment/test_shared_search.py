@@ -8,15 +8,15 @@ import time
 
 import pytest
 
-from lit_gen.augment.search import PlantedReward, detection_space, run_shared
-from lit_gen.augment.search.shared import _open
 from lit_gen.errors import ConfigError
+from lit_gen.search import PlantedReward, detection_space, run_shared
+from lit_gen.search.shared import _open
 
 optuna = pytest.importorskip("optuna")
 SPACE = detection_space(num_sub_policies=2)
 SCRIPT = """
 import sys, time
-from lit_gen.augment.search import PlantedReward, detection_space, run_shared
+from lit_gen.search import PlantedReward, detection_space, run_shared
 
 class Slow(PlantedReward):
     def __call__(self, policy):

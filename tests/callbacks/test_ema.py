@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lit_gen import runs
+from lit_gen import models, runs
 from lit_gen.callbacks import EMA, HalfLife, Power
 from lit_gen.errors import ConfigError
 from lit_gen.score.phema import exponent
@@ -67,9 +67,9 @@ def test_evaluations_see_the_average_and_training_does_not(fit, tmp_path):
     plain = module.sample(range(2))
     assert not torch.equal(averaged, plain)
 
-    loaded, _, _ = runs.load(tmp_path / "checkpoints" / "last.ckpt", device="cpu")
+    loaded, _, _ = models.load(tmp_path / "checkpoints" / "last.ckpt", device="cpu")
     assert torch.equal(loaded.sample(range(2)), averaged)
-    loaded, _, _ = runs.load(tmp_path / "checkpoints" / "last.ckpt", ema=False, device="cpu")
+    loaded, _, _ = models.load(tmp_path / "checkpoints" / "last.ckpt", ema=False, device="cpu")
     assert torch.equal(loaded.sample(range(2)), plain)
 
 
@@ -115,7 +115,7 @@ def test_power_average_weighs_by_the_power_of_time():
 
 def test_averages_of_other_lengths_after_training(fit, tmp_path, compose):
     """What was kept is reconstructed exactly, what was not nearly; the new file is a run like others."""
-    from lit_gen import averaging
+    from lit_gen.commands import average as averaging
 
     experiment = fit(tmp_path, "callbacks/averages=[decay,power]", "callbacks.checkpoint.every=1")
     short, long = (
@@ -134,7 +134,7 @@ def test_averages_of_other_lengths_after_training(fit, tmp_path, compose):
     )
     assert 0 < mean[0] < mean[1]  # between the two
     path = averaging.average(compose(f"run={tmp_path}", "std=0.075", config_name="average"))
-    module, *_ = runs.load(path, device="cpu")
+    module, *_ = models.load(path, device="cpu")
     for name, p in module.ema_network().named_parameters():
         assert torch.equal(p, between[name])
     with pytest.raises(ConfigError, match="exists"):

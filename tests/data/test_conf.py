@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
-from lit_gen import schema
+from lit_gen.config import schema
 from lit_gen.data.glyphs import Glyphs
 from lit_gen.instantiate import instantiate
 

@@ -5,13 +5,15 @@ import sys
 import pytest
 import torch
 
-from lit_gen import runs, training
+from lit_gen import models
+from lit_gen.commands import train as training
+from lit_gen.config.experiment import build
 from lit_gen.data.scenes import Scenes
 from lit_gen.detection.networks import small_fcos
-from lit_gen.detection.reward import boxed, detection_scores, train_detector
 from lit_gen.errors import ConfigError
 from lit_gen.images import to_float
 from lit_gen.metrics.detection import mean_average_precision, precision_scores
+from lit_gen.search.detector import boxed, detection_scores, train_detector
 
 A, B = [0.0, 0.0, 10.0, 10.0], [20.0, 20.0, 40.0, 40.0]
 
@@ -72,13 +74,13 @@ def test_sizes_that_do_not_fit_are_named(settings, message):
 
 
 def test_experiments_compose_and_train(compose, tmp_path):
-    """With a policy, through runs.build: measures, keeps the best checkpoint, and that finds what the module
+    """With a policy, through build: measures, keeps the best checkpoint, and that finds what the module
     with its averaged weights finds."""
     short = ["trainer=cpu", "trainer.max_steps=3", "data.batch_size=4", "log_every=1", "augment=detection_v1"]
     short += ["data.train.size=8", "data.test.size=4", "callbacks.quality.every=2", "~callbacks.progress"]
     short += ["logger=csv", f"logger.csv.save_dir={tmp_path}"]
     training._quiet()
-    experiment = runs.build(compose("experiment=detector_scenes", *short), tmp_path)
+    experiment = build(compose("experiment=detector_scenes", *short), tmp_path)
     module, trainer = experiment.module, experiment.trainer
     trainer.fit(module, datamodule=experiment.data)
     assert module.batches_seen == 3 and set(module.summary) == {"map", "map50", "map75"}
@@ -87,7 +89,7 @@ def test_experiments_compose_and_train(compose, tmp_path):
     )
     assert {p.name for p in (tmp_path / "grids").iterdir()} == {f"detections_000000{i}.png" for i in (2, 3)}
     assert (tmp_path / "checkpoints" / "best.ckpt").exists()
-    loaded, _, _ = runs.load(tmp_path / "checkpoints" / "last.ckpt", device="cpu")
+    loaded, _, _ = models.load(tmp_path / "checkpoints" / "last.ckpt", device="cpu")
     images = [to_float(experiment.data.test[i]["image"]) for i in range(2)]
     ema = next(c for c in trainer.callbacks if type(c).__name__ == "EMA")
     with ema.applied(module.net):

@@ -8,8 +8,9 @@ import pytest
 import torch
 from omegaconf import DictConfig, open_dict
 
-from lit_gen import checkpoints, training
+from lit_gen import checkpoints
 from lit_gen.cli import CONF_DIR
+from lit_gen.commands import train as training
 
 EXPERIMENTS = sorted(path.stem for path in (CONF_DIR / "experiment").glob("*.yaml"))
 OPTIONS = [

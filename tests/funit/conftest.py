@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from lit_gen.config.experiment import build
+
 FACES = ["DejaVuSans", "DejaVuSerif", "STIXGeneral", "cmr10", "DejaVuSansMono", "cmss10"]
 TINY = [
     "experiment=funit_glyphs",
@@ -42,7 +44,7 @@ def fit_glyphs(compose, monkeypatch, tmp_path_factory):
     folder."""
     from omegaconf import OmegaConf
 
-    from lit_gen import runs, training
+    from lit_gen.commands import train as training
 
     monkeypatch.setenv("LITGEN_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
@@ -50,7 +52,7 @@ def fit_glyphs(compose, monkeypatch, tmp_path_factory):
         folder.mkdir(parents=True, exist_ok=True)
         cfg = compose(*TINY, f"logger.csv.save_dir={folder}", *overrides)
         training._quiet()
-        experiment = runs.build(cfg, folder)
+        experiment = build(cfg, folder)
         OmegaConf.save(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)), folder / "config.yaml")
         experiment.trainer.fit(
             experiment.module, datamodule=experiment.data, ckpt_path=checkpoint, weights_only=True

@@ -7,10 +7,11 @@ import torch
 from torchvision import models
 from torchvision.transforms.v2.functional import normalize
 
-from lit_gen import judging, translation_evaluation
 from lit_gen.data.fewshot_module import FewShotDataModule
 from lit_gen.data.glyphs import Glyphs
 from lit_gen.errors import ConfigError
+from lit_gen.evaluation import classifiers as judging
+from lit_gen.evaluation import translation as translation_evaluation
 from lit_gen.funit.classifier import load_classifier, save_classifier
 from lit_gen.funit.imagenet import InceptionV3, VGG16Maps
 from lit_gen.metrics import weights_files

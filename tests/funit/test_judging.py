@@ -5,14 +5,15 @@ from functools import partial
 import pytest
 import torch
 
-from lit_gen import checkpoints, judging, runs
+from lit_gen import checkpoints, runs
 from lit_gen.callbacks import ProgressBar
 from lit_gen.data.fewshot_module import FewShotDataModule
 from lit_gen.data.glyphs import Glyphs
 from lit_gen.errors import ConfigError
+from lit_gen.evaluation import classifiers as judging
+from lit_gen.evaluation.classifiers import Schooling, judge
 from lit_gen.funit.classifier import accuracy, load_classifier, save_classifier
 from lit_gen.funit.module import FUNITModule
-from lit_gen.judging import Schooling, judge
 
 SCHOOLING = Schooling(steps=2, width=4)
 

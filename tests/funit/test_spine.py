@@ -8,10 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
-from lit_gen import checkpoints, classifying, runs, training, translating, translation_evaluation
+from lit_gen import checkpoints, inputs, runs
 from lit_gen.callbacks import NotFiniteError
 from lit_gen.callbacks.translations import contact_sheet
+from lit_gen.commands import fewshot_classify as classifying
+from lit_gen.commands import train as training
+from lit_gen.commands import translate as translating
+from lit_gen.config.experiment import build
 from lit_gen.errors import ConfigError
+from lit_gen.evaluation import translation as translation_evaluation
 from lit_gen.funit import translator
 from lit_gen.funit.evaluation import copy_content, paired_l1
 from lit_gen.images import save_png, to_float
@@ -73,7 +78,7 @@ def test_trains_shows_and_chooses(fit_glyphs, tmp_path, capsys):
     assert state(tmp_path, "best")["callbacks"][best_key(tmp_path)]["best"] == pytest.approx(best, abs=1e-6)
     training._finish(experiment, tmp_path, 1.0)
     out = capsys.readouterr().out
-    assert "lit_gen.translate run=" in out and "copying" in out and "lit_gen.sample" not in out
+    assert "lit-gen translate run=" in out and "copying" in out and "lit-gen sample" not in out
     assert (tmp_path / "curves.png").exists() and (tmp_path / "summary.json").exists()
 
 
@@ -139,7 +144,7 @@ def test_the_papers_experiment(compose, tmp_path, monkeypatch):
     short = ["trainer=cpu", "logger=csv", "trainer.max_steps=1", "data.num_workers=0", "log_every=1"]
     judging = ["callbacks.translations.judging.steps=1", "callbacks.translations.judging.width=2"]
     options = [*few, *short, *judging, f"logger.csv.save_dir={tmp_path}", *(f"model.{o}" for o in small)]
-    experiment = runs.build(compose("experiment=funit_animal_faces", *options), tmp_path / "run")
+    experiment = build(compose("experiment=funit_animal_faces", *options), tmp_path / "run")
     experiment.trainer.fit(experiment.module, datamodule=experiment.data)
     data = experiment.data
     assert (data.train.classes, data.test.classes) == (["a", "b", "c"], ["d"])
@@ -204,9 +209,9 @@ def test_translates_evaluates_and_classifies(trained, compose, tmp_path):
 def test_contents_beyond_num_are_announced(tmp_path, capsys):
     for i in range(3):
         save_png(torch.full((1, 8, 12), i, dtype=torch.uint8), tmp_path / f"{i}.png")
-    assert list(translating.read_contents(tmp_path, 2, 1, 8)) == ["0", "1"]
+    assert list(inputs.read_contents(tmp_path, 2, 1, 8)) == ["0", "1"]
     assert "3 images, the first 2 are translated; num=3 takes all" in capsys.readouterr().out
-    assert len(translating.read_contents(tmp_path, 3, 1, 8, "stretch")) == 3
+    assert len(inputs.read_contents(tmp_path, 3, 1, 8, "stretch")) == 3
     assert capsys.readouterr().out == ""
 
 

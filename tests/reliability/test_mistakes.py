@@ -20,7 +20,8 @@ from hydra.errors import HydraException
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lit_gen import evaluate, loggers, report, restore, sample, train
+from lit_gen import loggers, train
+from lit_gen.commands import evaluate, report, restore, sample
 
 words = st.text(string.ascii_lowercase + string.digits + "_", min_size=1, max_size=12)
 INTEGERS = ["seed", "log_every", "trainer.max_steps", "trainer.num_nodes", "trainer.accumulate_grad_batches"]

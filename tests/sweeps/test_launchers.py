@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from lit_gen import checkpoints, runs, trials
+from lit_gen import checkpoints, runs
+from lit_gen.sweeps import trials
 
 NEEDS_SUBMITIT = pytest.mark.skipif(
     importlib.util.find_spec("submitit") is None, reason="pip install 'lit-gen[slurm]'"

@@ -14,7 +14,7 @@ import pytest
 from lit_gen import loggers
 from lit_gen.errors import ConfigError
 from lit_gen.sweeps import Sweep, parse, study, summarise
-from lit_gen.trials import TrialFailed, TrialStopped
+from lit_gen.sweeps.trials import TrialFailed, TrialStopped
 
 SPACE = ["x=interval(-2,2)", "y=tag(log,interval(0.01,1))", "z=a,b", "fixed=1"]
 

@@ -1,0 +1,280 @@
+"""Runs side by side: a table with error bars, their Frechet distances while they trained, the same seeds."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from lit_gen import __version__, models, runs
+from lit_gen.cli import entry_point
+from lit_gen.devices import divided
+from lit_gen.errors import ConfigError
+from lit_gen.evaluation.samples import stored, summarise, with_error
+from lit_gen.figures import plain_ticks
+from lit_gen.images import grid, save_png
+from lit_gen.instantiate import instantiate
+from lit_gen.loggers import close, wandb
+from lit_gen.metrics import Estimate, as_json, check_measures, compare, records
+from lit_gen.metrics.distributed import from_rank_zero, own_batches, rank, world_size
+from lit_gen.models import sample_in
+
+__all__ = ["compare_runs", "distance_curves", "names_of", "side_by_side", "sigmas"]
+
+
+@dataclass
+class _Run:
+    name: str
+    folder: Path
+    config: DictConfig
+    file: Path
+    module: Any
+
+
+def compare_runs(cfg: DictConfig, out: Path) -> dict[str, Any]:
+    """Samples every run from the same seeds and measures all with one extractor against one reference, the
+    first run's test images; writes `comparison.json`, `curves.png`, `grids.png` and a W&B run into `out`,
+    prints the table and returns the record. Of several ranks each measures its share, and rank 0 writes.
+
+    Raises ConfigError for runs that cannot be compared: other test images, other image sizes, no samples.
+    """
+    check_measures(cfg.measures)
+    if "fdclass" in cfg.measures:
+        raise ConfigError("fdclass is measured by lit-gen evaluate per_class=true.")
+    from_rank_zero(lambda: _claim(out))
+    if cfg.grid < 1 or cfg.batch_size < 1:
+        raise ConfigError(f"grid={cfg.grid} and batch_size={cfg.batch_size} must be at least 1.")
+    opened = _open(cfg)
+    allow = list(cfg.allow_targets)
+    data = instantiate(opened[0].config.data, allow)
+    if world_size() > 1:
+        from_rank_zero(data.prepare_data)  # so that a download happens once
+    _check_same_reference(opened, data, allow)
+    extractor = _extractor(cfg, opened[0])
+    n = len(data.train) if cfg.num is None else cfg.num
+    if n < 2:
+        raise ConfigError(f"num={n}: a Frechet distance needs at least 2 samples.")
+    sampler = instantiate(cfg.sampler, allow) if cfg.sampler else None
+    reference = stored(data.test, extractor, cfg, None, "reference")
+    training = stored(data.train, extractor, cfg, None, "training images")
+    results, shown = {}, {}
+    for run in opened:
+
+        def parts(run: _Run = run) -> Any:
+            for indices in own_batches(n, cfg.batch_size):
+                yield indices, run.module.sample(indices, cfg.seed, sampler), None
+
+        summary = summarise(parts(), n, extractor, cfg, None, run.name)
+        results[run.name] = compare(reference, summary, training=training, k=cfg.k, only=tuple(cfg.measures))
+        if rank() == 0:
+            shown[run.name] = run.module.sample(range(cfg.grid), cfg.seed, sampler).cpu()
+    fingerprint = data.test.fingerprint()
+    record = {
+        "runs": {run.name: str(run.file) for run in opened},
+        "differences": runs.differences({run.name: run.config for run in opened}),
+        "n_fake": n,
+        "seed": cfg.seed,
+        "reference": fingerprint,
+        "results": {
+            name: json.loads(
+                as_json(
+                    records(
+                        found, extractor, n_real=reference.n, n_fake=n, reference=fingerprint, seed=cfg.seed
+                    )
+                )
+            )
+            for name, found in results.items()
+        },
+        "version": __version__,
+    }
+    if rank() > 0:
+        return record
+    out.mkdir(parents=True, exist_ok=True)
+    scale = max(1, 64 // next(iter(shown.values())).shape[-1])
+    pictures = {name: grid(images, scale=scale) for name, images in shown.items()}
+    grids = save_png(side_by_side(pictures), out / "grids.png")
+    curves = distance_curves({run.name: run.folder for run in opened}, out / "curves.png")
+    (out / "comparison.json").write_text(json.dumps(record, indent=2) + "\n")
+    _to_wandb(cfg, out, results, grids, curves)
+    _print(results, record["differences"], out)
+    return record
+
+
+def _claim(out: Path) -> None:
+    if (out / "comparison.json").exists():
+        raise ConfigError(f"{out} already holds a comparison: choose another out=.")
+
+
+def _open(cfg: DictConfig) -> list[_Run]:
+    if len(cfg.runs) < 2:
+        raise ConfigError(f"runs={list(cfg.runs)}: give two run folders or more, runs=[A,B].")
+    folders = [Path(run) for run in cfg.runs]
+    if cfg.names is not None and (len(cfg.names) != len(folders) or len(set(cfg.names)) < len(folders)):
+        raise ConfigError(f"names={list(cfg.names)}: {len(folders)} different names are needed, one a run.")
+    names = list(cfg.names) if cfg.names is not None else names_of(folders)
+    opened = []
+    for name, folder in zip(names, folders, strict=True):
+        module, config, file = models.load(
+            folder, cfg.checkpoint, ema=cfg.ema, allow=list(cfg.allow_targets), device=cfg.device
+        )
+        if not hasattr(module, "sample"):
+            raise ConfigError(
+                f"{folder} is a {type(module).__name__}, which does not draw samples from noise."
+            )
+        sample_in(module, cfg.precision)
+        opened.append(_Run(name, folder, config, file, module))
+    return opened
+
+
+def names_of(folders: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell them apart."""
+    resolved = [folder.resolve().parts for folder in folders]
+    for depth in range(1, max(map(len, resolved)) + 1):
+        names = ["/".join(parts[-depth:]) for parts in resolved]
+        if len(set(names)) == len(names):
+            return names
+    raise ConfigError(f"runs={[str(f) for f in folders]}: a run is named twice.")
+
+
+def _check_same_reference(opened: Sequence[_Run], data: Any, allow: Sequence[str]) -> None:
+    shape, fingerprint = opened[0].module.image_shape, data.test.fingerprint()
+    for run in opened[1:]:
+        if run.module.image_shape != shape:
+            raise ConfigError(
+                f"{run.name} draws images of {run.module.image_shape}, {opened[0].name} of {shape}."
+            )
+        if instantiate(run.config.data, allow).test.fingerprint() != fingerprint:
+            raise ConfigError(
+                f"{run.name} was trained on other data than {opened[0].name}: their distances to different "
+                "test images do not compare. Measure each against one set by lit-gen evaluate reference=..."
+            )
+
+
+def _extractor(cfg: DictConfig, first: _Run) -> Any:
+    quality = first.config.callbacks.get("quality") or {}
+    if cfg.extractor is None and not quality:
+        raise ConfigError(
+            f"{first.name} was trained without a measure: choose extractor=digits64 or another."
+        )
+    return instantiate(cfg.extractor or quality.extractor, list(cfg.allow_targets))
+
+
+def sigmas(first: Estimate, other: Estimate) -> float | None:
+    """How many standard errors of their difference `other` lies above `first`; None without errors."""
+    if not first.se or not other.se:
+        return None
+    return (other.value - first.value) / math.hypot(first.se, other.se)
+
+
+def side_by_side(pictures: dict[str, Tensor], pad: int = 12) -> Tensor:
+    """uint8 (3, H, W) pictures next to one another, each under its name."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(14)
+    height = max(p.shape[1] for p in pictures.values())
+    widths = [max(p.shape[2], math.ceil(font.getlength(name))) for name, p in pictures.items()]
+    canvas = Image.new("RGB", (sum(widths) + pad * (len(widths) + 1), height + 24 + pad), "white")
+    draw, left = ImageDraw.Draw(canvas), pad
+    for (name, picture), width in zip(pictures.items(), widths, strict=True):
+        draw.text((left, 4), name, fill="black", font=font)
+        canvas.paste(Image.fromarray(picture.permute(1, 2, 0).numpy()), (left, 24))
+        left += width + pad
+    return torch.from_numpy(np.array(canvas)).permute(2, 0, 1)
+
+
+def distance_curves(folders: dict[str, Path], path: Path) -> Path | None:
+    """The Frechet distances that the runs logged, a panel for each name and a curve for each run, with error
+    bars where they were logged. None if no run logged any twice.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    histories = {name: runs.history(folder) for name, folder in folders.items() if folder.is_dir()}
+    logged = {key for h in histories.values() for key, points in h.items() if key.startswith(("fd_", "fid"))}
+    panels = sorted(key for key in logged if any(len(h.get(key, ())) > 1 for h in histories.values()))
+    if not panels:
+        return None
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(1 + 5 * len(panels), 4), constrained_layout=True, squeeze=False
+    )
+    for axis, key in zip(axes[0], panels, strict=True):
+        for name, h in histories.items():
+            if points := h.get(key):
+                steps = sorted(points)
+                errors = [h.get(f"se/{key}", {}).get(step, 0.0) for step in steps]
+                values = [points[step] for step in steps]
+                axis.errorbar(steps, values, errors, marker="o", markersize=3, capsize=2, label=name)
+        axis.set(title=key, xlabel="batches", yscale="log")
+        plain_ticks(axis)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path
+
+
+def _to_wandb(
+    cfg: DictConfig,
+    out: Path,
+    results: dict[str, dict[str, Estimate]],
+    grids: Path,
+    curves: Path | None,
+) -> None:
+    logger = wandb(str(out), name="comparison of " + " and ".join(results), mode=cfg.wandb)
+    try:
+        rows = [
+            [name, key, estimate.value, estimate.se]
+            for name, found in results.items()
+            for key, estimate in found.items()
+        ]
+        logger.log_table("comparison", columns=["run", "measure", "value", "standard error"], data=rows)
+        logger.log_image("comparison/grids", [str(grids)], caption=[f"seeds {cfg.seed}:0-{cfg.grid - 1}"])
+        if curves is not None:
+            logger.log_image("comparison/curves", [str(curves)])
+    finally:
+        close([logger])
+
+
+def _print(results: dict[str, dict[str, Estimate]], different: dict[str, dict[str, Any]], out: Path) -> None:
+    first, *others = results
+    console = Console()
+    table = Table(title="value ± standard error (difference from the first run in standard errors)")
+    table.add_column("", overflow="fold")
+    for name in results:
+        table.add_column(name, justify="right")
+    for key, estimate in results[first].items():
+        row = [with_error(estimate)]
+        for name in others:
+            far = sigmas(estimate, results[name][key])
+            row.append(with_error(results[name][key]) + ("" if far is None else f" ({far:+.1f})"))
+        table.add_row(key, *row)
+    console.print(table)
+    if different:
+        table = Table(title="what differs")
+        table.add_column("")
+        for name in results:
+            table.add_column(name, justify="right")
+        for key, values in different.items():
+            table.add_row(key, *(str(values[name]) for name in results))
+        console.print(table)
+    console.print(f"written to {out}", soft_wrap=True, highlight=False)
+
+
+@entry_point("compare")
+def main(cfg: DictConfig) -> None:
+    """The command line's."""
+    divided(compare_runs, cfg)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""Latents of given images by the probability-flow ODE (Song et al. 2021, Section 4.3,
+https://arxiv.org/abs/2011.13456): the flow is one to one, so that an image, its latent and the image decoded
+from it are the same up to the solver's tolerance; between two latents lie images on the way."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from lit_gen import __version__
+from lit_gen.cli import entry_point
+from lit_gen.devices import divided
+from lit_gen.errors import ConfigError
+from lit_gen.images import grid, save_png, to_float, to_uint8
+from lit_gen.inputs import pictures
+from lit_gen.metrics.distributed import from_rank_zero, gather_batches, own_batches, rank
+from lit_gen.metrics.restored import quality
+from lit_gen.models import open_model
+from lit_gen.score import samplers
+from lit_gen.score.restoration import slerp
+from lit_gen.score.sde import wide_dtype
+
+__all__ = ["between", "encode", "solve"]
+
+RESULTS = ("latents.npz", "encoding.json", "strip.png")
+
+
+def encode(cfg: DictConfig, out: Path) -> dict[str, Any]:
+    """Encodes images, decodes them again, interpolates from each to the next; writes `latents.npz` (latents
+    float64 and images uint8, NCHW), `strip.png` (a row each pair: the original, `cfg.interpolate` decoded
+    images from its latent to the next one's, the next original) and `encoding.json`, prints the errors of the
+    round trip and returns the record.
+
+    Of several ranks each solves its share, and rank 0 writes. Raises ConfigError for what does not fit
+    together.
+    """
+    if cfg.num < 1 or cfg.interpolate < 2 or cfg.batch_size < 1:
+        raise ConfigError(
+            f"num={cfg.num} and batch_size={cfg.batch_size} must be at least 1, "
+            f"interpolate={cfg.interpolate} at least 2, the two ends."
+        )
+    if min(cfg.rtol, cfg.atol) <= 0:
+        raise ConfigError(f"rtol={cfg.rtol} and atol={cfg.atol} must be positive.")
+    from_rank_zero(lambda: _claim(out))
+    module, run_cfg, path = open_model(cfg)
+    images, labels = pictures(cfg, run_cfg, module)
+    rows = None if labels is None else one_hot(labels, module.num_classes).to(torch.float64)
+    options = {"batch_size": cfg.batch_size, "rtol": cfg.rtol, "atol": cfg.atol}
+
+    x = to_float(images).to(torch.float64)
+    latents = solve(module.denoiser, x, rows, inverse=True, **options)
+    decoded = solve(module.denoiser, latents, rows, **options)
+    error = (decoded - x).flatten(1)
+    lengths = latents.flatten(1).norm(dim=1) / (math.sqrt(x[0].numel()) * module.denoiser.process.prior_std)
+    record = {
+        "model": str(path),
+        "images": cfg.images,
+        "num": len(images),
+        "labels": None if labels is None else labels.tolist(),
+        "rtol": cfg.rtol,
+        "atol": cfg.atol,
+        "round_trip": {
+            "rms": float(error.square().mean().sqrt()),
+            "largest": float(error.abs().max()),
+            "different_bytes": int((to_uint8(decoded) != images).sum()),
+        }
+        | quality(to_uint8(decoded), images),
+        "latent_lengths": lengths.tolist(),
+        "version": __version__,
+    }
+    strip = None
+    if len(images) > 1:
+        way, way_rows = between(latents, rows, cfg.interpolate)
+        strip = to_uint8(solve(module.denoiser, way, way_rows, **options))
+    if rank() > 0:
+        return record
+    out.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(out / "latents.npz", latents=latents.numpy(), images=images.numpy())
+    if strip is not None:
+        strip = strip.unflatten(0, (len(images) - 1, cfg.interpolate))
+        strip = torch.cat([images[:-1, None], strip, images[1:, None]], 1)
+        scale = max(1, 64 // images.shape[-1])
+        save_png(grid(strip.flatten(0, 1), columns=strip.shape[1], scale=scale), out / "strip.png")
+    (out / "encoding.json").write_text(json.dumps(record, indent=2) + "\n")
+    _print(record, out)
+    return record
+
+
+def _claim(out: Path) -> None:
+    if any((out / name).exists() for name in RESULTS):
+        raise ConfigError(f"{out} already holds latents: choose another out=.")
+
+
+@torch.no_grad()
+def solve(
+    denoiser: Any,
+    x: Tensor,
+    labels: Tensor | None = None,
+    *,
+    inverse: bool = False,
+    batch_size: int = 64,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+) -> Tensor:
+    """The probability flow from latents `x` (N, C, H, W) to images at t_min, or with `inverse` from images to
+    latents; float64 on the CPU, each row to the tolerance by itself, whatever its batch.
+
+    `labels` is (N, num_classes), rows of classes. Of several ranks each solves whole batches and has all
+    results.
+    """
+    device = next(denoiser.parameters(), x).device
+    dtype = wide_dtype(device)
+    own, parts = own_batches(len(x), batch_size), []
+    hidden = len(own) < 2 or rank() > 0
+    for rows in track(own, "encoding" if inverse else "decoding", disable=hidden):
+        part = x[rows.start : rows.stop].to(device, dtype)
+        label = None if labels is None else labels[rows.start : rows.stop].to(device, dtype)
+        if inverse:
+            y = samplers.encode(denoiser, part, rtol=rtol, atol=atol, label=label)
+        else:
+            y = samplers.rk45(denoiser, part, rtol=rtol, atol=atol, denoise=False, label=label)
+        parts.append(y.cpu().to(torch.float64))
+    solved = gather_batches(parts, len(x), batch_size)
+    return from_rank_zero(lambda: solved)
+
+
+def between(latents: Tensor, labels: Tensor | None, steps: int) -> tuple[Tensor, Tensor | None]:
+    """`steps` points from each latent to the next, both ends among them: (N - 1) steps rows of latents along
+    great circles, and of classes (N, num_classes) in straight lines.
+    """
+    weight = torch.linspace(0, 1, steps, dtype=latents.dtype).repeat(len(latents) - 1)
+    a, b = latents[:-1].repeat_interleave(steps, 0), latents[1:].repeat_interleave(steps, 0)
+    way = slerp(a, b, weight)
+    if labels is None:
+        return way, None
+    a, b = labels[:-1].repeat_interleave(steps, 0), labels[1:].repeat_interleave(steps, 0)
+    return way, torch.lerp(a, b, weight.to(labels)[:, None])
+
+
+def _print(record: dict[str, Any], out: Path) -> None:
+    error, lengths = record["round_trip"], record["latent_lengths"]
+    table = Table(title=f"{record['num']} images to latents and back", show_header=False)
+    table.add_row("error of a pixel of [-1, 1], RMS", f"{error['rms']:.1e}")
+    table.add_row("  the largest", f"{error['largest']:.1e}")
+    table.add_row("bytes that differ", str(error["different_bytes"]))
+    table.add_row("length of the latents over that of noise", f"{min(lengths):.2f} to {max(lengths):.2f}")
+    console = Console()
+    console.print(table)
+    console.print(f"written to {out}", soft_wrap=True, highlight=False)
+
+
+@entry_point("encode")
+def main(cfg: DictConfig) -> None:
+    """The command line's."""
+    divided(encode, cfg, images=cfg.num * cfg.interpolate)
+
+
+if __name__ == "__main__":
+    main()

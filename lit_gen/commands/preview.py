@@ -1,0 +1,144 @@
+"""Pictures of an augmentation: its policy sheet, and what a data module feeds to a model."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from lit_gen.augment.sheet import policy_sheet
+from lit_gen.cli import entry_point
+from lit_gen.data.archive import open_store
+from lit_gen.data.decode import EXTENSIONS, decode
+from lit_gen.errors import ConfigError
+from lit_gen.images import boxed_picture, grid, one_size, save_png, to_uint8
+from lit_gen.instantiate import instantiate
+from lit_gen.loggers import close, wandb
+from lit_gen.rng import keyed_generator
+
+__all__ = ["fed_sheets", "pictures_of", "preview"]
+
+SIDE, BOXED_SIDE = 96, 160  # pixels that a small image is enlarged to at least, without and with boxes
+LARGEST = 320  # pixels that a picture of a policy sheet has at most
+COLOURS = [(255, 96, 32), (64, 255, 64), (64, 160, 255), (255, 255, 64), (255, 64, 255)]  # of classes in turn
+
+
+def preview(cfg: DictConfig, out: Path) -> dict[str, Path]:
+    """Writes `policy_<i>.png` of images, where the augmentation has a policy, and with `data=` also
+    `fed*.png`, the first training batch; sends them to W&B and returns name -> file.
+
+    Raises ConfigError for settings that do not fit and if `out` holds a preview already.
+    """
+    for name in ("num", "columns", "rows", "fed"):
+        if cfg[name] < 1:
+            raise ConfigError(f"{name}={cfg[name]}: must be at least 1.")
+    if any(out.glob("policy_*.png")) or any(out.glob("fed*.png")):
+        raise ConfigError(f"{out} already holds a preview: choose another out=.")
+    allow, data, shown = list(cfg.allow_targets), None, {}
+    node = OmegaConf.to_container(cfg.data, resolve=True) if cfg.data else {}
+    augmentation = instantiate(node["augment"], allow) if node.get("augment") else None
+    if "_target_" in node:
+        data = instantiate(node, allow)
+        data.check()
+    if cfg.images is None and data is None:
+        raise ConfigError("Give images=<picture, folder or zip>, or data=<a data set>.")
+    if augmentation is None and data is None:
+        raise ConfigError("augment=<name> says what to draw: one of conf/augment, or file with its source.")
+    policy = getattr(augmentation, "policy", None)
+    if policy is None and data is None:
+        raise ConfigError(
+            f"{type(augmentation).__name__} has no policy to draw: give data=, see what is fed."
+        )
+    if policy is not None:
+        for i, (image, boxes) in enumerate(_examples(cfg, data)):
+            sheet = policy_sheet(
+                policy,
+                image,
+                boxes,
+                columns=cfg.columns,
+                rows=cfg.rows,
+                scale=cfg.scale or _scale(image, boxes is not None),
+                largest=None if cfg.scale else LARGEST,
+                generator=keyed_generator(cfg.seed, "preview", i),
+            )
+            shown[f"policy_{i}"] = sheet
+    if data is not None:
+        shown |= fed_sheets(data, cfg.fed, cfg.scale)
+    files = {name: save_png(picture, out / f"{name}.png") for name, picture in shown.items()}
+    _to_wandb(cfg, out, files)
+    for file in files.values():
+        print(file)
+    return files
+
+
+def fed_sheets(data: Any, num: int = 32, scale: int = 0) -> dict[str, Tensor]:
+    """What the first training batch of a data module brings, name -> uint8 (3, H, W): its first `num` images,
+    boxes and the names of their classes drawn in; few-shot batches have content and class images."""
+    batch = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
+    sheets = {}
+    for key, name in (("image", "fed"), ("content", "fed_content"), ("classes", "fed_classes")):
+        if key in batch:
+            images = [to_uint8(image) for image in batch[key][:num]]
+            factor = scale or _scale(images[0], "boxes" in batch)
+            boxes = batch.get("boxes", [torch.zeros(0, 4)] * num)
+            labels = batch.get("labels", [torch.zeros(0)] * num)
+            drawn = [
+                _labelled(image, b, y.long().tolist(), data.classes if len(y) else (), factor)
+                for image, b, y in zip(images, boxes, labels, strict=False)
+            ]
+            sheets[name] = grid(one_size(drawn), columns=min(8, len(drawn)))
+    return sheets
+
+
+def pictures_of(path: Path, num: int, image_size: int | None = None) -> list[Tensor]:
+    """uint8 (3, H, W) of a picture, or of the first `num` of a folder or zip."""
+    if path.is_file() and path.suffix != ".zip":
+        return [decode(path.read_bytes(), str(path), image_size=image_size, fit="shorter")]
+    store = open_store(path)
+    names = sorted(n for n in store.names if Path(n).suffix.lower() in EXTENSIONS)[:num]
+    if not names:
+        raise ConfigError(f"{path}: no pictures in it ({', '.join(sorted(EXTENSIONS))}).")
+    return [decode(store.read(n), f"{path}/{n}", image_size=image_size, fit="shorter") for n in names]
+
+
+def _examples(cfg: DictConfig, data: Any) -> list[tuple[Tensor, Tensor | None]]:
+    """Images and, where there are any, their boxes."""
+    if cfg.images is not None:
+        boxes = torch.tensor([list(box) for box in cfg.boxes], dtype=torch.float32) if cfg.boxes else None
+        if boxes is not None and (boxes.ndim != 2 or boxes.shape[1] != 4):
+            raise ConfigError(f"boxes={list(cfg.boxes)}: give [[x0, y0, x1, y1], ...] in pixels.")
+        images = pictures_of(Path(cfg.images), cfg.num, cfg.image_size)
+        return [(image, boxes) for image in images]
+    items = [data.train[i] for i in range(min(cfg.num, len(data.train)))]
+    return [(item["image"], item.get("boxes")) for item in items]
+
+
+def _scale(image: Tensor, boxed: bool) -> int:
+    return math.ceil((BOXED_SIDE if boxed else SIDE) / max(image.shape[-2:]))
+
+
+def _labelled(image: Tensor, boxes: Tensor, labels: list[int], classes: Sequence[str], scale: int) -> Tensor:
+    colours = [COLOURS[k % len(COLOURS)] for k in labels]
+    return boxed_picture(image, boxes, colours, [classes[k] for k in labels], scale)
+
+
+def _to_wandb(cfg: DictConfig, out: Path, files: dict[str, Path]) -> None:
+    logger = wandb(str(out), name=f"preview {out.name}", mode=cfg.wandb)
+    try:
+        for name, file in files.items():
+            logger.log_image(f"preview/{name}", [str(file)], caption=[f"seed {cfg.seed}"])
+    finally:
+        close([logger])
+
+
+@entry_point("preview")
+def main(cfg: DictConfig) -> None:
+    """The command line's."""
+    preview(cfg, Path(cfg.out))
+
+
+if __name__ == "__main__":
+    main()

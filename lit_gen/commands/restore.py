@@ -1,0 +1,191 @@
+"""Images restored from a degraded measurement, beside what they were: pictures, a table, a JSON record."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import Tensor
+
+from lit_gen import __version__
+from lit_gen.cli import entry_point
+from lit_gen.devices import divided
+from lit_gen.errors import ConfigError
+from lit_gen.images import grid, save_png, to_float, to_uint8
+from lit_gen.inputs import pictures
+from lit_gen.instantiate import instantiate
+from lit_gen.metrics.distributed import from_rank_zero, gather_batches, own_batches, rank
+from lit_gen.metrics.restored import Perceptual, quality
+from lit_gen.models import open_model
+from lit_gen.rng import PerSample, keyed_generator
+from lit_gen.score.denoiser import network_precision
+from lit_gen.score.restoration import repaint, replacement
+
+__all__ = ["restore", "restore_images"]
+
+LARGEST_GAIN = 2.0  # of noise on a measurement that is taken as exact
+
+
+def restore(cfg: DictConfig, out: Path) -> dict[str, Any] | None:
+    """Degrades images by `cfg.operator`, restores each `cfg.samples` times by `cfg.method`; writes
+    `sheet.png` (a row an image: original, degraded, restorations), `images/` and `restoration.json`, prints
+    the table and returns the record. Of several ranks each restores its share, and rank 0 does the rest.
+
+    Restoration k of image i depends on (seed, i, k) alone. Raises ConfigError for what does not fit together.
+    """
+    for name in ("num", "samples", "batch_size"):
+        if cfg[name] < 1:
+            raise ConfigError(f"{name}={cfg[name]}: must be at least 1.")
+    if cfg.noise < 0:
+        raise ConfigError(f"noise={cfg.noise}: a deviation is not negative.")
+    from_rank_zero(lambda: _claim(out))
+    module, run_cfg, path = open_model(cfg)
+    OmegaConf.update(cfg, "image_size", module.image_shape[-1])
+    allow = list(cfg.allow_targets)
+    operator, method = instantiate(cfg.operator, allow), instantiate(cfg.method, allow)
+    originals, labels = pictures(cfg, run_cfg, module)
+    _check_noise(cfg, operator, method, module.image_shape)
+    judge = Perceptual(cfg.lpips, originals.shape[-1])
+    measured = _measure(operator, to_float(originals), cfg.noise, cfg.seed)
+    restored = restore_images(
+        module, operator, measured, method, cfg.samples, cfg.seed, cfg.batch_size, labels
+    )
+    if restored is None:
+        return None  # rank 0 has them
+    shown = to_uint8(measured if measured.shape == originals.shape else operator.pseudo_inverse(measured))
+    record = {
+        "model": str(path),
+        "operator": OmegaConf.to_container(cfg.operator, resolve=True),
+        "method": OmegaConf.to_container(cfg.method, resolve=True),
+        "images": cfg.images,
+        "num": len(originals),
+        "samples": cfg.samples,
+        "noise": cfg.noise,
+        "guidance": None if cfg.guidance is None else str(cfg.guidance),
+        "seed": cfg.seed,
+        "labels": None if labels is None else labels.tolist(),
+        "lpips": judge.name,
+        "version": __version__,
+    }
+    repeated = originals.repeat_interleave(cfg.samples, 0)
+    for name, a, b in (
+        ("degraded", shown, originals),
+        ("restored", restored.flatten(0, 1), repeated),
+        ("mean_of_restorations", to_uint8(to_float(restored).mean(1)), originals),
+    ):
+        record[name] = quality(a, b) | judge(a, b)
+    _write(out, originals, shown, restored, record)
+    _print(record, out)
+    return record
+
+
+def _claim(out: Path) -> None:
+    if any((out / name).exists() for name in ("sheet.png", "images", "restoration.json")):
+        raise ConfigError(f"{out} already holds restorations: choose another out=.")
+
+
+@torch.no_grad()
+def restore_images(
+    module: Any,
+    operator: Any,
+    measured: Tensor,
+    method: Callable[..., Tensor],
+    samples: int,
+    seed: int = 0,
+    batch_size: int = 64,
+    labels: Tensor | None = None,
+) -> Tensor | None:
+    """uint8 (N, K, C, H, W): K = `samples` restorations of each of the N measurements `measured` (N, ...).
+
+    `labels`, int64 (N,), are the classes that a conditional model is told. Of several ranks each restores
+    whole batches, and rank 0 has all; the others get None.
+    """
+    rows = [(i, k) for i in range(len(measured)) for k in range(samples)]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("eta"))
+    parts = []
+    with Progress(*columns, TimeRemainingColumn(), disable=rank() > 0) as bar:
+        task = bar.add_task("restoring", total=len(rows))
+        for own in own_batches(len(rows), batch_size):
+            part = rows[own.start : own.stop]
+            generator = PerSample([keyed_generator(seed, "restore", i, k) for i, k in part])
+            x = module.denoiser.process.prior_sample(
+                (len(part), *module.image_shape), generator, device=module.device
+            )
+            which = [i for i, _ in part]
+            y = measured[which].to(module.device)
+            classes = None if labels is None else labels[which].to(module.device)
+            with network_precision(module.denoiser, module.sampling_precision):
+                x_0 = method(module.denoiser, x, operator, y, label=classes, generator=generator)
+            parts.append(to_uint8(x_0).cpu())
+            bar.update(task, completed=own.stop)  # the other ranks are about as far
+    restored = gather_batches(parts, len(rows), batch_size)
+    return None if restored is None else restored.unflatten(0, (len(measured), samples))
+
+
+def _measure(operator: Any, x: Tensor, noise: float, seed: int) -> Tensor:
+    """y = A x + noise n, the noise of image i drawn from (seed, i)."""
+    y = operator(x)
+    if noise == 0:
+        return y
+    rows = [
+        torch.randn(y.shape[1:], generator=keyed_generator(seed, "measurement", i)) for i in range(len(y))
+    ]
+    return y + noise * torch.stack(rows)
+
+
+def _check_noise(cfg: DictConfig, operator: Any, method: Any, image_shape: tuple[int, ...]) -> None:
+    """Raises ConfigError for a method that takes the measurement as exact, where undoing the operator would
+    blow its noise up."""
+    if cfg.noise == 0 or getattr(method, "func", method) not in (repaint, replacement):
+        return
+    noise = torch.randn(operator(torch.zeros(1, *image_shape)).shape, generator=keyed_generator(0, "gain"))
+    gain = float(operator.pseudo_inverse(noise).square().mean().sqrt())
+    if gain > LARGEST_GAIN:
+        raise ConfigError(
+            f"noise={cfg.noise}: method={method.func.__name__} takes what was measured as exact, and undoing "
+            f"this operator would make the noise {gain:.0f} times larger. Take method=dps or method=pigdm, "
+            "which know of noise."
+        )
+
+
+def _write(out: Path, originals: Tensor, shown: Tensor, restored: Tensor, record: dict[str, Any]) -> None:
+    rows = torch.cat([originals[:, None], shown[:, None], restored], 1)
+    scale = max(1, 64 // originals.shape[-1])
+    save_png(grid(rows.flatten(0, 1), columns=rows.shape[1], scale=scale), out / "sheet.png")
+    for i, row in enumerate(rows):
+        names = ["original", "degraded", *(f"restored_{k}" for k in range(restored.shape[1]))]
+        for name, image in zip(names, row, strict=True):
+            save_png(image, out / "images" / f"{i:04d}_{name}.png")
+    (out / "restoration.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _print(record: dict[str, Any], out: Path) -> None:
+    table = Table(title=f"{record['num']} images, {record['samples']} restorations of each")
+    columns = {"psnr": ("PSNR (dB)", ".2f"), "ssim": ("SSIM", ".4f"), "lpips": ("LPIPS", ".4f")}
+    columns = {name: column for name, column in columns.items() if name in record["restored"]}
+    table.add_column("")
+    for title, _ in columns.values():
+        table.add_column(title, justify="right")
+    for name in ("degraded", "restored", "mean_of_restorations"):
+        values = [format(record[name][column], spec) for column, (_, spec) in columns.items()]
+        table.add_row(name.replace("_", " "), *values)
+    console = Console()
+    console.print(table)
+    if "lpips" not in columns:
+        console.print(f"LPIPS {record['lpips']}", soft_wrap=True, highlight=False)
+    console.print(f"written to {out}", soft_wrap=True, highlight=False)
+
+
+@entry_point("restore")
+def main(cfg: DictConfig) -> None:
+    """The command line's."""
+    divided(restore, cfg, images=cfg.num * cfg.samples)
+
+
+if __name__ == "__main__":
+    main()

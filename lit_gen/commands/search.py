@@ -1,0 +1,269 @@
+"""A policy search from the command line: its books, its curves, its report beside equal-budget random."""
+
+import json
+import math
+import signal
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lit_gen.augment import Augmentation, Policy
+from lit_gen.cli import entry_point
+from lit_gen.errors import ConfigError
+from lit_gen.instantiate import instantiate
+from lit_gen.loggers import close, wandb
+from lit_gen.rng import key
+from lit_gen.search import (
+    TPE,
+    Method,
+    PlantedReward,
+    PolicySpace,
+    Random,
+    Result,
+    Space,
+    Trial,
+    merge,
+    run,
+    run_shared,
+)
+from lit_gen.search.report import print_report, print_seeds, report_of, write
+from lit_gen.search.shared import open_storage
+from lit_gen.search.tasks import Task, grid, randaugment_grid
+
+__all__ = ["Interrupted", "search"]
+
+WINDOW = 50  # trials over which op frequencies and mean rewards are logged
+
+
+class Interrupted(RuntimeError):
+    """The search was stopped by Ctrl-C; its ledger is complete."""
+
+    exit_code = 128 + signal.SIGINT
+
+
+def search(cfg: DictConfig, out: Path) -> dict[str, Any]:
+    """Searches as `cfg` says, in `out`: a ledger a search (`ledger.jsonl`, of random control
+    `random.jsonl`), `policy.yaml`, `augment/found.yaml` (`--config-dir=<out> augment=found` uses it),
+    `report.json`, `curve.png`, `sheet.png`. Prints the report and returns it. With `seeds` above 1 each seed
+    has a folder `seed_<k>` like that, and `out` the report over them.
+
+    What is in the ledgers is not done again. With `storage` several processes share a search: one writes
+    `out`, the others (`join`) train children for it and return when there is nothing left to train. Raises
+    ConfigError for what does not fit, and if `out` holds another search.
+    """
+    settings = _checked(cfg, out)
+    if cfg.join:
+        with suppress(OSError):  # the folder that Hydra made, unless it is the search's own
+            out.rmdir()
+        return _join(cfg)
+    if cfg.seeds == 1:
+        return _search(cfg, settings, out)
+    reports = []
+    for seed in range(cfg.seed, cfg.seed + cfg.seeds):
+        part = OmegaConf.merge(cfg, {"seed": seed, "seeds": 1})
+        reports.append(_finished(part, out / f"seed_{seed}") or search(part, out / f"seed_{seed}"))
+    report = {"unit": reports[0]["unit"], "results": print_seeds(reports, out)}
+    OmegaConf.save(OmegaConf.create(settings), out / "config.yaml")
+    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def _finished(cfg: DictConfig, out: Path) -> dict[str, Any] | None:
+    """The report of a search with these very settings that came to its end."""
+    if not (out / "report.json").exists():
+        return None
+    before = OmegaConf.to_container(OmegaConf.load(out / "config.yaml"))
+    now = OmegaConf.to_container(cfg, resolve=True)
+    free = ("out", "workers", "wandb")
+    same = all(before.get(k) == v for k, v in now.items() if k not in free)
+    return json.loads((out / "report.json").read_text()) if same else None
+
+
+def _join(cfg: DictConfig) -> dict[str, Any]:
+    """Trains children of searches that other processes report on; the numbers it returns are of all."""
+    seeds = range(cfg.seed, cfg.seed + cfg.seeds)
+    for part in (OmegaConf.merge(cfg, {"seed": seed, "seeds": 1}) for seed in seeds):
+        try:
+            results = _all_searches(part, *_prepared(part)[:3], None, None)
+        except KeyboardInterrupt:
+            raise Interrupted("Stopped; another process takes the place of this one.") from None
+        print(f"{cfg.name}-seed{part.seed} in {cfg.storage}: every child is trained", flush=True)
+    return {name: [result.cost for result in parts] for name, parts in results.items()}
+
+
+def _prepared(cfg: DictConfig) -> tuple[Space, Task, Callable[..., Method], float]:
+    """What is searched for, in what, by what; and the CPU seconds that it took to make these."""
+    allow = list(cfg.allow_targets)
+    space = instantiate(cfg.space, allow)
+    strategy: Callable[..., Method] = instantiate(cfg.strategy, allow)
+    made = getattr(strategy, "func", strategy)
+    if made is grid and (cells := math.prod(space.sizes)) > cfg.budget:
+        raise ConfigError(f"The grid has {cells} cells, budget={cfg.budget}: raise it, or space=randaugment.")
+    if cfg.storage and made not in (TPE, Random):
+        raise ConfigError("storage= shares searches of strategy=tpe and random; others have workers=.")
+    if cfg.storage:
+        open_storage(cfg.storage)
+    data = instantiate(cfg.data, allow) if cfg.data else None
+    start = time.process_time()
+    task: Task = instantiate(cfg.reward, allow)(space, data, cfg.seed)
+    compared = {name: _augmentation(name, node, allow) for name, node in cfg.compare.items()}
+    task.compared = (task.compared or {}) | compared
+    if (cfg.randaugment or cfg.compare) and any(isinstance(r, PlantedReward) for r in task.rewards):
+        raise ConfigError("randaugment= and compare=: the planted reward knows policies of its space alone.")
+    return space, task, strategy, time.process_time() - start
+
+
+def _augmentation(name: str, node: Any, allow: list[str]) -> Augmentation:
+    found = instantiate(node, allow)
+    found = getattr(found, "policy", found)  # conf/augment has transforms around them
+    if not isinstance(found, Augmentation):
+        raise ConfigError(f"compare.{name} is no augmentation: give _target_: lit_gen.augment.AugMix, ...")
+    return found
+
+
+def _search(cfg: DictConfig, settings: dict[str, Any], out: Path) -> dict[str, Any]:
+    space, task, strategy, prepared = _prepared(cfg)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "report.json").unlink(missing_ok=True)
+    OmegaConf.save(OmegaConf.create(settings), out / "config.yaml")
+    logger = wandb(str(out), name=f"{cfg.name}-seed{cfg.seed}", mode=cfg.wandb)
+    try:
+        logger.log_hyperparams(settings)
+        results = _all_searches(cfg, space, task, strategy, out, logger)
+        found = {name: _best(parts, cfg.top) for name, parts in results.items()}
+        report = report_of(cfg, task, results, found, prepared)
+        files = write(out, task, results, found["found"], report)
+        for name, file in files.items():
+            logger.log_image(f"search/{name}", [str(file)])
+        logger.log_metrics(
+            {f"test/{k}": row["test"] for k, row in report["results"].items() if "test" in row}
+        )
+    except KeyboardInterrupt:
+        raise Interrupted(f"Stopped; the same command with out={out} goes on.") from None
+    finally:
+        close([logger])
+    print_report(report, out, isinstance(found["found"], Policy))
+    return report
+
+
+def _checked(cfg: DictConfig, out: Path) -> dict[str, Any]:
+    """The resolved configuration, if it makes sense and `out` is ours to write in."""
+    for name, least in (("budget", 1), ("top", 1), ("test_children", 0), ("workers", 0), ("seeds", 1)):
+        if cfg[name] < least:
+            raise ConfigError(f"{name}={cfg[name]}: must be at least {least}.")
+    if cfg.join and not cfg.storage:
+        raise ConfigError("join=true needs storage=, the one of the search to help with.")
+    if cfg.storage and cfg.workers:
+        raise ConfigError(
+            f"workers={cfg.workers} with storage=: start the same command again instead, with join=true."
+        )
+    if cfg.seeds > 1 and not cfg.test_children:
+        raise ConfigError("seeds= compares test scores: test_children must be at least 1.")
+    if (out / "policy.yaml").exists() and not list(out.glob("ledger*.jsonl")):
+        raise ConfigError(f"{out} holds a policy that is no search's: choose another out=.")
+    settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    if (out / "config.yaml").exists():
+        before = OmegaConf.to_container(OmegaConf.load(out / "config.yaml"))
+        for name in ("strategy", "space", "reward", "data", "seed", "seeds", "storage"):
+            if before.get(name) != settings[name]:
+                raise ConfigError(
+                    f"{out} holds another search: its {name} was {before.get(name)} and is now "
+                    f"{settings[name]}. Choose another out=."
+                )
+    return settings
+
+
+def _all_searches(
+    cfg: DictConfig,
+    space: Space,
+    task: Task,
+    strategy: Callable[..., Method],
+    out: Path | None,
+    logger: Any,
+) -> dict[str, list[Result]]:
+    """The search, and its controls."""
+    results = {"found": _searches(cfg, space, task, strategy, out, logger, "ledger")}
+    if cfg.control and getattr(strategy, "func", strategy) is not Random:
+        results["best of random"] = _searches(cfg, space, task, Random, out, logger, "random")
+    if cfg.randaugment and not cfg.join:
+        cells = randaugment_grid(space, cfg.budget)
+        name = "RandAugment, best of its grid"
+        results[name] = _searches(cfg, cells, task, grid, out, logger, "randaugment")
+    return results
+
+
+def _searches(
+    cfg: DictConfig,
+    space: Space,
+    task: Task,
+    strategy: Callable[..., Method],
+    out: Path | None,
+    logger: Any,
+    ledger: str,
+) -> list[Result]:
+    """A search for each reward of the task."""
+    results = []
+    for part, reward in enumerate(task.rewards):
+        many = len(task.rewards) > 1
+        name = f"{ledger}_{part}" if many else ledger
+        seed = key(cfg.seed, "search", part) if many else cfg.seed
+        described = {k: _plain(cfg[k]) for k in ("space", "reward", "data", "seed")}
+        described |= {"strategy": _plain(cfg.strategy) if ledger == "ledger" else ledger, "part": part}
+        books: dict[str, Any] = {"description": described, "progress": name}
+        if out:
+            books |= {"ledger": out / f"{name}.jsonl"}
+            books |= {"on_trial": _logging(logger, name if ledger != "ledger" or many else "search")}
+        made = getattr(strategy, "func", strategy)
+        if cfg.storage and made is not grid:
+            shared = {"name": f"{cfg.name}-seed{cfg.seed}-{name}", "random": made is Random, "seed": seed}
+            result = run_shared(space, reward, cfg.budget, storage=cfg.storage, **shared, **books)
+        else:
+            method = strategy(space=space, seed=seed)
+            result = run(space, reward, method, cfg.budget, workers=cfg.workers, **books)
+        results.append(result)
+    return results
+
+
+def _plain(node: Any) -> Any:
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def _logging(logger: Any, name: str) -> Callable[[Trial, Result], None]:
+    def on_trial(trial: Trial, result: Result) -> None:
+        recent, space = result.trials[-WINDOW:], result.space
+        numbers = {
+            "reward": trial.reward,
+            "best": result.best_reward,
+            f"mean_of_{WINDOW}": statistics.mean(t.reward for t in recent),
+            "cpu_seconds": result.cost["cpu_seconds"],
+            "images": result.cost["images"],
+        }
+        if isinstance(space, PolicySpace):
+            shares = space.op_frequencies([t.choices for t in recent])
+            numbers |= {f"ops/{op}": share for op, share in shares.items()}
+        logger.log_metrics({f"{name}/{k}": v for k, v in numbers.items()}, step=len(result.trials))
+
+    return on_trial
+
+
+def _best(results: Sequence[Result], top: int) -> Augmentation:
+    """The `top` best of each search, merged; of augmentations that cannot be merged the best."""
+    best = [policy for result in results for policy in result.top(top)]
+    if all(isinstance(policy, Policy) for policy in best):
+        return merge(best)
+    return max(results, key=lambda r: r.best_reward).best
+
+
+@entry_point("search")
+def main(cfg: DictConfig) -> None:
+    """The command line's."""
+    search(cfg, Path(cfg.out))
+
+
+if __name__ == "__main__":
+    main()

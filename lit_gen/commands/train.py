@@ -1,0 +1,183 @@
+"""From a configuration to a trained run folder."""
+
+import json
+import logging
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from lit_gen import checkpoints, runs
+from lit_gen.config.experiment import Experiment, build
+from lit_gen.config.schema import TrainSchema
+from lit_gen.errors import ConfigError
+from lit_gen.figures import curves
+from lit_gen.loggers import close, environment
+
+__all__ = ["train"]
+
+log = logging.getLogger(__name__)
+
+GROUPS = ("experiment", "data", "augment", "model", "sampler", "metrics", "callbacks", "logger", "trainer")
+
+
+def train(cfg: DictConfig, folder: Path, overrides: list[str], main: bool = True) -> float | None:
+    """Trains (or goes on training) in `folder` and returns the final Frechet distance, if one is measured.
+
+    `overrides` are the command line's; `main` says that this process is rank 0.
+    """
+    _quiet()
+    checkpoint = None
+    if cfg.resume and (cfg.resume != "auto" or any(checkpoints.folder(folder).glob("*.ckpt"))):
+        cfg, checkpoint = _resumed(cfg, folder, overrides, main)
+    elif main:
+        runs.claim(folder, resume=cfg.resume is not None)
+    experiment = build(cfg, folder)
+    module, trainer = experiment.module, experiment.trainer
+    if main:
+        runs.write_whole(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(experiment.config)))
+        _introduce(cfg, experiment, folder, checkpoint)
+        around = environment()
+        runs.write_whole(folder / "environment.json", json.dumps(around, indent=2) + "\n")
+        for logger in trainer.loggers:
+            logger.log_hyperparams(experiment.config | {"environment": around})
+    start, status = time.perf_counter(), "failed"
+    try:
+        trainer.fit(module, datamodule=experiment.data, ckpt_path=checkpoint, weights_only=True)
+        seconds = time.perf_counter() - start
+        if trainer.is_global_zero:
+            _finish(experiment, folder, seconds)
+        status = "success"
+    finally:
+        close(trainer.loggers, status)
+    return module.summary.get("fd")
+
+
+def _resumed(cfg: DictConfig, folder: Path, overrides: list[str], main: bool) -> tuple[DictConfig, Path]:
+    """The saved configuration with this command's changes, and the newest checkpoint that loads."""
+    saved = OmegaConf.merge(OmegaConf.structured(TrainSchema), runs.saved_config(folder))
+    if main:
+        runs.claim(folder, resume=True)
+    for change in OverridesParser.create().parse_overrides(overrides):
+        _apply(saved, change, again=cfg.resume == "auto")
+    saved.resume = None
+    path, state, bad = checkpoints.newest_good(folder)
+    for problem in bad:
+        log.warning("%s Resuming from %s instead.", problem, path)
+    was, now = state["config"]["model"], OmegaConf.to_container(saved.model, resolve=True)
+    for part in ("_target_", "net", "process", "precondition", "generator", "discriminator"):
+        if was.get(part) != now.get(part):
+            raise ConfigError(
+                f"{path} holds another model: model.{part} is {was.get(part)} there and {now.get(part)} here."
+            )
+    return saved, path
+
+
+def _apply(saved: DictConfig, change: Override, again: bool) -> None:
+    """One command-line override on the configuration of a resumed run. `again`: the run's first command,
+    typed once more."""
+    key = change.key_or_group
+    if key == "resume":
+        return
+    if key in GROUPS:
+        if again:
+            return
+        raise ConfigError(
+            f"{change.input_line}: a resumed run keeps its {key}; "
+            "only values such as trainer.max_steps can change."
+        )
+    if not change.is_add() and OmegaConf.select(saved, key, default=GROUPS) is GROUPS:
+        if again and key.startswith(("callbacks.", "logger.")):
+            return  # of one that the first command switched off
+        raise ConfigError(f"{change.input_line}: the configuration of the run has no {key}.")
+    try:
+        with open_dict(saved):
+            if change.is_delete():
+                parent, _, name = key.rpartition(".")
+                OmegaConf.select(saved, parent).pop(name)
+            else:
+                OmegaConf.update(saved, key, change.value())
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{change.input_line}: {error}") from error
+
+
+def _quiet() -> None:
+    """Silences what Lightning says about choices that are ours; everything else is shown."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*val_dataloader.*",
+        ".*does not have many workers.*",
+        ".*The `srun` command is available.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*Experiment logs directory .* exists and is not empty.*",
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*torch.distributed.nn.functional.all_gather is deprecated.*",
+        ".*`broadcast_buffers` is deprecated.*",  # what takes its place came with torch 2.14
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
+def _introduce(cfg: DictConfig, experiment: Experiment, folder: Path, checkpoint: Path | None) -> None:
+    module, data, trainer = experiment.module, experiment.data, experiment.trainer
+    size = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    print(
+        f"{cfg.name}: {size:,} parameters, {len(data.train):,} training images, batch {data.batch_size}, "
+        f"{trainer.max_steps:,} steps on {trainer.world_size} x {trainer.strategy.root_device.type} "
+        f"({trainer.precision})",
+        flush=True,
+    )
+    print(f"{'resumed from ' + str(checkpoint) if checkpoint else 'run folder ' + str(folder)}", flush=True)
+
+
+def _finish(experiment: Experiment, folder: Path, seconds: float) -> None:
+    """summary.json, the closing table, and what to type next."""
+    module, data = experiment.module, experiment.data
+    steps = module.batches_seen
+    summary: dict[str, Any] = {
+        "steps": steps,
+        "train_seconds": round(seconds, 2),
+        "images_per_second": round(module.training_pace(), 1),
+        **module.summary,
+        "batch_size": data.batch_size,
+        "parameters": sum(p.numel() for p in module.parameters()),
+    }
+    runs.write_whole(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    for logger in experiment.trainer.loggers:
+        logger.log_metrics(
+            {f"summary/{k}": v for k, v in summary.items() if isinstance(v, int | float)}, step=steps
+        )
+    for logger in experiment.trainer.loggers:
+        logger.save()
+    curves(folder)
+    _table(summary, module, folder)
+
+
+def _table(summary: dict[str, Any], module: Any, folder: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, title="result")
+    rows = {"batches": f"{summary['steps']:,}", "seconds": f"{summary['train_seconds']:.1f}"}
+    rows["images/s while training"] = f"{summary['images_per_second']:,.0f}"
+    if "fd" in summary:
+        rows[summary["fd_name"]] = f"{summary['fd']:.4f}"
+        rows["  its floor (training split against test split)"] = f"{summary['fd_floor']:.4f}"
+        rows["samples/s"] = f"{summary['samples_per_second']:.0f}"
+    if "confident_share" in summary:
+        rows["samples that the classifier is sure of (p > 0.9)"] = f"{100 * summary['confident_share']:.1f} %"
+        rows["classes found"] = str(summary["classes_found"])
+    for name, value in (rows | module.closing).items():
+        table.add_row(name, value)
+    console = Console()
+    console.print(table)
+    console.print(f"run folder: {folder}", soft_wrap=True, highlight=False)
+    commands = {what: command.format(run=folder) for what, command in module.next_commands.items()}
+    commands["train on"] = f"python -m lit_gen.train resume={folder} trainer.max_steps={2 * summary['steps']}"
+    for what, command in commands.items():
+        console.print(f"{what}: {command}", soft_wrap=True, highlight=False)

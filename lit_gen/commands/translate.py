@@ -1,0 +1,159 @@
+"""Images translated into classes that a few images show: pictures, a contact sheet, a record."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from lit_gen import __version__
+from lit_gen.callbacks.translations import contact_sheet
+from lit_gen.cli import entry_point
+from lit_gen.errors import ConfigError
+from lit_gen.funit import translator
+from lit_gen.funit.networks import FewShotGenerator
+from lit_gen.images import grid, save_png, to_float
+from lit_gen.inputs import read_class_folders, read_contents
+from lit_gen.instantiate import instantiate
+from lit_gen.models import open_translator
+
+__all__ = ["translate"]
+
+OFFICIAL_SIZE = 128
+
+
+def translate(cfg: DictConfig, out: Path) -> dict[str, Any]:
+    """Translates `cfg.content` into every class of `cfg.classes`; writes `sheet.png` (with the true
+    translations below each row where the run's own data know them), `images/<class>/<content>.png`, with
+    `cfg.interpolate` also `interpolation.png` and `interpolation/`, and `translation.json`; returns the
+    record.
+
+    Raises ConfigError for what does not fit together.
+    """
+    for name in ("num", "batch_size"):
+        if cfg[name] < 1:
+            raise ConfigError(f"{name}={cfg[name]}: must be at least 1.")
+    if cfg.k is not None and cfg.k < 1:
+        raise ConfigError(f"k={cfg.k}: at least one image must show a class.")
+    if cfg.fit not in ("crop", "stretch"):
+        raise ConfigError(f"fit={cfg.fit}: the networks take squares; give crop or stretch.")
+    if cfg.interpolate < 0 or cfg.interpolate == 1:
+        raise ConfigError(f"interpolate={cfg.interpolate}: give 0 for none, or at least 2 steps.")
+    if any((out / name).exists() for name in ("sheet.png", "images", "interpolation", "translation.json")):
+        raise ConfigError(f"{out} already holds translations: choose another out=.")
+    generator, run_cfg, path = open_translator(cfg)
+    size = cfg.image_size or (OFFICIAL_SIZE if run_cfg is None else run_cfg.data.image_size)
+    contents, classes, truth = _inputs(cfg, run_cfg, generator.content_encoder.stem.in_channels, size)
+    if cfg.interpolate and len(classes) < 2:
+        raise ConfigError(
+            f"interpolate={cfg.interpolate} goes from class to class, {cfg.classes} shows one class alone."
+        )
+    images = torch.stack(list(contents.values()))
+    codes = {name: translator.class_code(generator, to_float(shown)) for name, shown in classes.items()}
+    translated = torch.stack(
+        [_translated(generator, images, code, cfg.batch_size) for code in codes.values()], 1
+    )
+    for (content, row), k in _cells(contents, translated, list(classes)):
+        save_png(row, out / "images" / _file_name(k) / f"{_file_name(content)}.png")
+    save_png(contact_sheet(images, list(classes.values()), translated, truth), out / "sheet.png")
+    if cfg.interpolate:
+        _interpolate(generator, contents, codes, cfg.interpolate, out)
+    record = {
+        "model": str(path),
+        "weights": "average" if cfg.ema else "raw",
+        "content": str(cfg.content),
+        "contents": list(contents),
+        "classes": {name: len(shown) for name, shown in classes.items()},
+        "image_size": size,
+        "fit": cfg.fit,
+        "interpolate": cfg.interpolate,
+        "seed": cfg.seed,
+        "version": __version__,
+    }
+    (out / "translation.json").write_text(json.dumps(record, indent=2) + "\n")
+    print(f"{len(contents)} images into {len(classes)} classes by {path} -> {out / 'sheet.png'}")
+    return record
+
+
+def _inputs(
+    cfg: DictConfig, run_cfg: DictConfig | None, channels: int, size: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]:
+    """What to translate, and into what, by name; the true translations (N, T, C, H, W) where they are
+    known."""
+    own = {
+        name
+        for name in ("content", "classes")
+        if cfg[name] == {"content": "source", "classes": "target"}[name]
+    }
+    data = None
+    if own:
+        if run_cfg is None:
+            name = min(own)
+            raise ConfigError(
+                f"{name}={cfg[name]} are those of a run; with weights= give {name}=<image or folder>."
+            )
+        if size != run_cfg.data.image_size:
+            raise ConfigError(f"image_size={size}: the run's own images have {run_cfg.data.image_size}.")
+        data = instantiate(run_cfg.data, list(cfg.allow_targets))
+    if "content" in own:
+        numbers = data.contents(cfg.num, cfg.seed).tolist()
+        contents = {
+            f"{data.train.classes[data.train[i]['label']]}_{i}": data.train[i]["image"] for i in numbers
+        }
+    else:
+        contents = read_contents(Path(cfg.content), cfg.num, channels, size, cfg.fit)
+    if "classes" not in own:
+        return contents, read_class_folders(Path(cfg.classes), cfg.k, channels, size, cfg.fit), None
+    classes = data.examples(cfg.k or 5, seed=cfg.seed)[0]
+    if "content" not in own or data.truth(numbers[0], next(iter(classes))) is None:
+        return contents, classes, None
+    truth = [torch.stack([data.truth(i, name) for name in classes]) for i in numbers]
+    return contents, classes, torch.stack(truth)
+
+
+def _translated(generator: FewShotGenerator, images: Tensor, code: Tensor, batch_size: int) -> Tensor:
+    parts = [
+        translator.translate(generator, to_float(batch), code).cpu() for batch in images.split(batch_size)
+    ]
+    return torch.cat(parts)
+
+
+def _cells(contents: dict[str, Tensor], translated: Tensor, classes: list[str]) -> Any:
+    """((content name, image), class name) of translations (N, T, C, H, W)."""
+    for name, row in zip(contents, translated, strict=True):
+        for k, image in zip(classes, row, strict=True):
+            yield (name, image), k
+
+
+def _interpolate(
+    generator: FewShotGenerator, contents: dict[str, Tensor], codes: dict[str, Tensor], steps: int, out: Path
+) -> None:
+    """Every content on its way from each class to the next."""
+    names, images = list(codes), torch.stack(list(contents.values()))
+    rows = []
+    for first, second in itertools.pairwise(names):
+        way = translator.interpolate(generator, to_float(images), codes[first], codes[second], steps).cpu()
+        for content, frames in zip(contents, way, strict=True):
+            folder = out / "interpolation" / f"{_file_name(first)}_to_{_file_name(second)}"
+            for i, frame in enumerate(frames):
+                save_png(frame, folder / f"{_file_name(content)}_{i:02d}.png")
+        rows.append(torch.cat([images[:, None], way], 1))
+    sheet = torch.cat(rows).flatten(0, 1)
+    save_png(grid(sheet, columns=steps + 1, scale=max(1, 64 // images.shape[-1])), out / "interpolation.png")
+
+
+def _file_name(name: str) -> str:
+    return name.replace("/", "-")
+
+
+@entry_point("translate")
+def main(cfg: DictConfig) -> None:
+    """The command line's."""
+    translate(cfg, Path(cfg.out))
+
+
+if __name__ == "__main__":
+    main()

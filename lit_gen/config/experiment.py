@@ -1,0 +1,157 @@
+"""A configuration becomes an experiment: module, data, trainer, checked against one another."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from lit_gen import __version__, checkpoints
+from lit_gen.callbacks import EMA, NaNGuard, Signals
+from lit_gen.errors import ConfigError
+from lit_gen.instantiate import instantiate
+
+__all__ = ["Experiment", "SaveConfig", "build", "trainer_for"]
+
+
+class SaveConfig(pl.Callback):
+    """Puts the resolved configuration into every checkpoint, so that a checkpoint alone is enough to rebuild
+    its model."""
+
+    def __init__(self, config: dict[str, Any]):
+        self.config = config
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        checkpoint["config"] = self.config
+        checkpoint["lit_gen_version"] = __version__
+
+
+@dataclass
+class Experiment:
+    """`config` is the resolved configuration, without the callbacks and loggers that are switched off."""
+
+    module: Any
+    data: pl.LightningDataModule
+    trainer: pl.Trainer
+    config: dict[str, Any]
+
+
+def build(cfg: DictConfig, folder: Path) -> Experiment:
+    """Everything that a training needs, made from the configuration and checked against one another.
+
+    Raises ConfigError for whatever would fail later: data that is not there, a batch size that does not fit,
+    images that the network does not take, targets that are not allowed.
+    """
+    allow = list(cfg.allow_targets)
+    config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    config |= {group: _switched_on(group, config[group]) for group in ("callbacks", "logger")}
+    data = instantiate(config["data"], allow)
+    torch.manual_seed(cfg.seed)  # the initial weights
+    module = instantiate(config["model"], allow)
+    # Averages and guards first: what measures or saves after them finds the batch completed.
+    callbacks = [instantiate(c, allow) for c in config["callbacks"].values()]
+    if hasattr(module, "check"):
+        module.check()
+    _check_answers(module, dict(zip(config["callbacks"], callbacks, strict=True)))
+    callbacks.sort(key=lambda c: not isinstance(c, EMA | NaNGuard | Signals))
+    loggers = []
+    if _is_rank_zero():
+        loggers = [instantiate(lg, allow) for lg in config["logger"].values()]
+    trainer = trainer_for(
+        config["trainer"], allow, callbacks=[SaveConfig(config), *callbacks], loggers=loggers, folder=folder
+    )
+    if _is_rank_zero():  # the others wait for its prepare_data, so that a download happens once
+        data.check(trainer.world_size)
+        _check_batch(module, data)
+    return Experiment(module, data, trainer, config)
+
+
+def _switched_on(group: str, nodes: dict[str, Any]) -> dict[str, Any]:
+    """Those that something is made of. `_target_: null` (metrics=none) or null instead of the node switches
+    one off, whatever an experiment sets of it; one without a `_target_` is a mistake.
+    """
+    for name, node in nodes.items():
+        if node is not None and not (isinstance(node, dict) and "_target_" in node):
+            raise ConfigError(
+                f"{group}.{name}={node} names no class: no choice of a group has made it, these are options "
+                f"alone. Leave it out (~{group}.{name}), or give {group}.{name}._target_."
+            )
+    return {name: node for name, node in nodes.items() if node and node["_target_"]}
+
+
+def _check_answers(module: Any, callbacks: dict[str, Any]) -> None:
+    """Callbacks name in `asks` the methods of the module that they call."""
+    for name, callback in callbacks.items():
+        if isinstance(callback, EMA):
+            module.ema_network()
+        for method in getattr(callback, "asks", ()):
+            if not hasattr(module, method):
+                raise ConfigError(
+                    f"callbacks.{name} ({type(callback).__name__}) calls {method} of the model, a "
+                    f"{type(module).__name__}, which has none: leave it out (~callbacks.{name}), or take the "
+                    "callbacks of the model's family (callbacks=default, classifier, detection, funit)."
+                )
+
+
+def _check_batch(module: Any, data: Any) -> None:
+    if not hasattr(data, "keyed_train"):
+        return  # a data module of the user's
+    given = set(data.keyed_train()[0, 0])
+    if missing := getattr(module, "reads", frozenset()) - given:
+        raise ConfigError(
+            f"A {type(module).__name__} needs {', '.join(sorted(missing))} in a batch; the data, a "
+            f"{type(data).__name__}, give {', '.join(sorted(given))}: they are of different families. Take "
+            "an experiment of the model's (experiment=digits, funit_glyphs, detector_scenes), or its data."
+        )
+
+
+def _is_rank_zero() -> bool:
+    from lightning.pytorch.utilities import rank_zero_only
+
+    return rank_zero_only.rank == 0
+
+
+def trainer_for(
+    config: dict[str, Any], allow: Any = (), *, callbacks: Any = (), loggers: Any = (), folder: Path
+) -> pl.Trainer:
+    """The Trainer of a configuration, with what lit_gen does itself switched off (sampler injection, bars,
+    checkpoints)."""
+    options = dict(config)
+    if options["accelerator"] == "auto" and not torch.cuda.is_available():
+        options["accelerator"] = "cpu"  # not Apple's GPUs, which have no float64 and which nobody has tried
+    if options["precision"] == "auto":
+        cuda = options["accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+        options["precision"] = (
+            "bf16-mixed" if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+        )
+    if options["precision"] in ("bf16-true", "16-true", "transformer-engine", "transformer-engine-float16"):
+        raise ConfigError(
+            f"trainer.precision={options['precision']} keeps the weights in half precision, where an average "
+            "stands still. Take bf16-mixed, which computes in bfloat16 on weights in float32."
+        )
+    if options["deterministic"]:
+        options["benchmark"] = False  # it picks kernels by their time
+    plugins = [checkpoints.AtomicCheckpointIO()]
+    if options.pop("plugins", None):
+        plugins += [instantiate(p, allow) for p in config["plugins"]]
+    if isinstance(options["strategy"], dict):
+        options["strategy"] = instantiate(options["strategy"], allow)
+    if options["max_steps"] < 1:
+        raise ConfigError(f"trainer.max_steps={options['max_steps']}: must be at least 1.")
+    return instantiate(
+        {"_target_": options.pop("_target_")},
+        allow,
+        **options,
+        callbacks=list(callbacks),
+        logger=list(loggers) or False,
+        plugins=plugins,
+        default_root_dir=str(folder),
+        max_epochs=-1,
+        use_distributed_sampler=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+    )

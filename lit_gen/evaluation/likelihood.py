@@ -1,0 +1,83 @@
+"""Bits per dimension of test images, for `lit-gen evaluate`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from lit_gen.errors import ConfigError
+from lit_gen.images import to_float
+from lit_gen.metrics import Estimate
+from lit_gen.metrics.distributed import from_rank_zero, gather_batches, own_batches, rank
+from lit_gen.metrics.functional import mean_estimate
+from lit_gen.rng import PerSample
+from lit_gen.score.likelihood import (
+    bits_per_dim,
+    dequantize,
+    log_likelihood,
+    random_probes,
+    variational_bound,
+)
+from lit_gen.score.module import ScoreModule
+from lit_gen.score.sde import DiscreteVP
+
+__all__ = ["measure_densities"]
+
+Bits = Callable[[ScoreModule, Tensor, Tensor | None, PerSample, float | None], Tensor]
+
+
+def measure_densities(module: Any, test: Any, cfg: DictConfig) -> dict[str, Estimate]:
+    """`bits_per_dim` and `bound` of the first so many images of `test`, whichever `cfg` asks for. Every rank
+    must call; each measures its share.
+
+    Raises ConfigError for a model without a density, and for more images than there are.
+    """
+    kinds: dict[str, Bits] = {"bits_per_dim": _density, "bound": _bound}
+    return {name: _measure(name, bits, module, test, cfg) for name, bits in kinds.items() if cfg[name]}
+
+
+def _measure(name: str, bits: Bits, module: Any, test: Any, cfg: DictConfig) -> Estimate:
+    if not isinstance(module, ScoreModule):
+        raise ConfigError(f"{name}={cfg[name]}: {type(module).__name__} has no density.")
+    if not 2 <= cfg[name] <= len(test):
+        raise ConfigError(f"{name}={cfg[name]}: must be between 2 and the {len(test)} test images.")
+    process = module.denoiser.process
+    if cfg.t_min is not None and not 0 < cfg.t_min < process.t_max:
+        raise ConfigError(f"t_min={cfg.t_min}: must be between 0 and {process.t_max:g}, where the prior is.")
+    if name == "bound" and not isinstance(process, DiscreteVP):
+        raise ConfigError(
+            f"bound={cfg.bound}: DDPM's bound is a sum over the steps of a discrete process, and this "
+            f"model's is {type(process).__name__}. Take bits_per_dim={cfg.bound}."
+        )
+    n, size = cfg[name], cfg.batch_size
+    own, parts = own_batches(n, size), []
+    hidden = len(own) < 2 or rank() > 0
+    for rows in track(own, name.replace("_", " "), console=Console(stderr=True), disable=hidden):
+        items = [test[i] for i in rows]
+        images = torch.stack([item["image"] for item in items]).to(module.device)
+        label = torch.tensor([item["label"] for item in items], device=module.device)
+        generator = PerSample.keyed(cfg.seed, rows)
+        parts.append(bits(module, images, label if module.num_classes else None, generator, cfg.t_min).cpu())
+    values = gather_batches(parts, n, size)
+    return from_rank_zero(lambda: mean_estimate(values))
+
+
+def _density(
+    module: ScoreModule, images: Tensor, label: Tensor | None, generator: PerSample, t_min: float | None
+) -> Tensor:
+    """(B,), of uint8 images dequantised by uniform noise, by the probability-flow ODE with one probe each."""
+    x_0 = dequantize(images, generator)
+    probes = random_probes(x_0, generator=generator)
+    found = log_likelihood(module.denoiser, x_0, probes=probes, t_min=t_min, label=label)
+    return bits_per_dim(found.log_prob, images[0].numel())
+
+
+def _bound(
+    module: ScoreModule, images: Tensor, label: Tensor | None, generator: PerSample, t_min: float | None
+) -> Tensor:
+    """(B,), DDPM's variational bound over all steps."""
+    return variational_bound(module.denoiser, to_float(images), label=label, generator=generator).total

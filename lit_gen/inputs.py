@@ -1,0 +1,196 @@
+"""Sets of images that anybody made, by their path, and the statistics of sets whose images are elsewhere."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from lit_gen.data.decode import EXTENSIONS, decode
+from lit_gen.data.folders import ImageFiles
+from lit_gen.data.images import TensorImages
+from lit_gen.errors import ConfigError
+from lit_gen.instantiate import instantiate
+from lit_gen.metrics import Extractor, Moments, read_images, read_reference
+from lit_gen.metrics.files import holds_statistics
+from lit_gen.rng import keyed_generator
+from lit_gen.score.restoration import Inpainting, box_mask
+
+__all__ = [
+    "classes_of",
+    "inpainting",
+    "mask_of",
+    "open_images",
+    "open_reference",
+    "pictures",
+    "read_class_folders",
+    "read_contents",
+]
+
+MASKS = ("center", "left", "right", "top", "bottom", "random")
+
+
+def open_images(path: str | Path, image_size: int | None = None, fit: str = "crop") -> Any:
+    """The images of a folder, of a zip, or of an npz whose arr_0 is uint8 (N, H, W, C), as a data set (the
+    contract of `lit_gen.data.images`).
+
+    With `image_size` pictures in files are brought to that size as `fit` says (`lit_gen.data.decode`);
+    without it they must be square and of one size. Raises ConfigError.
+    """
+    path = Path(path).expanduser()
+    if path.suffix == ".npz":
+        if image_size is not None:
+            raise ConfigError(
+                f"image_size={image_size} resizes picture files; the arrays of {path} are taken as they are."
+            )
+        return TensorImages(read_images(path), name=path.stem)
+    return ImageFiles(path, image_size=image_size, fit=fit, scan=False, draft=False)  # measured: exact
+
+
+def open_reference(
+    path: str | Path,
+    extractor: Extractor,
+    *,
+    n: int | None = None,
+    resize: str | None = None,
+    section: str = "fid",
+    image_size: int | None = None,
+    fit: str = "crop",
+) -> Moments | Any:
+    """The moments in a statistics file (TTUR, pytorch-fid, EDM, EDM2, clean-fid, guided-diffusion), or the
+    data set that `open_images` gives.
+
+    A statistics file does not say how many images made it nor how they were resized: `n` and `resize` must.
+    """
+    path = Path(path).expanduser()
+    if path.suffix != ".pkl" and not (path.suffix == ".npz" and holds_statistics(path)):
+        if n is not None or resize is not None:
+            raise ConfigError(f"reference_n and reference_resize describe a statistics file, {path} is none.")
+        return open_images(path, image_size, fit)
+    missing = [name for name, x in {"reference_n": n, "reference_resize": resize}.items() if x is None]
+    if missing:
+        raise ConfigError(
+            f"{path} holds statistics and does not say {' nor '.join(missing)}: give reference_n=<number of "
+            f"its images> and reference_resize=<how they were resized; {extractor.id} takes "
+            f"{extractor.id.resize}>."
+        )
+    return read_reference(path, extractor.id, n=n, resize=resize, section=section)
+
+
+def classes_of(*datasets: Any) -> int:
+    """The number of classes that the data sets have in common. Raises ConfigError if their classes differ."""
+    names = [list(dataset.classes) if dataset.labels is not None else [] for dataset in datasets]
+    if not names[0] or any(other != names[0] for other in names):
+        shown = " and ".join(str(some[:5]) for some in names)
+        raise ConfigError(f"per_class=true needs sets in the same classes (sub-folders), they have {shown}.")
+    return len(names[0])
+
+
+def read_contents(path: Path, num: int, channels: int, size: int, fit: str = "crop") -> dict[str, Tensor]:
+    """The first `num` images of a file, folder or zip: {name: uint8 (C, size, size)}; says so if there are
+    more."""
+    if path.is_file() and path.suffix.lower() in EXTENSIONS:
+        return {path.stem: decode(path.read_bytes(), str(path), channels=channels, image_size=size, fit=fit)}
+    if not path.exists():
+        raise ConfigError(f"content={path}: there is no such image or folder.")
+    files = ImageFiles(path, image_size=size, channels=channels, fit=fit, scan=False, draft=False)
+    if len(files) > num:
+        print(f"{path} has {len(files)} images, the first {num} are translated; num={len(files)} takes all")
+    return {str(Path(files.names[i]).with_suffix("")): files[i]["image"] for i in range(min(num, len(files)))}
+
+
+def read_class_folders(
+    path: Path, k: int | None, channels: int, size: int, fit: str = "crop"
+) -> dict[str, Tensor]:
+    """{class name: uint8 (K, C, size, size)} of an image, a folder of images, or a folder (or zip) of such
+    folders, each a class; the first k of them by name, or all.
+
+    Raises ConfigError where a class has fewer than k, naming it.
+    """
+    if path.is_file() and path.suffix.lower() in EXTENSIONS:
+        image = decode(path.read_bytes(), str(path), channels=channels, image_size=size, fit=fit)
+        classes = {path.stem: image[None]}
+    elif not path.exists():
+        raise ConfigError(f"classes={path}: there is no such folder.")
+    else:
+        files = ImageFiles(path, image_size=size, channels=channels, fit=fit, scan=False, draft=False)
+        names = files.classes or [path.stem]
+        labels = torch.zeros(len(files), dtype=torch.int64) if files.labels is None else files.labels
+        members = {name: (labels == i).nonzero()[:k, 0].tolist() for i, name in enumerate(names)}
+        classes = {n: torch.stack([files[i]["image"] for i in some]) for n, some in members.items() if some}
+    for name, shown in classes.items():
+        if k is not None and len(shown) < k:
+            raise ConfigError(
+                f"k={k}: class {name!r} of {path} has {len(shown)} images. Lower k, or leave it out."
+            )
+    return classes
+
+
+def inpainting(mask: str, image_size: int) -> Inpainting:
+    """The operator of a mask that is named or drawn, see `mask_of`."""
+    return Inpainting(mask_of(mask, image_size))
+
+
+def mask_of(spec: str, size: int) -> Tensor:
+    """bool (1, size, size), true where the pixel is known.
+
+    `spec`: center (the middle half of each side is unknown), left, right, top, bottom (that half is
+    unknown), random (half of the pixels, always the same ones), or a picture whose pixels above half
+    brightness are known.
+    """
+    half, quarter = size // 2, size // 4
+    boxes = {
+        "center": (quarter, quarter, half, half),
+        "left": (0, 0, size, half),
+        "right": (0, half, size, size - half),
+        "top": (0, 0, half, size),
+        "bottom": (half, 0, size - half, size),
+    }
+    if spec in boxes:
+        return box_mask(size, size, *boxes[spec])
+    if spec == "random":
+        return torch.rand((1, size, size), generator=keyed_generator(0, "mask")) < 0.5
+    if not Path(spec).is_file():
+        raise ConfigError(f"mask={spec}: must be one of {', '.join(MASKS)}, or a picture.")
+    return decode(Path(spec).read_bytes(), spec, channels=1, image_size=size) > 127
+
+
+def pictures(cfg: DictConfig, run_cfg: DictConfig | None, module: Any) -> tuple[Tensor, Tensor | None]:
+    """The first `cfg.num` images of what `cfg.images` names, uint8 (N, C, H, W), and what a conditional
+    model is told about them, int64 (N,).
+
+    That is `cfg.label`, else the class of each of the run's own images. Other images have no class, which
+    only a model trained with `label_dropout` knows: for any other one a ConfigError is raised.
+    """
+    channels, size = module.image_shape[0], module.image_shape[-1]
+    path, own = Path(cfg.images), cfg.images == "test"
+    if own and run_cfg is None:
+        raise ConfigError(
+            "images=test are those of a run; with weights= give images=<picture, folder or zip>."
+        )
+    if own:
+        dataset = instantiate(run_cfg.data, list(cfg.allow_targets)).dataset("test")
+    elif path.is_file() and path.suffix != ".zip":
+        dataset = [{"image": decode(path.read_bytes(), str(path), channels=channels, image_size=size)}]
+    else:
+        dataset = ImageFiles(path, image_size=size, channels=channels, scan=False, draft=False)
+    rows = [dataset[i] for i in range(min(cfg.num, len(dataset)))]
+    return torch.stack([row["image"] for row in rows]), _labels(cfg, module, rows if own else len(rows))
+
+
+def _labels(cfg: DictConfig, module: Any, rows: list[dict[str, Any]] | int) -> Tensor | None:
+    """The classes of `rows`, or of so many images without one."""
+    if cfg.label is not None:
+        if not 0 <= cfg.label < module.num_classes:
+            raise ConfigError(f"label={cfg.label}: the model has {module.num_classes} classes.")
+        return torch.full((rows if isinstance(rows, int) else len(rows),), cfg.label)
+    if not module.num_classes:
+        return None
+    if not isinstance(rows, int):
+        return torch.tensor([row["label"] for row in rows])
+    if not module.label_dropout:
+        raise ConfigError(
+            f"The model was always told a class in training: give label=<0 to {module.num_classes - 1}>."
+        )
+    return None

@@ -1,0 +1,73 @@
+"""How near restored images are to their originals: PSNR, SSIM, LPIPS."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+from lit_gen.errors import ConfigError
+from lit_gen.images import to_float
+
+__all__ = ["Perceptual", "quality"]
+
+ALEXNET, SMALLEST_FOR_ALEXNET = "alexnet-owt-7be5be79.pth", 31
+
+
+def quality(images: Tensor, originals: Tensor) -> dict[str, float]:
+    """Means over the images, uint8 (N, C, H, W), of PSNR in dB and SSIM with a Gaussian window, of 11 pixels
+    or, below 16 pixels of image, of 5.
+    """
+    a, b = images.to(torch.float64), originals.to(torch.float64)
+    small = min(originals.shape[-2:]) < 16
+    ssim = structural_similarity_index_measure(a, b, data_range=255.0, sigma=0.5 if small else 1.5)
+    psnr = peak_signal_noise_ratio(a, b, data_range=255.0, reduction="elementwise_mean", dim=(1, 2, 3))
+    return {"psnr": float(psnr), "ssim": float(ssim), "ssim_window": 5 if small else 11}
+
+
+class Perceptual:
+    """LPIPS (Zhang et al. 2018, https://arxiv.org/abs/1801.03924) with AlexNet, the mean over the images:
+    {"lpips": value}, or {} where it cannot be had.
+
+    `weights` is torchvision's file alexnet-owt-7be5be79.pth; None: from torch's cache if it is there. Nothing
+    is downloaded. `name` is the file, or why there is none. Raises ConfigError for a file that is missing.
+    """
+
+    def __init__(self, weights: str | None, image_size: int):
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        path = folder / ALEXNET if weights is None else Path(weights)
+        self.metric, self.name = None, str(path)
+        if weights is not None and not path.is_file():
+            raise ConfigError(f"lpips={weights}: there is no such file.")
+        if not path.is_file():
+            self.name = f"left out, for it needs torchvision's {ALEXNET}: give lpips=<that file>"
+        elif image_size < SMALLEST_FOR_ALEXNET:
+            self.name = f"left out, for AlexNet needs images of {SMALLEST_FOR_ALEXNET} pixels"
+        else:
+            self.metric = _lpips(path)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, originals: Tensor) -> dict[str, float]:
+        """Of uint8 (N, C, H, W); grey ones count as colour."""
+        if self.metric is None:
+            return {}
+        self.metric.reset()
+        for a, b in zip(images.split(64), originals.split(64), strict=True):
+            pair = (to_float(x).clamp(-1, 1).expand(-1, 3, -1, -1) for x in (a, b))
+            self.metric.update(*pair)
+        return {"lpips": float(self.metric.compute())}
+
+
+def _lpips(alexnet: Path) -> LearnedPerceptualImagePatchSimilarity:
+    """torchmetrics' LPIPS, which looks for its backbone in torch's cache alone."""
+    before = torch.hub.get_dir()
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "checkpoints").mkdir()
+        (Path(folder) / "checkpoints" / ALEXNET).symlink_to(alexnet.resolve())
+        torch.hub.set_dir(folder)
+        try:
+            return LearnedPerceptualImagePatchSimilarity(net_type="alex")
+        finally:
+            torch.hub.set_dir(before)

@@ -1,0 +1,311 @@
+"""Models for the entry points: of a run folder, or of an official checkpoint and the family that it belongs
+to."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from lit_gen import checkpoints, runs
+from lit_gen.errors import ConfigError
+from lit_gen.funit.module import FUNITModule
+from lit_gen.funit.networks import FewShotGenerator
+from lit_gen.instantiate import instantiate
+from lit_gen.pretrained import edm, ncsn, score_sde, unpickle
+from lit_gen.pretrained.funit import load_generator
+from lit_gen.pretrained.keymap import Info
+from lit_gen.score.denoiser import AbstractDenoiser, OnProcess, check_precision
+from lit_gen.score.guidance import ClassifierGuidance, Guidance, Unconditional, classifier_free_guidance
+from lit_gen.score.module import ScoreModule
+from lit_gen.score.samplers import heun
+from lit_gen.score.sde import VE, Process
+
+__all__ = [
+    "FAMILIES",
+    "autoguidance",
+    "classifier",
+    "classifier_free",
+    "funit_run",
+    "guide",
+    "load",
+    "open_model",
+    "open_translator",
+    "read_network",
+    "sample_in",
+]
+
+FAMILIES = {
+    "EDMPrecond": "edm",
+    "Precond": "edm",
+    "VPPrecond": "vp",
+    "VEPrecond": "ve",
+    "iDDPMPrecond": "iddpm",
+}
+"""The class of an EDM or EDM2 snapshot -> the option of conf/model with its process and precondition."""
+
+
+def open_model(cfg: DictConfig) -> tuple[Any, DictConfig | None, Path]:
+    """(module in eval mode, configuration of its run, file read): of `cfg.run` as `load`, or of
+    `cfg.weights`.
+
+    Official weights bring their network; `cfg.model` says the process and precondition they were trained
+    with. `cfg.guidance` wraps either. Raises ConfigError where neither or both of `run` and `weights` are
+    given, and where the checkpoint contradicts the model.
+    """
+    allow = list(cfg.allow_targets)
+    if (cfg.run is None) == (cfg.weights is None):
+        raise ConfigError(
+            "Give run=<run folder or checkpoint>, or weights=<official checkpoint> with model=..."
+        )
+    if cfg.run is not None:
+        if cfg.model is not None:
+            raise ConfigError("model=... goes with weights=...; a run has its own model.")
+        module, run_cfg, path = load(cfg.run, cfg.checkpoint, ema=cfg.ema, allow=allow, device=cfg.device)
+        return guide(module, cfg), run_cfg, path
+    path = Path(cfg.weights)
+    net, info = read_network(path, ema=cfg.ema, image_size=cfg.image_size)
+    module = _module(cfg, net, info, allow)
+    device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return guide(module.to(device).eval().requires_grad_(False), cfg), None, path
+
+
+def read_network(path: Path, *, ema: bool = True, image_size: int | None = None) -> tuple[nn.Module, Info]:
+    """The network of an official checkpoint, its kind told by the content: score_sde's, ncsn's and
+    ncsnv2's, EDM's.
+
+    `image_size` is for files that cannot tell it. Raises ConfigError for any other file.
+    """
+    content = unpickle.load(path)
+    size = {} if image_size is None else {"image_size": image_size}
+    weights = "ema" if ema else "model"
+    if isinstance(content, list | tuple):
+        return ncsn.load(path, weights=weights, **size)
+    if isinstance(content, dict) and "pytorch-lightning_version" in content:
+        raise ConfigError(f"{path} is a checkpoint of lit_gen: take run={path} instead of weights=.")
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):
+        return score_sde.load(path, weights=weights, **size)
+    net, info = edm.load(path)  # its names hold the resolution
+    return net, replace(info, network=info.network | {"image_size": net.resolutions[0]})
+
+
+def _module(cfg: DictConfig, net: nn.Module, info: Info, allow: list[str]) -> ScoreModule:
+    family = FAMILIES.get(str(info.snapshot.get("class", "")).rpartition(".")[2])
+    if cfg.model is None:
+        hint = f"its class says model={family}" if family else "edm, vp, subvp, ve, ddpm, ncsnv2 ..."
+        raise ConfigError(f"weights={cfg.weights} needs model=..., what it was trained with: {hint}.")
+    parts = {
+        name: instantiate(OmegaConf.to_container(cfg.model[name], resolve=True), allow)
+        for name in ("process", "precondition", "loss", "optimizer")
+    }
+    _check_levels(parts["process"], info)
+    size = info.network["image_size"]
+    return ScoreModule(
+        net,
+        **parts,
+        sampler=partial(heun, num_steps=18),
+        image_shape=(net.channels, size, size),
+        num_classes=net.num_classes,
+    )
+
+
+def _check_levels(process: Process, info: Info) -> None:
+    """The noise levels that a file was trained with, on [0, 1] images, against those of a VE process, on
+    [-1, 1]."""
+    if info.sigmas is None or not isinstance(process, VE):
+        return
+    low, high = 2 * float(info.sigmas.min()), 2 * float(info.sigmas.max())
+    ours = (process.sigma_min, process.sigma_max)
+    if any(abs(a / b - 1) > 1e-3 for a, b in zip(ours, (low, high), strict=True)):
+        raise ConfigError(
+            f"The checkpoint has noise levels from {low:.4g} to {high:.4g} for [-1, 1] images, the model "
+            f"{ours[0]:.4g} to {ours[1]:.4g}: "
+            f"set model.process.sigma_min={low:.4g} model.process.sigma_max={high:.4g}"
+        )
+
+
+def load(
+    run: str | Path, checkpoint: str = "best", *, ema: bool = True, allow: Any = (), device: str | None = None
+) -> tuple[Any, DictConfig, Path]:
+    """The model of a run folder (`checkpoint` is "best", "last" or a path) or of a checkpoint file: (module
+    in eval mode, its configuration, the file read).
+
+    `ema=True` loads the averaged weights where the run has them. Nothing in the file is executed; targets
+    outside the allow list (`lit_gen.instantiate`) are refused, whatever the file itself allows. "best" falls
+    back on the newest checkpoint that loads, "last" too.
+    """
+    path = Path(run)
+    if path.is_dir():
+        cfg = runs.saved_config(path)
+        path = (
+            checkpoints.folder(path) / f"{checkpoint}.ckpt"
+            if checkpoint in ("best", "last")
+            else Path(checkpoint)
+        )
+        if checkpoint in ("best", "last") and not path.is_file():
+            path, state, _ = checkpoints.newest_good(run)
+        else:
+            state = checkpoints.read(path)
+    else:
+        state = checkpoints.read(path)
+        cfg = OmegaConf.create(state["config"])
+    module = instantiate(cfg.model, allow)
+    _load_weights(module, state["state_dict"], path)
+    if ema:
+        averages = [v["shadow"] for k, v in state.get("callbacks", {}).items() if k.startswith("EMA")]
+        if averages:
+            weights = dict(module.ema_network().named_parameters())
+            with torch.no_grad():
+                for name, value in averages[0].items():
+                    weights[name].copy_(value)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return module.to(device).eval().requires_grad_(False), cfg, path
+
+
+def _load_weights(module: torch.nn.Module, weights: dict[str, Any], path: Path) -> None:
+    own = module.state_dict()
+    wrong = sorted(set(own) ^ set(weights)) or [k for k in own if own[k].shape != weights[k].shape]
+    if wrong:
+        raise ConfigError(
+            f"{path} holds the weights of another model: {len(wrong)} entries differ, "
+            f"the first is {wrong[0]!r}. "
+            "Was model.* changed since it was saved?"
+        )
+    module.load_state_dict(weights)
+
+
+def guide(module: Any, cfg: DictConfig) -> Any:
+    """The module, its denoiser wrapped by `cfg.guidance` if there is one, its networks to sample in
+    `cfg.precision` where that is given.
+
+    Raises ConfigError for a model that has no denoiser, or one that this guidance cannot guide.
+    """
+    sample_in(module, cfg.get("precision"))
+    if cfg.guidance is not None:
+        if not isinstance(module, ScoreModule):
+            raise ConfigError(f"guidance= is for score models, not for {type(module).__name__}.")
+        module.denoiser = instantiate(cfg.guidance, list(cfg.allow_targets))(module)
+    return module
+
+
+def sample_in(module: Any, precision: str | None) -> None:
+    """Makes the module sample in float32, bf16 or fp16; None: as it was trained to.
+
+    Raises ConfigError for any other precision, and for a model without a denoiser.
+    """
+    if precision is not None:
+        if not isinstance(module, ScoreModule):
+            raise ConfigError(f"precision= is for score models, not for {type(module).__name__}.")
+        check_precision("precision", precision)
+        module.sampling_precision = precision
+
+
+def classifier_free(
+    module: ScoreModule, weight: float = 2.0, interval: Sequence[float] = (0.0, math.inf)
+) -> AbstractDenoiser:
+    """By the model itself without the class (`lit_gen.score.guidance.Guidance`)."""
+    _check_interval(interval)
+    if not module.num_classes:
+        raise ConfigError(
+            "guidance=classifier_free needs a class-conditional model; this one has no classes."
+        )
+    if not module.label_dropout:
+        raise ConfigError(
+            "guidance=classifier_free needs a model that knows images without a class: train it with "
+            "model.label_dropout=0.1, or take guidance=auto with another model as the guide."
+        )
+    return classifier_free_guidance(module.denoiser, weight, tuple(interval))
+
+
+def autoguidance(
+    module: ScoreModule,
+    run: str,
+    checkpoint: str = "best",
+    weight: float = 2.0,
+    interval: Sequence[float] = (0.0, math.inf),
+    ema: bool = True,
+) -> AbstractDenoiser:
+    """By a worse model of the same images, smaller or trained for less: a run folder or a checkpoint.
+
+    The guide may live on another process, and may have no classes where the model has.
+    """
+    _check_interval(interval)
+    worse, _, path = load(run, checkpoint, ema=ema, device=str(module.device))
+    if not isinstance(worse, ScoreModule) or worse.image_shape != module.image_shape:
+        raise ConfigError(f"{path} cannot guide: it is no score model of images {module.image_shape}.")
+    guiding: AbstractDenoiser = worse.denoiser
+    if worse.num_classes and worse.num_classes != module.num_classes:
+        raise ConfigError(
+            f"{path} cannot guide: it knows {worse.num_classes} classes, the model {module.num_classes}."
+        )
+    if not worse.num_classes:
+        guiding = Unconditional(guiding)
+    if guiding.process != module.denoiser.process:
+        guiding = OnProcess(guiding, module.denoiser.process)
+    return Guidance(module.denoiser, guiding, weight, tuple(interval))
+
+
+def classifier(
+    module: ScoreModule, run: str, checkpoint: str = "best", weight: float = 1.0
+) -> AbstractDenoiser:
+    """By a classifier of noisy images (`lit_gen.score.classifier.ClassifierModule`), a run folder or a
+    checkpoint.
+
+    It steers unconditional models too; their samples then take class i mod its number of classes.
+    """
+    from lit_gen.score.classifier import ClassifierModule
+
+    judge, _, path = load(run, checkpoint, device=str(module.device))
+    if not isinstance(judge, ClassifierModule) or judge.image_shape != module.image_shape:
+        raise ConfigError(
+            f"{path} cannot guide: it is no classifier of noisy images {module.image_shape}. "
+            "Train one with experiment=digits_noisy_classifier, or one like it."
+        )
+    if module.num_classes not in (0, judge.num_classes):
+        raise ConfigError(
+            f"{path} cannot guide: it tells {judge.num_classes} classes apart, the model has "
+            f"{module.num_classes}."
+        )
+    unconditional = not module.num_classes
+    module.num_classes = judge.num_classes
+    return ClassifierGuidance(module.denoiser, judge.on(module.denoiser.process), weight, unconditional)
+
+
+def _check_interval(interval: Sequence[float]) -> None:
+    if len(interval) != 2 or not 0 <= interval[0] < interval[1]:
+        raise ConfigError(
+            f"guidance.interval={list(interval)}: give the lowest and the highest guided noise level, "
+            "such as [0.2, 1.5]."
+        )
+
+
+def open_translator(cfg: DictConfig) -> tuple[FewShotGenerator, DictConfig | None, Path]:
+    """(generator in eval mode, the run's configuration, file read) of `cfg.run` or of `cfg.weights`, an
+    official checkpoint."""
+    if (cfg.run is None) == (cfg.weights is None):
+        raise ConfigError("Give run=<FUNIT run folder or checkpoint>, or weights=<official gen_*.pt>.")
+    if cfg.run is not None:
+        module, run_cfg, path = funit_run(cfg)
+        return module.generator_ema, run_cfg, path
+    path = Path(cfg.weights)
+    generator = load_generator(path, average=cfg.ema)
+    device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return generator.float().to(device).eval().requires_grad_(False), None, path
+
+
+def funit_run(cfg: DictConfig) -> tuple[FUNITModule, DictConfig, Path]:
+    """(module, configuration, file) of a FUNIT run; without `cfg.ema` its raw weights stand in for the
+    average. Raises ConfigError for a run of another kind."""
+    module, run_cfg, path = load(cfg.run, cfg.checkpoint, allow=list(cfg.allow_targets), device=cfg.device)
+    if not isinstance(module, FUNITModule):
+        raise ConfigError(
+            f"{cfg.run} is a run of {type(module).__name__}, which does not translate: give one of FUNIT."
+        )
+    if not cfg.ema:
+        module.generator_ema.load_state_dict(module.generator.state_dict())
+    return module, run_cfg, path

@@ -1,0 +1,90 @@
+"""Fast AutoAugment: policies under which a net trained without augmentation recognises what it has not seen
+(https://arxiv.org/abs/1905.00397, Algorithm 1).
+
+The data are split several times into a part that a net is trained on, without augmentation, and a held-out
+part; for each split the policies are searched whose augmentation of the held-out part the net recognises
+best, and the best of all splits are merged. No child is trained for a policy.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lit_gen import rng
+from lit_gen.augment.policy import Policy
+from lit_gen.errors import ConfigError
+from lit_gen.search.loop import Result, run
+from lit_gen.search.methods import TPE, Method
+from lit_gen.search.rewards import DensityReward, Labelled, train_classifier
+from lit_gen.search.space import Space, merge
+
+__all__ = ["density_folds", "fast_autoaugment", "stratified_split"]
+
+
+def stratified_split(labels: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Rows (int64) of two disjoint parts of `labels` (N,), the second with `share` of every class, rounded,
+    but one at least and not all."""
+    first, second = [], []
+    for label in labels.unique().tolist():
+        rows = torch.nonzero(labels == label)[:, 0]
+        if len(rows) < 2:
+            raise ConfigError(f"Class {label} has {len(rows)} image; a split needs two of every class.")
+        rows = rows[torch.randperm(len(rows), generator=generator)]
+        cut = min(max(1, round(share * len(rows))), len(rows) - 1)
+        first.append(rows[cut:])
+        second.append(rows[:cut])
+    return torch.cat(first), torch.cat(second)
+
+
+def density_folds(
+    data: Labelled,
+    classes: int,
+    *,
+    folds: int = 5,
+    held_out: float = 0.4,
+    passes: int = 2,
+    strength: float = 0.5,
+    seed: int = 0,
+    **training,
+) -> list[DensityReward]:
+    """A reward for each of `folds` splits, with its own net; `held_out` is the share that is augmented.
+
+    Folds and share are the published code's. `training`: see `train_classifier`.
+    """
+    if folds < 1 or not 0 < held_out < 1:
+        raise ConfigError(f"folds={folds} must be at least 1 and held_out={held_out} within (0, 1).")
+    rewards = []
+    for fold in range(folds):
+        parts = stratified_split(data.labels, held_out, rng.keyed_generator(seed, "fold", fold))
+        net = train_classifier(
+            data[parts[0]], None, classes=classes, seed=rng.key(seed, "fold", fold), **training
+        )
+        rewards.append(DensityReward(net, data[parts[1]], passes=passes, strength=strength, seed=seed))
+    return rewards
+
+
+def fast_autoaugment(
+    space: Space,
+    rewards: Sequence[DensityReward],
+    trials: int = 200,
+    top: int = 10,
+    *,
+    seed: int = 0,
+    method: Callable[[Space, int], Method] = TPE,
+    folder: str | Path | None = None,
+    workers: int = 0,
+) -> tuple[Policy, list[Result]]:
+    """The merged `top` policies of a search of `trials` trials for each fold, and the searches.
+
+    Defaults are the paper's. `folder` keeps a ledger a fold, from which a killed search goes on.
+    """
+    results = []
+    for fold, reward in enumerate(rewards):
+        ledger = None if folder is None else Path(folder) / f"fold_{fold}.jsonl"
+        asked = method(space, rng.key(seed, "fold", fold))
+        results.append(
+            run(space, reward, asked, trials, ledger=ledger, description={"fold": fold}, workers=workers)
+        )
+    return merge([policy for result in results for policy in result.top(top)]), results

@@ -1,0 +1,236 @@
+"""The search loop: ask a method for policies, train their children, tell it the rewards, keep the books.
+
+result = run(space, reward, PPO(space, seed=0), budget=300, ledger="search.jsonl", workers=2)
+Path("found.yaml").write_text(result.best.to_yaml(result.summary()))
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from lit_gen.augment.policy import Augmentation
+from lit_gen.errors import ConfigError
+from lit_gen.search.methods import Method
+from lit_gen.search.space import Choices, Space
+
+__all__ = ["Result", "Reward", "Trial", "append", "bar", "run", "timed"]
+
+Reward = Callable[[Augmentation], float]  # a validation score; may have `images`, the images a child sees
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One child: its policy's choices, its reward, and what it cost."""
+
+    number: int
+    choices: Choices
+    reward: float
+    cpu_seconds: float
+    images: int
+
+    def to_json(self) -> str:
+        return json.dumps(vars(self))
+
+
+@dataclass
+class Result:
+    """The trials of a search, in order."""
+
+    space: Space
+    trials: list[Trial] = field(default_factory=list)
+
+    def top(self, k: int) -> list[Augmentation]:
+        """The k policies of highest reward, best first; the earlier of equals."""
+        ranked = sorted(self.trials, key=lambda t: (-t.reward, t.number))
+        return [self.space.decode(t.choices) for t in ranked[:k]]
+
+    @property
+    def best(self) -> Augmentation:
+        """The policy of highest reward."""
+        return self.top(1)[0]
+
+    @property
+    def best_reward(self) -> float:
+        return max(t.reward for t in self.trials)
+
+    @property
+    def cost(self) -> dict[str, float]:
+        """Children, images, CPU seconds."""
+        return {
+            "children": len(self.trials),
+            "images": sum(t.images for t in self.trials),
+            "cpu_seconds": round(sum(t.cpu_seconds for t in self.trials), 1),
+        }
+
+    def summary(self) -> str:
+        """For the head of a policy file."""
+        cost = ", ".join(f"{k} {v}" for k, v in self.cost.items())
+        return f"reward {self.best_reward:.4f}; {cost}"
+
+
+def run(
+    space: Space,
+    reward: Reward,
+    method: Method,
+    budget: int,
+    *,
+    ledger: str | Path | None = None,
+    description: dict[str, Any] | None = None,
+    workers: int = 0,
+    progress: str = "",
+    on_trial: Callable[[Trial, Result], None] | None = None,
+) -> Result:
+    """Up to `budget` trials.
+
+    `ledger` is a file with a line a trial. If it exists the search goes on where it ended: the method is told
+    the old rewards again, so that a killed and restarted search makes the sequence of an uninterrupted one.
+    `description` (any JSON; method, seed, data) is written first, and must agree on a restart. `workers`
+    processes train the children of one `ask` in parallel, which changes nothing but the time; `reward` must
+    then be picklable. `on_trial` sees every new trial, for logging. `progress` is the title of a bar (on a
+    terminal; elsewhere of a line every quarter of a minute).
+    """
+    if budget < 1 or workers < 0:
+        raise ConfigError(
+            f"A search needs a budget of at least 1 and workers >= 0, got {budget} and {workers}."
+        )
+    old = _open(Path(ledger), description or {}) if ledger else []
+    result = Result(space)
+    with _children(reward, workers) as train, bar(progress, budget) as advance:
+        while len(result.trials) < budget:
+            rows = method.ask()
+            if not rows:
+                break
+            asked, rows = rows, rows[: budget - len(result.trials)]
+            start = len(result.trials)
+            known = old[start : start + len(rows)]
+            _agree(known, rows, ledger)
+            for trial in known:
+                result.trials.append(trial)
+                advance(result)
+            fresh = rows[len(known) :]
+            for row, (value, seconds) in zip(fresh, train([space.decode(r) for r in fresh]), strict=True):
+                trial = Trial(len(result.trials), row, value, seconds, int(getattr(reward, "images", 0)))
+                result.trials.append(trial)
+                if ledger:
+                    append(Path(ledger), trial)
+                if on_trial:
+                    on_trial(trial, result)
+                advance(result)
+            if len(rows) == len(asked):  # a batch cut off by the budget is told when the budget has grown
+                method.tell(rows, [t.reward for t in result.trials[start:]])
+    return result
+
+
+def _open(path: Path, description: dict[str, Any]) -> list[Trial]:
+    """The trials of the ledger; a torn last line, of a search that was killed while writing, is cut off."""
+    head = json.dumps({"search": description}, sort_keys=True, default=str)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(head + "\n")
+        return []
+    text = path.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole)
+    lines = whole.splitlines()
+    if not lines or lines[0] != head:
+        raise ConfigError(f"{path} is of another search, {(lines or ['empty'])[0]}; name another ledger.")
+    records = [json.loads(line) for line in lines[1:]]
+    return [Trial(**record | {"choices": tuple(record["choices"])}) for record in records]
+
+
+def append(path: Path, trial: Trial) -> None:
+    """A line of the ledger, on the disk when this returns."""
+    with path.open("a") as file:
+        file.write(trial.to_json() + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _agree(known: Sequence[Trial], rows: Sequence[Choices], ledger: str | Path | None) -> None:
+    for trial, row in zip(known, rows, strict=False):
+        if trial.choices != tuple(row):
+            raise ConfigError(
+                f"{ledger}: trial {trial.number} is not what this method asks for; settings or seed differ."
+            )
+
+
+Train = Callable[[Sequence[Augmentation]], Iterator[tuple[float, float]]]
+_reward: Reward | None = None  # of a worker process
+
+
+def _start_worker(reward: Reward) -> None:
+    global _reward
+    torch.set_num_threads(1)
+    _reward = reward
+
+
+def _work(policy: Augmentation) -> tuple[float, float]:
+    return timed(_reward, policy)
+
+
+def timed(reward: Reward, policy: Augmentation) -> tuple[float, float]:
+    """The reward, and the CPU seconds that it took."""
+    start = time.process_time()
+    value = float(reward(policy))
+    return value, time.process_time() - start
+
+
+@contextmanager
+def _children(reward: Reward, workers: int) -> Iterator[Train]:
+    if not workers:
+        yield lambda policies: (timed(reward, p) for p in policies)
+        return
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (reward,)) as pool:
+        yield lambda policies: pool.map(_work, policies)
+
+
+@contextmanager
+def bar(title: str, total: int) -> Iterator[Callable[[Result], None]]:
+    """Shows how far a search is, each time the function that it yields is called."""
+    if not title:
+        yield lambda result: None
+        return
+    console = Console()
+    if not console.is_terminal:
+        yield _lines(title, total)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    last = TextColumn("{task.fields[numbers]}")
+    with Progress(*columns, TextColumn("eta"), TimeRemainingColumn(), last, console=console) as progress:
+        task = progress.add_task(title, total=total, numbers="")
+        yield lambda result: progress.update(task, advance=1, numbers=_numbers(result))
+
+
+def _numbers(result: Result) -> str:
+    return f"reward {result.trials[-1].reward:.4f}, best {result.best_reward:.4f}"
+
+
+def _lines(title: str, total: int, seconds: float = 15.0) -> Callable[[Result], None]:
+    drawn = time.monotonic()
+
+    def advance(result: Result) -> None:
+        nonlocal drawn
+        if time.monotonic() - drawn >= seconds:
+            drawn = time.monotonic()
+            print(f"{title}: child {len(result.trials)} of {total}, {_numbers(result)}", flush=True)
+
+    return advance

@@ -1,0 +1,83 @@
+"""What proposes policies: random, grid, TPE. (PPO, the paper's method, is in ppo.py.)
+
+A method is deterministic given its seed and what it is told: `ask()` gives the next rows of choices, `tell`
+their rewards, in that order. A search is resumed by telling a new method the rewards of the ledger again.
+"""
+
+from collections.abc import Sequence
+from itertools import product
+from typing import Protocol
+
+from lit_gen import rng
+from lit_gen.errors import ConfigError
+from lit_gen.search.space import Choices, Space, random_choices
+
+__all__ = ["TPE", "Grid", "Method", "Random"]
+
+
+class Method(Protocol):
+    """`ask` gives rows of choices to try at once (none: the method is through), `tell` takes their
+    rewards."""
+
+    def ask(self) -> list[Choices]: ...
+
+    def tell(self, rows: Sequence[Choices], rewards: Sequence[float]) -> None: ...
+
+
+class Random:
+    """Uniform choices: the control that any search has to beat at equal budget."""
+
+    def __init__(self, space: Space, seed: int = 0, batch: int = 8):
+        self.space, self.batch = space, batch
+        self.generator = rng.keyed_generator(seed, "search", "random")
+
+    def ask(self) -> list[Choices]:
+        return [random_choices(self.space, self.generator) for _ in range(self.batch)]
+
+    def tell(self, rows: Sequence[Choices], rewards: Sequence[float]) -> None:
+        """Learns nothing."""
+
+
+class Grid:
+    """Every row of choices once, the last choice running fastest: for small spaces (RandAugment's)."""
+
+    def __init__(self, space: Space, batch: int = 8):
+        self.rows, self.batch = product(*(range(size) for size in space.sizes)), batch
+
+    def ask(self) -> list[Choices]:
+        return [row for _, row in zip(range(self.batch), self.rows, strict=False)]
+
+    def tell(self, rows: Sequence[Choices], rewards: Sequence[float]) -> None:
+        """Learns nothing."""
+
+
+class TPE:
+    """Optuna's tree-structured Parzen estimator, the optimiser of Fast AutoAugment
+    (https://arxiv.org/abs/1905.00397)."""
+
+    def __init__(self, space: Space, seed: int = 0, batch: int = 1):
+        try:
+            import optuna
+        except ImportError:
+            raise ConfigError("The TPE method needs Optuna: pip install optuna.") from None
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.space, self.batch = space, batch
+        sampler = optuna.samplers.TPESampler(
+            seed=rng.key(seed, "search", "tpe") % 2**32, constant_liar=batch > 1
+        )
+        self.study = optuna.create_study(direction="maximize", sampler=sampler)
+        self.trials: list = []
+
+    def ask(self) -> list[Choices]:
+        self.trials = [self.study.ask() for _ in range(self.batch)]
+        return [
+            tuple(
+                trial.suggest_categorical(f"{i:03d}", range(size)) for i, size in enumerate(self.space.sizes)
+            )
+            for trial in self.trials
+        ]
+
+    def tell(self, rows: Sequence[Choices], rewards: Sequence[float]) -> None:
+        """Rewards of the last `ask`."""
+        for trial, reward in zip(self.trials, rewards, strict=True):
+            self.study.tell(trial, reward)

@@ -1,0 +1,217 @@
+"""Rewards: what a policy is worth. `reward(augmentation) -> float`, the higher the better, the same for the
+same policy.
+
+`ClassifierReward` trains a small child on augmented images (AutoAugment); `DensityReward` trains one child
+without augmentation and scores how well it recognises augmented images (Fast AutoAugment); `PlantedReward`
+has a known optimum, to test a search. Images are uint8 (N, C, H, W), labels int64 (N,).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lit_gen import rng
+from lit_gen.augment.families import augmix_loss
+from lit_gen.augment.policy import Augmentation, Policy
+from lit_gen.errors import ConfigError
+from lit_gen.search.space import PolicySpace
+
+__all__ = ["ClassifierReward", "DensityReward", "Labelled", "PlantedReward", "accuracy", "train_classifier"]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """uint8 images (N, C, H, W) and int64 labels (N,)."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __post_init__(self):
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4 or len(self.images) != len(self.labels):
+            raise ConfigError(
+                f"Labelled data are uint8 (N, C, H, W) and N labels, got {self.images.dtype} "
+                f"{tuple(self.images.shape)} and {len(self.labels)}."
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows: Tensor | slice) -> "Labelled":
+        return Labelled(self.images[rows], self.labels[rows])
+
+
+def small_cnn(channels: int, classes: int, width: int = 16) -> nn.Module:
+    """Three convolutions with batch normalisation, pooling after each, one linear layer; any size from 8
+    pixels on."""
+    layers: list[nn.Module] = []
+    for i in range(3):
+        inputs, outputs = (channels if i == 0 else width << (i - 1)), width << i
+        layers += [
+            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        ]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(width * 16, classes))
+
+
+def _floats(images: Tensor) -> Tensor:
+    return images.float().div_(127.5).sub_(1)
+
+
+def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    order = torch.randperm(count, generator=generator).split(size)
+    return (rows for rows in order if len(rows) > 1 or count == 1)  # batch normalisation needs two
+
+
+def train_classifier(
+    data: Labelled,
+    augmentation: Augmentation | None,
+    *,
+    classes: int,
+    epochs: int = 8,
+    batch_size: int = 64,
+    learning_rate: float = 3e-3,
+    width: int = 16,
+    consistency: float = 0.0,
+    seed: int = 0,
+) -> nn.Module:
+    """A small CNN trained with Adam and a one-cycle schedule; with an augmentation, drawn anew for each image
+    and epoch.
+
+    `consistency` puts AugMix's loss in the place of the cross-entropy (https://arxiv.org/abs/1912.02781,
+    Eq. 3; the paper's weight is 12): that of the clean images, plus as many times the Jensen-Shannon
+    divergence of what is said of an image and of two augmentations of it.
+    """
+    _check_consistency(consistency)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(rng.key(seed, "child") % 2**63)
+        net = small_cnn(data.images.shape[1], classes, width)
+    steps = epochs * sum(1 for _ in _batches(len(data), batch_size, torch.Generator()))
+    optimizer = torch.optim.Adam(net.parameters(), lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=max(2, steps))
+    net.train()
+    for epoch in range(epochs):
+        generator = rng.keyed_generator(seed, "child", epoch)
+        for rows in _batches(len(data), batch_size, generator):
+            images, labels = data.images[rows], data.labels[rows]
+            if augmentation is not None and consistency:
+                views = [images, *(_augmented(augmentation, images, generator) for _ in range(2))]
+                loss = augmix_loss(net(_floats(torch.cat(views))).chunk(3), labels, consistency)
+            else:
+                if augmentation is not None:
+                    images = _augmented(augmentation, images, generator)
+                loss = F.cross_entropy(net(_floats(images)), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return net.eval()
+
+
+def _check_consistency(weight: float) -> None:
+    if weight < 0:
+        raise ConfigError(f"consistency={weight}: must be 0 (cross-entropy) or more (AugMix: 12).")
+
+
+def _augmented(augmentation: Augmentation, images: Tensor, generator: torch.Generator) -> Tensor:
+    return augmentation.apply_batch(images, None, augmentation.sample_batch(len(images), generator))[0]
+
+
+@torch.no_grad()
+def accuracy(net: nn.Module, data: Labelled, batch_size: int = 500) -> float:
+    """The share of images recognised."""
+    hits = [
+        (net(_floats(images)).argmax(1) == labels).sum()
+        for images, labels in zip(data.images.split(batch_size), data.labels.split(batch_size), strict=True)
+    ]
+    return float(torch.stack(hits).sum()) / len(data)
+
+
+class ClassifierReward:
+    """Validation accuracy of a child trained with the policy; the mean over `seeds` children."""
+
+    def __init__(
+        self,
+        train: Labelled,
+        validation: Labelled,
+        classes: int,
+        *,
+        seeds: tuple[int, ...] = (0,),
+        **training,
+    ):
+        self.train, self.validation, self.classes = train, validation, classes
+        self.seeds, self.training = seeds, training
+        _check_consistency(training.get("consistency", 0.0))
+        views = 3 if training.get("consistency") else 1
+        self.images = len(train) * training.get("epochs", 8) * len(seeds) * views
+
+    def __call__(self, augmentation: Augmentation | None) -> float:
+        scores = [accuracy(self.child(augmentation, seed), self.validation) for seed in self.seeds]
+        return sum(scores) / len(scores)
+
+    def child(self, augmentation: Augmentation | None, seed: int) -> nn.Module:
+        """The child of this seed; None trains without augmentation."""
+        return train_classifier(self.train, augmentation, classes=self.classes, seed=seed, **self.training)
+
+
+class DensityReward:
+    """Fast AutoAugment's density matching: the accuracy, on augmented held-out images, of a net trained
+    without augmentation.
+
+    The mean over `passes` draws (the published code takes, image by image, the best of its passes, which
+    favours policies that do nothing). Doing nothing would still be best, so a policy that changes less than
+    `strength` of the images loses what is missing.
+    """
+
+    def __init__(
+        self, net: nn.Module, held_out: Labelled, *, passes: int = 2, strength: float = 0.5, seed: int = 0
+    ):
+        self.net, self.held_out, self.passes, self.strength, self.seed = net, held_out, passes, strength, seed
+        self.images = passes * len(held_out)
+
+    def __call__(self, augmentation: Augmentation) -> float:
+        scores, changed = [], []
+        for k in range(self.passes):
+            generator = rng.keyed_generator(self.seed, "density", k)
+            draws = augmentation.sample_batch(len(self.held_out), generator)
+            images, _, _ = augmentation.apply_batch(self.held_out.images, None, draws)
+            changed.append((images != self.held_out.images).flatten(1).any(1).float().mean())
+            scores.append(accuracy(self.net, Labelled(images, self.held_out.labels)))
+        missing = max(0.0, self.strength - float(sum(changed)) / self.passes)
+        return sum(scores) / self.passes - missing
+
+
+class PlantedReward:
+    """A landscape with a known optimum of 1: each op of the policy earns 1/(K N) if it is one of `good` ops
+    (a third of all, drawn by `seed`), times how close its probability and its level are to the op's own best
+    values. `noise` is added, the same for the same policy."""
+
+    images = 0
+
+    def __init__(self, space: PolicySpace, seed: int = 0, noise: float = 0.02):
+        g = rng.keyed_generator(seed, "planted")
+        n = len(space.ops)
+        self.space, self.seed, self.noise = space, seed, noise
+        self.good = set(torch.randperm(n, generator=g)[: max(1, n // 3)].tolist())
+        self.best_p = torch.randint(len(space.probabilities), (n,), generator=g).tolist()
+        self.best_level = torch.randint(len(space.levels), (n,), generator=g).tolist()
+
+    def exact(self, policy: Policy) -> float:
+        """The reward without noise, of any policy of the space's ops, probabilities and levels."""
+        ops = [op for sub in policy.sub_policies for op in sub]
+        return sum(self._op(*self.space.encode_op(op)) for op in ops) / len(ops)
+
+    def _op(self, op: int, p: int, level: int) -> float:
+        if op not in self.good:
+            return 0.0
+        far_p = abs(p - self.best_p[op]) / max(1, len(self.space.probabilities) - 1)
+        far_level = abs(level - self.best_level[op]) / max(1, len(self.space.levels) - 1)
+        return (1 - far_p) * (1 - far_level)
+
+    def __call__(self, policy: Policy) -> float:
+        g = rng.keyed_generator(self.seed, "planted", *self.space.encode(policy))
+        return self.exact(policy) + self.noise * float(torch.randn((), generator=g))
