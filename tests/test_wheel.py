@@ -33,7 +33,7 @@ def test_the_wheel_has_all_of_conf_and_the_weights(installed):
         str(p.relative_to(ROOT / "conf")) for p in (ROOT / "conf").rglob("*.yaml") if "local" not in p.parts
     }
     assert {n.removeprefix("lit_gen/conf/") for n in names if n.startswith("lit_gen/conf/")} == conf
-    assert "lit_gen/metrics/weights/digits64.safetensors" in names
+    assert {"lit_gen/metrics/weights/digits64.safetensors", "lit_gen/py.typed"} <= set(names)
     assert not [n for n in names if n.startswith(("tests/", "notebooks/", "benchmarks/"))]
 
 
