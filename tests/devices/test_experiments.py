@@ -1,4 +1,5 @@
-"""Two steps of every experiment, in the precision that a GPU gets.
+"""Two steps of every experiment, in the precision that a GPU gets, and where there is one, four on it, where
+the host must not wait after the second.
 
 Each recipe has its optimizer, clipping, average, augmentation and data transforms; its networks are made
 narrow, and synthetic images stand in for its data.
@@ -11,6 +12,7 @@ from omegaconf import DictConfig, open_dict
 from lit_gen import checkpoints
 from lit_gen.cli import CONF_DIR
 from lit_gen.commands import train as training
+from lit_gen.module import BaseModule
 
 EXPERIMENTS = sorted(path.stem for path in (CONF_DIR / "experiment").glob("*.yaml"))
 OPTIONS = [
@@ -29,15 +31,46 @@ NARROW = {
 }
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_two_steps(compose, tmp_path, name):
-    config = compose(f"experiment={name}", *OPTIONS)
+def shrunk(config: DictConfig) -> DictConfig:
     with open_dict(config):
         config.logger = {}
         config.callbacks = {k: v for k, v in config.callbacks.items() if k not in EVALUATIONS}
         narrow(config.model)
         synthesize(config.data)
-    training.train(config, tmp_path, [])
+    return config
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if not name.startswith("detector")])
+def test_four_steps_on_a_gpu(compose, tmp_path, monkeypatch, name):
+    """torchvision's detectors wait by design and are left out."""
+    start, end = BaseModule.on_train_batch_start, BaseModule.on_train_batch_end
+
+    def armed(self, batch, batch_idx):
+        start(self, batch, batch_idx)
+        if batch_idx >= 2:
+            torch.cuda.set_sync_debug_mode("error")
+
+    def disarmed(self, outputs, batch, batch_idx):
+        torch.cuda.set_sync_debug_mode("default")
+        end(self, outputs, batch, batch_idx)
+
+    monkeypatch.setattr(BaseModule, "on_train_batch_start", armed)
+    monkeypatch.setattr(BaseModule, "on_train_batch_end", disarmed)
+    options = ["trainer=gpu", "trainer.max_steps=4", "data.batch_size=2", "data.num_workers=0"]
+    try:
+        training.train(shrunk(compose(f"experiment={name}", *options)), tmp_path, [])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    state = checkpoints.read(checkpoints.folder(tmp_path) / "last.ckpt")
+    assert state["batches_seen"] == 4
+    assert all(w.isfinite().all() for w in state["state_dict"].values())
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_two_steps(compose, tmp_path, name):
+    training.train(shrunk(compose(f"experiment={name}", *OPTIONS)), tmp_path, [])
     state = checkpoints.read(checkpoints.folder(tmp_path) / "last.ckpt")
     assert state["batches_seen"] == state["global_step"] == 2
     assert state["config"]["trainer"]["precision"] == "bf16-mixed"
