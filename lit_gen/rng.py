@@ -65,14 +65,26 @@ class PerSample:
 Generator = torch.Generator | PerSample | None
 
 
-def randn(shape: Sequence[int], generator: Generator = None, *, device="cpu", dtype=torch.float32) -> Tensor:
+def randn(
+    shape: Sequence[int],
+    generator: Generator = None,
+    *,
+    device: torch.device | str = "cpu",
+    dtype=torch.float32,
+) -> Tensor:
     """Standard normal numbers of `shape`, whose first axis is the batch if `generator` is a `PerSample`."""
     if isinstance(generator, PerSample):
         return generator._stack(lambda row, g: row.normal_(generator=g), shape, device, dtype)
     return _draw(torch.randn, shape, generator, device, dtype)
 
 
-def rand(shape: Sequence[int], generator: Generator = None, *, device="cpu", dtype=torch.float32) -> Tensor:
+def rand(
+    shape: Sequence[int],
+    generator: Generator = None,
+    *,
+    device: torch.device | str = "cpu",
+    dtype=torch.float32,
+) -> Tensor:
     """Uniform numbers in [0, 1); see `randn`."""
     if isinstance(generator, PerSample):
         return generator._stack(lambda row, g: row.uniform_(generator=g), shape, device, dtype)
@@ -80,7 +92,12 @@ def rand(shape: Sequence[int], generator: Generator = None, *, device="cpu", dty
 
 
 def randint(
-    low: int, high: int, shape: Sequence[int], generator: Generator = None, *, device="cpu"
+    low: int,
+    high: int,
+    shape: Sequence[int],
+    generator: Generator = None,
+    *,
+    device: torch.device | str = "cpu",
 ) -> Tensor:
     """Integers in [low, high); see `randn`."""
     if isinstance(generator, PerSample):

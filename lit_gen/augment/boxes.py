@@ -56,7 +56,7 @@ def usable(boxes: ndarray, h: int, w: int) -> ndarray:
     """bool (N,): which pixel boxes are finite, not inverted, and have area within the image."""
     high = np.minimum(boxes[:, 2:], (w, h))
     inside = high > np.maximum(boxes[:, :2], 0)  # False for NaN
-    return inside.all(1) & np.isfinite(boxes).all(1)
+    return np.logical_and(inside.all(1), np.isfinite(boxes).all(1))
 
 
 def transform_boxes(boxes: ndarray, t: Sequence[float], h: int, w: int) -> tuple[ndarray, ndarray]:

@@ -125,9 +125,19 @@ class AugMix(Augmentation):
 
     def _link(self, num_boxes: int, u: Iterator[float]) -> Record:
         name = _pick(self.names, next(u))
-        return _draw(self.table, name, 0.1 + next(u) * (self.severity - 0.1), num_boxes, u)
+        record = _draw(self.table, name, 0.1 + next(u) * (self.severity - 0.1), num_boxes, u)
+        assert record is not None  # its probability is 1
+        return record
 
-    def apply_batch(self, images, boxes, draws, masks=None, box_format=None) -> tuple[Any, ...]:
+    def apply_batch(
+        self,
+        images: Tensor,
+        boxes: Sequence[Tensor] | None,
+        draws: Sequence[Draws],
+        masks: Sequence[Tensor] | None = None,
+        box_format: str | None = None,
+        partners: Tensor | None = None,
+    ) -> tuple[Any, ...]:
         """(1 - mix) image + mix (sum of weights times chains), rounded; otherwise as
         `Augmentation.apply_batch`."""
         if self.geometric and (boxes is not None or masks is not None):
@@ -139,9 +149,10 @@ class AugMix(Augmentation):
             return torch.tensor(values, device=images.device).view(-1, 1, 1, 1)
 
         mixed = torch.zeros(images.shape, device=images.device)
+        out: tuple[Any, ...] = ()
         for c in range(self.width):
             chain = [{"ops": d["chains"][c]} for d in draws]
-            out = super().apply_batch(images, boxes, chain, masks, box_format)
+            out = super().apply_batch(images, boxes, chain, masks, box_format, partners)
             mixed += column([d["weights"][c] for d in draws]) * out[0]
         mixed = torch.lerp(images.float(), mixed, column([d["mix"] for d in draws]))
         return mixed.round_().clamp_(0, 255).to(torch.uint8), *out[1:]

@@ -14,7 +14,7 @@ import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -38,6 +38,8 @@ __all__ = [
     "happens",
     "rows_of",
 ]
+
+T = TypeVar("T")
 
 Record = dict[str, Any]
 ONLY_BOXES_DIVISOR = (
@@ -65,19 +67,14 @@ class Batch:
         """The sub-batch of these rows. Ops never write to the images they are given."""
         if len(rows) == self.images.shape[0]:
             return self
-        picked = [None if x is None else [x[i] for i in rows] for x in (self.boxes, self.visible, self.masks)]
         images = self.images[rows[0] : rows[0] + 1] if len(rows) == 1 else rows_of(self.images, rows)
-        return Batch(images, *picked)
+        return Batch(images, _taken(self.boxes, rows), _taken(self.visible, rows), _taken(self.masks, rows))
 
     def put(self, rows: list[int], part: "Batch") -> None:
         """Puts a sub-batch back."""
         if len(rows) == self.images.shape[0]:
-            self.images, self.boxes, self.visible, self.masks = (
-                part.images,
-                part.boxes,
-                part.visible,
-                part.masks,
-            )
+            self.images, self.boxes = part.images, part.boxes
+            self.visible, self.masks = part.visible, part.masks
             return
         if len(rows) == 1:  # a copy, not an indexed write
             self.images[rows[0]] = part.images[0]
@@ -85,10 +82,19 @@ class Batch:
             self.images.numpy()[rows] = part.images.numpy()
         else:
             self.images[rows] = part.images
-        for mine, new in ((self.boxes, part.boxes), (self.visible, part.visible), (self.masks, part.masks)):
-            if mine is not None:
-                for row, value in zip(rows, new, strict=True):
-                    mine[row] = value
+        _replace(self.boxes, rows, part.boxes)
+        _replace(self.visible, rows, part.visible)
+        _replace(self.masks, rows, part.masks)
+
+
+def _taken(values: list[T] | None, rows: list[int]) -> list[T] | None:
+    return None if values is None else [values[i] for i in rows]
+
+
+def _replace(values: list[T] | None, rows: list[int], new: list[T] | None) -> None:
+    if values is not None and new is not None:
+        for row, value in zip(rows, new, strict=True):
+            values[row] = value
 
 
 def rows_of(images: Tensor, rows: list[int]) -> Tensor:
@@ -129,6 +135,7 @@ class Op(ABC):
 
     def _signed(self, magnitude: float | None, u: Iterator[float]) -> Record:
         if self.signed and not happens(next(u), 0.5):
+            assert magnitude is not None, f"{self.name} is signed but has no magnitude"
             magnitude = -magnitude
         return {"op": self.name} if magnitude is None else {"op": self.name, "magnitude": magnitude}
 
@@ -151,7 +158,8 @@ class CropOp(Op):
         """
 
     def run(self, batch: Batch, records: Sequence[Record], fill: int) -> Batch:
-        return batch.with_images(self.pixels(batch.images, records, fill, tuple(batch.images.shape[-2:])))
+        h, w = batch.images.shape[-2:]
+        return batch.with_images(self.pixels(batch.images, records, fill, (h, w)))
 
 
 def _magnitudes(records: Sequence[Record]) -> list[float]:
@@ -196,6 +204,7 @@ class WarpOp(CropOp):
         if batch.boxes is not None and self.official is not None:
             out.boxes = [self.official(b, v, h, w) for b, v in zip(batch.boxes, m, strict=True)]
         elif batch.boxes is not None:
+            assert batch.visible is not None  # as in `Augmentation.apply_batch`
             moved = [self._move(b, row, h, w) for b, row in zip(batch.boxes, t.tolist(), strict=True)]
             out.boxes = [b for b, _ in moved]
             out.visible = [old * left for old, (_, left) in zip(batch.visible, moved, strict=True)]
@@ -307,15 +316,15 @@ class OnlyBoxesOp(Op):
         if batch.boxes is None:
             return batch
         out = batch.images.clone()
-        size = tuple(out.shape[-2:])
+        h, w = out.shape[-2:]
         for image, boxes, r in zip(out, batch.boxes, records, strict=True):
-            regions = self.regions(boxes, *size)
+            regions = self.regions(boxes, h, w)
             for k, i in enumerate(r["boxes"]):
                 if region := regions[i]:
                     top, bottom, left, right = region
                     crop = image[None, :, top:bottom, left:right]
                     step = r | ({"at": r["at"][k]} if "at" in r else {})
-                    image[:, top:bottom, left:right] = self.inner.pixels(crop, [step], fill, size)[0]
+                    image[:, top:bottom, left:right] = self.inner.pixels(crop, [step], fill, (h, w))[0]
         return batch.with_images(out)
 
 
@@ -333,6 +342,7 @@ class PairOp(Op):
 
     def run(self, batch: Batch, records: Sequence[Record], fill: int) -> Batch:
         """(1 - m) image + m partner, rounded; the labels stay, as in the paper."""
+        assert batch.partners is not None  # as in `Augmentation._run_step`
         m = torch.tensor(_magnitudes(records), device=batch.images.device).view(-1, 1, 1, 1)
         mixed = torch.lerp(batch.images.float(), batch.partners.float(), m)
         return batch.with_images(mixed.round_().to(torch.uint8))

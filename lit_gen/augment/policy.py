@@ -14,7 +14,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -137,19 +137,25 @@ class Augmentation(ABC):
         _check(images, boxes, draws)
         box_format = _known_format(box_format or self.box_format)
         h, w = images.shape[-2:]
-        inner, visible = None, None
+        inner: list[ndarray] | None = None
+        visible: list[ndarray] | None = None
         if boxes is not None:
             inner = [self._inward(b, box_format, h, w) for b in boxes]
             visible = None if self.faithful else [box_maps.usable(b, h, w).astype(np.float64) for b in inner]
         # A single image is replaced by each op, never written to; a batch is written to row by row, so it is
         # copied.
         own = images if len(images) == 1 else images.clone(memory_format=torch.contiguous_format)
-        batch = Batch(own, *(None if x is None else list(x) for x in (inner, visible, masks)))
+        batch = Batch(
+            own,
+            None if inner is None else list(inner),  # ops replace entries; `inner` stays for comparison
+            visible,
+            None if masks is None else list(masks),
+        )
         for part in range(max((len(d["ops"]) for d in draws), default=0)):
             step = {i: d["ops"][part] for i, d in enumerate(draws) if part < len(d["ops"])}
             self._run_step(batch, step, partners)
         out_boxes, keeps = None, None
-        if boxes is not None:
+        if boxes is not None and batch.boxes is not None and inner is not None:
             pairs = zip(batch.boxes, inner, boxes, strict=True)
             out_boxes = [self._outward(new, old, given, box_format, h, w) for new, old, given in pairs]
             shares = batch.visible or [None] * len(boxes)
@@ -170,15 +176,15 @@ class Augmentation(ABC):
         for i, record in step.items():
             groups.setdefault(record["op"], []).append(i)
         ops = {name: self._op(name) for name in groups}
-        pairing = partners is None and any(isinstance(op, PairOp) for op in ops.values())
-        before = batch.images.clone() if pairing else batch.images
+        pairing = any(isinstance(op, PairOp) for op in ops.values())
+        others = batch.images.clone() if partners is None and pairing else partners
         for name, rows in groups.items():
             for chunk in _chunks(rows, batch.images):
                 records = [step[i] for i in chunk]
                 part = batch.take(chunk)
-                if isinstance(ops[name], PairOp):
-                    others = _partners(chunk, records, len(before)) if pairing else chunk
-                    part.partners = rows_of(before if pairing else partners, others)
+                if isinstance(ops[name], PairOp) and others is not None:
+                    places = _partners(chunk, records, len(others)) if partners is None else chunk
+                    part.partners = rows_of(others, places)
                 batch.put(chunk, ops[name].run(part, records, self.fill))
 
     def _op(self, name: str) -> Op:
@@ -388,5 +394,5 @@ def _is_list(x: Any) -> bool:
     return isinstance(x, Sequence) and not isinstance(x, str)
 
 
-def _is_number(x: Any) -> bool:
+def _is_number(x: Any) -> TypeGuard[float]:
     return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)

@@ -74,10 +74,14 @@ def _draws(policy: Augmentation, row: int, num_boxes: int, generator: torch.Gene
     return policy.sample(num_boxes, generator)
 
 
-def _applied(policy: Augmentation, image: Tensor, boxes: Tensor | None, draws: Draws) -> tuple:
+def _applied(
+    policy: Augmentation, image: Tensor, boxes: Tensor | None, draws: Draws
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     if policy.needs_partner:
-        return policy.apply_beside(image, image.flip(-1), boxes, draws)
-    return policy.apply(image, boxes, draws)
+        image, boxes, keep = policy.apply_beside(image, image.flip(-1), boxes, draws)
+    else:
+        image, boxes, keep = policy.apply(image, boxes, draws)
+    return image, boxes, keep
 
 
 def _picture(
@@ -89,7 +93,7 @@ def _picture(
     largest: int | None,
 ) -> PIL.Image.Image:
     corners, colours = torch.zeros(0, 4), []
-    if boxes is not None:
+    if boxes is not None and keep is not None:
         corners = policy.pixel_boxes(boxes, *image.shape[-2:])
         colours = [KEPT if kept else LOST for kept in keep.tolist()]
     if largest and scale * max(image.shape[-2:]) > largest:

@@ -96,7 +96,7 @@ def _around_one(function: Callable, images: Tensor, m: Sequence[float]) -> Tenso
     return function(images, [1 + v for v in m])
 
 
-def _pixel_ops(official: bool) -> list[Op]:
+def _pixel_ops(official: bool) -> list[PixelOp]:
     """The nine that change values alone."""
     solarize = pixels.solarize_official if official else pixels.solarize
     contrast = pixels.contrast_official if official else pixels.contrast

@@ -7,7 +7,7 @@ along. A batch (B, C, H, W) of images gets draws per image.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +62,9 @@ class AutoAugment(v2.Transform):
 
     def forward(self, *inputs: Any) -> Any:
         """The inputs, augmented; a torch.Generator as the last of them is what is drawn from."""
-        *inputs, last = inputs
-        generator = last if isinstance(last, torch.Generator) else None
-        inputs = (*inputs,) if generator else (*inputs, last)
-        return self.augment(inputs if len(inputs) > 1 else inputs[0], generator)
+        generator = inputs[-1] if isinstance(inputs[-1], torch.Generator) else None
+        sample = inputs[:-1] if generator else inputs
+        return self.augment(sample[0] if len(sample) == 1 else sample, generator)
 
     @property
     def needs_partner(self) -> bool:
@@ -99,11 +98,11 @@ class AutoAugment(v2.Transform):
         flat[at] = _like(image, flat[at])
         if boxes_at:
             given = flat[boxes_at[0]]
-            flat[boxes_at[0]] = tv_tensors.wrap(moved.as_subclass(Tensor), like=given)
+            flat[boxes_at[0]] = _wrapped(moved.as_subclass(Tensor), given)
         if masks_at:
             parts = masks_out[0].split([_count(flat[i]) for i in masks_at])
             for i, part in zip(masks_at, parts, strict=True):
-                flat[i] = tv_tensors.wrap(part.reshape(flat[i].shape), like=flat[i])
+                flat[i] = _wrapped(part.reshape(flat[i].shape), flat[i])
         out = tree_unflatten(flat, spec)
         return self._dropped(out, keep) if boxes_at and self.drop and not keep.all() else out
 
@@ -128,25 +127,26 @@ class AutoAugment(v2.Transform):
 
     def _dropped(self, sample: Any, keep: Tensor) -> Any:
         """The sample without the rows that are not kept, in the dict that holds the boxes."""
+        same_type: Callable[..., Any] = type(sample)
         if isinstance(sample, Mapping) and any(
             isinstance(x, tv_tensors.BoundingBoxes) for x in sample.values()
         ):
-            return type(sample)((k, self._rows(k, x, keep)) for k, x in sample.items())
+            return same_type((k, self._rows(k, x, keep)) for k, x in sample.items())
         if isinstance(sample, Mapping):
-            return type(sample)((k, self._dropped(x, keep)) for k, x in sample.items())
+            return same_type((k, self._dropped(x, keep)) for k, x in sample.items())
         if isinstance(sample, tv_tensors.BoundingBoxes):
             raise ConfigError(
                 "A box left the image, and its label cannot be found: put BoundingBoxes and labels into one "
                 "dict, or use AutoAugment(drop=False) and v2.SanitizeBoundingBoxes."
             )
         if isinstance(sample, (list, tuple)):
-            return type(sample)(self._dropped(x, keep) for x in sample)
+            return same_type(self._dropped(x, keep) for x in sample)
         return sample
 
     def _rows(self, name: str, x: Any, keep: Tensor) -> Any:
         if isinstance(x, tv_tensors.BoundingBoxes) or (name in self.per_box and isinstance(x, Tensor)):
             rows = x.as_subclass(Tensor)[keep.to(x.device)]
-            return tv_tensors.wrap(rows, like=x) if isinstance(x, tv_tensors.TVTensor) else rows
+            return _wrapped(rows, x)
         if name in self.per_box and isinstance(x, list):
             return [v for v, good in zip(x, keep.tolist(), strict=True) if good]
         return x
@@ -213,7 +213,14 @@ def _to_tensor(image: Any) -> Tensor:
 def _like(image: Tensor, given: Any) -> Any:
     if isinstance(given, PIL.Image.Image):
         return F.to_pil_image(image)
-    return tv_tensors.wrap(image, like=given) if isinstance(given, tv_tensors.TVTensor) else image
+    return _wrapped(image, given)
+
+
+def _wrapped(x: Tensor, given: Any) -> Tensor:
+    """`x` as the kind of tensor that `given` is."""
+    if not isinstance(given, tv_tensors.TVTensor):
+        return x
+    return tv_tensors.wrap(x, like=given)  # pyright: ignore[reportCallIssue] (its decorator hides its arguments)
 
 
 def _boxes(boxes: tv_tensors.BoundingBoxes) -> tuple[Tensor, str]:
