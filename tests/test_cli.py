@@ -201,7 +201,9 @@ def test_what_is_switched_off_stays_off(command, tmp_path, tiny):
     assert code == 0, err
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
 def test_a_signal_ends_the_command_with_its_code_and_a_checkpoint(tmp_path, tiny, signum, code):
     run = tmp_path / "run"
     options = [o for o in tiny if not o.startswith(("trainer.max_steps", "callbacks.checkpoint"))]

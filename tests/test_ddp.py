@@ -63,6 +63,7 @@ def test_two_processes_equal_one(two, fit, tmp_path):
         assert np.abs(picture - other).max() <= 1, name
 
 
+@pytest.mark.slow
 def test_more_processes_than_images_to_show_and_to_measure(tiny, fit, tmp_path):
     """A rank without a share neither fails nor keeps the others waiting."""
     few = ["callbacks.grid.num=1", "callbacks.quality.num_images=2", "callbacks.quality.final_images=2"]
@@ -97,6 +98,7 @@ def test_ranks_do_not_wait_for_one_another_before_every_batch(monkeypatch, fit, 
     assert not asked
 
 
+@pytest.mark.slow
 def test_two_processes_resume_bit_identically(two, tmp_path):
     folder = tmp_path / "again"
     where = checkpoints.folder(folder)
@@ -123,6 +125,7 @@ def assert_same(a, b):
         assert a == b
 
 
+@pytest.mark.slow
 def test_multirun_trials_with_ddp_have_one_configuration_each(tmp_path, tiny):
     launch(
         "-m",
@@ -143,6 +146,7 @@ def test_multirun_trials_with_ddp_have_one_configuration_each(tmp_path, tiny):
     assert not list(tmp_path.glob("*/*/config.yaml"))  # no rank ran a sweep of its own
 
 
+@pytest.mark.slow
 def test_a_failing_trial_does_not_end_the_sweep(tmp_path, tiny):
     tiny = [o for o in tiny if not o.startswith("data.batch_size")]
     options = ["-m", "data.batch_size=5000,64", f"hydra.sweep.dir={tmp_path}", *tiny, "trainer.max_steps=2"]

@@ -182,6 +182,7 @@ def assert_one_folder_like(expected, tmp_path):
     assert_same(contents(out), contents(expected))
 
 
+@pytest.mark.slow
 def test_a_plain_call_starts_processes(run, configured, tmp_path):
     sampling.sample(configured("sample png", tmp_path / "one"), tmp_path / "one")
     done = call(tmp_path, command(run, "grid=12", "device=cpu", "devices=2"))

@@ -7,19 +7,15 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-QUICK = ("01_processes", "02_samplers", "03_likelihood", "04_restoration")
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-def notebooks() -> list:
-    return [
-        pytest.param(path, id=path.stem, marks=() if path.stem in QUICK else pytest.mark.slow)
-        for path in sorted(NOTEBOOKS.glob("*.ipynb"))
-    ]
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 
 
-@pytest.mark.parametrize("path", notebooks())
+@pytest.mark.slow
+@each_notebook
 def test_runs_without_an_error(path, tmp_path):
     """nbclient raises what a cell raises."""
     notebook = nbformat.read(path, as_version=4)
@@ -28,7 +24,7 @@ def test_runs_without_an_error(path, tmp_path):
     NotebookClient(notebook, timeout=600, resources=resources).execute(env=environment)
 
 
-@pytest.mark.parametrize("path", notebooks())
+@each_notebook
 def test_is_committed_with_its_results(path):
     """Run in order, all of it, no errors, small enough for a repository."""
     cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]

@@ -64,7 +64,7 @@ def state(folder):
     return {k: checkpoint[k] for k in kept}
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_resume_is_bit_identical(fit, tmp_path, workers):
     options = [f"data.num_workers={workers}", "callbacks.checkpoint.every=1"]
     steps = (MID_EPOCH, AFTER_EVALUATION, EPOCH_END)

@@ -37,6 +37,7 @@ def test_the_wheel_has_all_of_conf_and_the_weights(installed):
     assert not [n for n in names if n.startswith(("tests/", "notebooks/", "benchmarks/"))]
 
 
+@pytest.mark.slow
 def test_it_trains_three_steps_from_another_folder(installed, tmp_path, tiny):
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
 
