@@ -33,31 +33,41 @@ __all__ = [
 ]
 
 Magnitudes = Sequence[float]
-TILE = (
-    1 << 16
-)  # elements worked on at once on a CPU: temporaries that stay in the cache, and off the page tables
+Floats = ndarray | Tensor  # float32; on a CPU numpy's loops over them take two thirds of torch's time
+TILE = 1 << 16  # pixels worked on at once on a CPU: temporaries that stay in the cache
 
 
-def _column(m: Magnitudes, like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+def _column(m: Magnitudes, like: Tensor, dtype: torch.dtype) -> Tensor:
     """(n, 1, 1, 1)."""
     return torch.tensor(m, dtype=dtype).view(-1, 1, 1, 1).to(like.device)
 
 
-def _bytes(t: Tensor) -> Tensor:
-    """Clip to 0..255 and truncate; overwrites t."""
-    t.clamp_(0, 255)
-    if t.device.type == "cpu":  # torch converts floats to bytes one by one: 6 times slower
-        return torch.from_numpy(t.numpy().astype(np.uint8))
-    return t.to(torch.uint8)
+def _floats(images: Tensor) -> Floats:
+    """A new array on a CPU, a new tensor elsewhere."""
+    return images.numpy().astype(np.float32) if images.device.type == "cpu" else images.float()
 
 
-def _blend(a: Tensor, b: Tensor, f: Tensor) -> Tensor:
-    """a + f (b - a) in float32, in this order and without fma; overwrites b."""
-    return b.sub_(a).mul_(f).add_(a)
+def _blend(a: Floats, b: Floats, m: Magnitudes) -> Floats:
+    """a + m (b - a) in float32, in this order and without fma, clipped to 0..255; overwrites b."""
+    f = np.array(m, np.float32).reshape(-1, 1, 1, 1)
+    b -= a
+    b *= f if isinstance(b, ndarray) else torch.from_numpy(f).to(b.device)
+    b += a
+    if all(0 <= v <= 1 for v in m):  # between bytes already
+        return b
+    return np.clip(b, 0, 255, out=b) if isinstance(b, ndarray) else b.clamp_(0, 255)
+
+
+def _write(values: Floats, out: Tensor) -> None:
+    """Truncates values 0..255 into bytes."""
+    if out.device.type == "cpu":  # torch converts floats to bytes one by one: 6 times slower
+        out.numpy()[...] = values
+    else:
+        out.copy_(values)
 
 
 def _tiles(count: int, size: int, device: torch.device) -> list[slice]:
-    """0..count in slices of about TILE elements, `size` an item, on a CPU; a GPU takes all at once."""
+    """0..count in slices of about TILE pixels, `size` an item, on a CPU; a GPU takes all at once."""
     step = max(1, TILE // max(1, size)) if device.type == "cpu" else max(1, count)
     return [slice(i, min(i + step, count)) for i in range(0, count, step)]
 
@@ -72,12 +82,10 @@ def lookup(images: Tensor, table: ndarray) -> Tensor:
     pixels, table = images.reshape(rows, -1), np.ascontiguousarray(table).reshape(rows, 256)
     if images.device.type != "cpu" or pixels.shape[1] < 4096:
         return torch.gather(torch.from_numpy(table).to(images.device), 1, pixels.long()).view(images.shape)
-    out = torch.empty_like(pixels)
-    for row, t, o in zip(pixels.numpy(), table, out.numpy(), strict=True):
-        # A loop in C over bytes: a third of the time of a gather, which wants 64-bit indices. That of bytes,
-        # unlike bytearray's, also compares what it reads with what it writes, in twice the time.
-        o[:] = np.frombuffer(bytearray(row).translate(t.tobytes()), np.uint8)
-    return out.view(images.shape)
+    # A loop in C over bytes: a third of the time of a gather, which wants 64-bit indices. That of bytes,
+    # unlike bytearray's, also compares what it reads with what it writes, in twice the time.
+    looked_up = [bytearray(row).translate(t) for row, t in zip(pixels.numpy(), table, strict=True)]
+    return torch.frombuffer(bytearray().join(looked_up), dtype=torch.uint8).view(images.shape)
 
 
 RAMP = np.arange(256, dtype=np.float32)
@@ -116,10 +124,15 @@ def solarize(images: Tensor, m: Magnitudes) -> Tensor:
     """v < m ? v : 255 - v; a threshold of 256 changes nothing (repair: officially it wraps to 0 and inverts
     the image).
     """
-    # The sign bit of v - m, spread over the byte, is all ones where v < m; comparisons of bytes are ten
-    # times slower.
-    below = (images.to(torch.int16) - _column([int(t) for t in m], images, torch.int16)) >> 15
-    return below.to(torch.uint8).bitwise_not_().bitwise_xor_(images)
+    least = _column([min(max(int(t), 0), 255) for t in m], images, torch.uint8)
+    change = _column([0 if t >= 256 else 255 for t in m], images, torch.uint8)
+    if images.device.type != "cpu":
+        return images ^ (images >= least) * change
+    # numpy compares bytes many at once, torch one by one.
+    flipped = (images.numpy() >= least.numpy()).view(np.uint8)
+    flipped *= change.numpy()
+    flipped ^= images.numpy()
+    return torch.from_numpy(flipped)
 
 
 def solarize_official(images: Tensor, m: Magnitudes) -> Tensor:
@@ -133,30 +146,32 @@ def solarize_add(images: Tensor, m: Magnitudes) -> Tensor:
     return lookup(images, _table(np.where(RAMP < 128, added, RAMP)))
 
 
-def _grey(images: Tensor) -> Tensor:
+def _grey(values: Floats) -> Floats:
     """tf.image.rgb_to_grayscale: float32 v / 255, weights .2989 .5870 .1140 summed left to right, 255.5,
-    truncated; whole numbers as float32 (n, 1, H, W).
+    truncated; whole numbers (n, 1, H, W).
     """
-    if images.shape[1] == 1:
-        return images.float()
-    grey = images[:, 0:1].float().mul_(1 / 255).mul_(0.2989)
-    grey += images[:, 1:2].float().mul_(1 / 255).mul_(0.5870)
-    grey += images[:, 2:3].float().mul_(1 / 255).mul_(0.1140)
-    return grey.mul_(255.5).floor_()  # nothing is negative, and trunc_ takes ten times as long
+    if values.shape[1] == 1:
+        return values
+    grey = values[:, 0:1] * (1 / 255)
+    grey *= 0.2989
+    for channel, weight in ((1, 0.5870), (2, 0.1140)):
+        term = values[:, channel : channel + 1] * (1 / 255)
+        term *= weight
+        grey += term
+    grey *= 255.5
+    # Nothing is negative, and torch's trunc_ takes ten times as long.
+    return np.floor(grey, out=grey) if isinstance(grey, ndarray) else grey.floor_()
 
 
 def color(images: Tensor, m: Magnitudes) -> Tensor:
     """Blend of the grey image (m = 0) and the image (m = 1)."""
     if images.shape[1] == 1:
         return images.clone()
-    f = _column(m, images)
     out = torch.empty_like(images)
     n, _, h, w = images.shape
     for rows in _tiles(h, n * w, images.device):
-        part = images[..., rows, :]
-        grey = _grey(part)
-        for c in range(3):
-            out[:, c : c + 1, rows] = _bytes(_blend(grey, part[:, c : c + 1].float(), f))
+        values = _floats(images[..., rows, :])
+        _write(_blend(_grey(values), values, m), out[..., rows, :])
     return out
 
 
@@ -174,11 +189,16 @@ def brightness(images: Tensor, m: Magnitudes) -> Tensor:
 def contrast(images: Tensor, m: Magnitudes) -> Tensor:
     """Blend of the mean grey, trunc(mean(grey)), and the image (repair: see `contrast_official`)."""
     n, _, h, w = images.shape
-    tiles = _tiles(h, n * w, images.device)
-    # Sums of a tile's bytes are whole numbers below 2^24: exact in float32.
-    wide = torch.float32 if images.device.type == "cpu" and w <= TILE else torch.float64
-    sums = [_grey(images[..., rows, :]).flatten(1).sum(1, dtype=wide).double() for rows in tiles]
-    return _blend_to(images, sum(sums).cpu().numpy() // (h * w), m)
+    sums = sum(_sums(_grey(_floats(images[..., rows, :]))) for rows in _tiles(h, n * w, images.device))
+    return _blend_to(images, sums.cpu().numpy() // (h * w), m)
+
+
+def _sums(values: Floats) -> Tensor:
+    """float64 (n,): exact of whole numbers 0..255."""
+    rows = values.reshape(len(values), -1)
+    if isinstance(rows, ndarray) and rows.shape[1] <= TILE:  # whole numbers below 2^24: exact in float32
+        return torch.from_numpy(rows.sum(1)).double()
+    return torch.as_tensor(rows).sum(1, dtype=torch.float64)
 
 
 def contrast_official(images: Tensor, m: Magnitudes) -> Tensor:
@@ -201,19 +221,22 @@ def autocontrast(images: Tensor, m: Magnitudes) -> Tensor:
 def equalize(images: Tensor, m: Magnitudes) -> Tensor:
     """Histogram equalisation of each channel in integers, as PIL's."""
     n, c, h, w = images.shape
-    histogram = _histogram(images.reshape(n * c, -1)).cpu().numpy()
-    brightest = 255 - (histogram[:, ::-1] > 0).argmax(1)
-    step = (h * w - histogram[np.arange(n * c), brightest])[:, None] // 255
-    table = (histogram.cumsum(1) - histogram + step // 2) // np.maximum(step, 1)
-    return lookup(images, _table(np.where(step > 0, table, np.arange(256)).reshape(n, c, 256)))
+    histogram = _histogram(images.reshape(n * c, -1))
+    cumulative = histogram.cumsum(1)
+    # All pixels but those of the brightest value that occurs.
+    step = np.where(cumulative < h * w, cumulative, 0).max(1, keepdims=True) // 255
+    table = (cumulative - histogram + step // 2) // np.maximum(step, 1)
+    table = np.where(step > 0, np.minimum(table, 255), np.arange(256)).astype(np.uint8)
+    return lookup(images, table.reshape(n, c, 256))
 
 
-def _histogram(rows: Tensor) -> Tensor:
+def _histogram(rows: Tensor) -> ndarray:
     """int64 (r, 256) of uint8 (r, k)."""
     if rows.device.type == "cpu" and rows.shape[1] >= 4096:
-        return torch.stack([torch.bincount(row, minlength=256) for row in rows])
+        return np.stack([torch.bincount(row, minlength=256).numpy() for row in rows])
     offset = 256 * torch.arange(rows.shape[0], device=rows.device)[:, None]
-    return torch.bincount((rows.long() + offset).reshape(-1), minlength=256 * rows.shape[0]).view(-1, 256)
+    counts = torch.bincount((rows.long() + offset).reshape(-1), minlength=256 * rows.shape[0])
+    return counts.view(-1, 256).cpu().numpy()
 
 
 def sharpness(images: Tensor, m: Magnitudes) -> Tensor:
@@ -258,9 +281,8 @@ def _by_rows(images: Tensor, m: Magnitudes, smooth: Callable[[Tensor], Tensor]) 
     n, c, h, w = images.shape
     if min(h, w) < 3:
         return out
-    f = _column(m, images)
     for rows in _tiles(h - 2, n * c * w, images.device):
         part = images[..., rows.start : rows.stop + 2, :]
         inner = part[..., 1:-1, 1:-1].float()
-        out[..., rows.start + 1 : rows.stop + 1, 1:-1] = _bytes(_blend(smooth(part), inner, f))
+        _write(_blend(smooth(part), inner, m), out[..., rows.start + 1 : rows.stop + 1, 1:-1])
     return out

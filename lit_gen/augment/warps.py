@@ -18,7 +18,8 @@ __all__ = ["rotation", "shear_x", "shear_y", "translation_x", "translation_y", "
 
 
 TILE = 1 << 16  # output pixels at once on a CPU, so that the indices stay in the cache
-REMEMBERED = 1 << 17  # pixels of the largest image whose index is kept: 32 of them are 32 MiB then
+REMEMBERED = 1 << 17  # pixels of the largest image whose index is kept: 64 of them are 32 MiB then
+LARGE = 1 << 14  # pixels from which on an image by itself, its channels together, takes less time
 
 
 def _maps(m: Sequence[float], columns: dict[int, ndarray | Sequence[float]]) -> ndarray:
@@ -68,31 +69,78 @@ def warp(images: Tensor, t: ndarray, fill: int = 128) -> Tensor:
     n, c, h, w = images.shape
     if n == 1 and (moved := _shift(images, t[0].tolist(), fill)) is not None:
         return moved
+    if images.device.type == "cpu" and h * w <= REMEMBERED:
+        if n == 1:
+            return _warp_by_remembered_index(images[0], t, fill)[None]
+        if h * w >= LARGE:
+            return torch.cat([warp(images[i : i + 1], t[i : i + 1], fill) for i in range(n)])
     framed = images.new_full((n, c, h + 2, w + 2), fill)
     framed[..., 1:-1, 1:-1] = images
     framed = framed.view(n, c, -1)
-    if n == 1 and images.device.type == "cpu" and h * w <= REMEMBERED:
-        index = _whole_index(t.tobytes(), h, w).expand(-1, c, -1)
-        return torch.gather(framed, 2, index).view(images.shape)
     out = torch.empty_like(images)
     step = max(1, TILE // (n * w)) if images.device.type == "cpu" else h
     for top in range(0, h, step):
         index = _frame_index(t, top, min(step, h - top), h, w, images.device)
-        index = index.view(n, 1, -1).expand(-1, c, -1)
+        index = index.long().view(n, 1, -1).expand(-1, c, -1)
         out[..., top : top + step, :] = torch.gather(framed, 2, index).view(n, c, -1, w)
     return out
 
 
-@lru_cache(maxsize=32)
+def _warp_by_remembered_index(image: Tensor, t: ndarray, fill: int) -> Tensor:
+    """`warp` of one image (C, H, W) by one map (1, 6)."""
+    c, h, w = image.shape
+    index = _whole_index(t.tobytes(), h, w)
+    if c == 3 and image.dtype == torch.uint8 and h * w >= LARGE:
+        return _unpacked(torch.index_select(_packed(image, fill), 0, index)).view(image.shape)
+    channels = image.new_full((c, h * w + 1), fill)
+    channels[:, :-1] = image.flatten(1)
+    return torch.gather(channels, 1, index.long().expand(c, -1)).view(image.shape)
+
+
+def _packed(image: Tensor, fill: int) -> Tensor:
+    """int32 (H W + 1,): the three bytes of each pixel and of the fill in one number, so that they are looked
+    up at once."""
+    first, second, third = image.numpy()
+    packed = np.empty(first.size + 1, np.uint32)
+    packed[-1] = fill * 0x010101
+    pixels = packed[:-1].reshape(first.shape)
+    pixels[...] = third
+    for channel in (second, first):
+        pixels <<= 8
+        pixels |= channel.astype(np.uint32)
+    return torch.from_numpy(packed.view(np.int32))
+
+
+def _unpacked(pixels: Tensor) -> Tensor:
+    """uint8 (3, K) of `_packed` (K,), which is overwritten."""
+    numbers, out = pixels.numpy(), np.empty((3, pixels.numel()), np.uint8)
+    for i, channel in enumerate(out):
+        if i:
+            numbers >>= 8
+        channel[...] = numbers  # the lowest byte
+    return torch.from_numpy(out)
+
+
+@lru_cache(maxsize=64)
 def _whole_index(t: bytes, h: int, w: int) -> Tensor:
-    """`_frame_index` of one map for a whole image, (1, 1, H W). A policy has few levels and a data set one
-    size, so that maps recur; making an index takes twice as long as using it."""
+    """int32 (H W,): where the pixels of a whole image come from in the image, H W for the outside. A policy
+    has few levels and a data set one size, so that maps recur; making an index takes four times as long as
+    using it."""
     rows = np.frombuffer(bytearray(t), np.float32).reshape(1, 6)
-    return _frame_index(rows, 0, h, h, w, torch.device("cpu")).view(1, 1, -1)
+    framed = _frame_index(rows, 0, h, h, w, torch.device("cpu"))
+    return torch.index_select(_unframed(h, w), 0, framed.view(-1))
+
+
+@lru_cache(maxsize=16)
+def _unframed(h: int, w: int) -> Tensor:
+    """int32 ((H + 2) (W + 2),): the image's index of each pixel of the framed image, H W on the frame."""
+    index = torch.full((h + 2, w + 2), h * w, dtype=torch.int32)
+    index[1:-1, 1:-1] = torch.arange(h * w, dtype=torch.int32).view(h, w)
+    return index.view(-1)
 
 
 def _frame_index(t: ndarray, top: int, rows: int, h: int, w: int, device: torch.device) -> Tensor:
-    """int64 (n, rows, W): where output rows top, top + 1, ... come from in the image with a frame of one
+    """int32 (n, rows, W): where output rows top, top + 1, ... come from in the image with a frame of one
     pixel.
     """
     x = torch.arange(w, dtype=torch.float32, device=device)
@@ -100,7 +148,7 @@ def _frame_index(t: ndarray, top: int, rows: int, h: int, w: int, device: torch.
     column, row = _nearest(t[:, 0:3], x, y, w), _nearest(t[:, 3:6], x, y, h)
     if (h + 2) * (w + 2) > 1 << 24:  # beyond, float32 does not count every pixel
         column, row = column.long(), row.long()
-    return torch.add(column, row, alpha=w + 2).add_(w + 3).to(torch.int32).long()
+    return torch.add(column, row, alpha=w + 2).add_(w + 3).to(torch.int32)
 
 
 def _nearest(t: ndarray, x: Tensor, y: Tensor, size: int) -> Tensor:

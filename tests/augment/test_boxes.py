@@ -164,6 +164,22 @@ def test_warp_of_whole_pixels_is_a_copy():
     assert torch.equal(warps.warp(square, warps.rotation([90.0], 32, 32)), F.rotate(square, 90))
 
 
+@pytest.mark.parametrize("size", [(31, 40), (130, 127), (370, 360)])  # small, remembered and packed, neither
+def test_a_warp_is_its_definition_for_any_channels_and_type(size):
+    """Against the nearest pixels by float64, for a map that has none halfway between two."""
+    h, w = size
+    t = np.array([[0.75, -0.251, 7.0305, 0.374, 1.126, -9.011]], np.float32)
+    y, x = np.mgrid[:h, :w]
+    from_x, from_y = (np.rint(a * x + b * y + c).astype(int) for a, b, c in t.reshape(2, 3).astype(float))
+    inside = torch.from_numpy((from_x >= 0) & (from_x < w) & (from_y >= 0) & (from_y < h))
+    for c, dtype in ((1, torch.uint8), (3, torch.uint8), (3, torch.bool), (5, torch.int64)):
+        images = torch.stack([image_of(h, w).repeat(2, 1, 1)[:c] + i for i in range(2)]).to(dtype)
+        expected = torch.full_like(images, 1)
+        expected[..., inside] = images[..., from_y[inside], from_x[inside]]
+        assert torch.equal(warps.warp(images, np.repeat(t, 2, 0), 1), expected)
+        assert torch.equal(warps.warp(images[:1], t, 1), expected[:1])
+
+
 def test_fraction_of_a_pixel_rounds_half_away_from_zero():
     """in_x = x + p, nearest, halves up; -0.5 is outside."""
     row = torch.arange(10, 20, dtype=torch.uint8).view(1, 1, 1, 10)
