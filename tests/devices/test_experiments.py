@@ -23,6 +23,16 @@ OPTIONS = [
     "data.batch_size=2",
     "data.num_workers=0",
 ]
+LARGE = (  # of images or depth; smaller ones have the same kinds of layers, steps, and data
+    "celeba64_ncsnpp_ve",
+    "celeba64_ncsnv2",
+    "church256_ncsnpp_ve",
+    "cifar10_ddpmpp_subvp",
+    "cifar10_ncsnpp_deep_ve",
+    "ffhq64_edm_ve",
+    "ffhq64_edm_vp",
+    "funit_animal_faces",
+)
 EVALUATIONS = ("quality", "grid", "translations", "validation")
 NARROW = {
     "net": {"base_channels": 16, "width": 16},
@@ -68,7 +78,10 @@ def test_four_steps_on_a_gpu(compose, tmp_path, monkeypatch, name):
     assert all(w.isfinite().all() for w in state["state_dict"].values())
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in EXPERIMENTS],
+)
 def test_two_steps(compose, tmp_path, name):
     training.train(shrunk(compose(f"experiment={name}", *OPTIONS)), tmp_path, [])
     state = checkpoints.read(checkpoints.folder(tmp_path) / "last.ckpt")

@@ -63,9 +63,14 @@ def trained_without_waiting(cuda, networks, data, objective, micro_batches=1, bf
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-@pytest.mark.parametrize("bf16", [True, False], ids=["bf16", "float32"])
-def test_step(cuda, networks, name, bf16):
-    trained_without_waiting(cuda, networks, batch(cuda), OBJECTIVES[name], bf16=bf16)
+def test_step(cuda, networks, name):
+    trained_without_waiting(cuda, networks, batch(cuda), OBJECTIVES[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_step_in_float32(cuda, networks, name):
+    trained_without_waiting(cuda, networks, batch(cuda), OBJECTIVES[name], bf16=False)
 
 
 def test_step_in_parts_with_other_images(cuda, networks):

@@ -155,7 +155,10 @@ def test_networks(cuda, net):
     trained_without_waiting(cuda, score_module(cuda, net), batch(cuda))
 
 
-@pytest.mark.parametrize("net", ["ddpmpp", "ncsnpp", "ddpm", "adm", "edm2"])
+OTHERS_WITH_CLASSES = [pytest.param(net, marks=pytest.mark.slow) for net in ("ncsnpp", "ddpm", "adm")]
+
+
+@pytest.mark.parametrize("net", ["ddpmpp", "edm2", *OTHERS_WITH_CLASSES])
 def test_classes_and_a_step_that_logs(cuda, net):
     module = score_module(cuda, net, num_classes=10, label_dropout=0.1, log_every=1)
     trained_without_waiting(cuda, module, batch(cuda, 10))
