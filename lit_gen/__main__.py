@@ -10,7 +10,15 @@ COMMANDS = {
     "sample": ("lit_gen.commands.sample", "Sample images from a run or from official weights."),
     "evaluate": (
         "lit_gen.commands.evaluate",
-        "Measure the samples of a run, a folder of images, or a translator.",
+        "Measure the samples of a run: metrics and likelihoods.",
+    ),
+    "evaluate-images": (
+        "lit_gen.commands.evaluate_images",
+        "Measure any images against a folder or statistics of others.",
+    ),
+    "evaluate-translation": (
+        "lit_gen.commands.evaluate_translation",
+        "Measure a few-shot translator by the protocol of the FUNIT paper.",
     ),
     "compare": (
         "lit_gen.commands.compare",

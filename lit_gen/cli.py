@@ -120,6 +120,8 @@ def _plainly(error: BaseException) -> str:
     said = re.split(r"\n\s+(?:full_key: |object_type=|reference_type=)", str(error))[0].strip()
     if isinstance(error, MissingMandatoryValue):
         return f"{where} is missing: give {where}=..."
+    if missing := re.search(r"Missing mandatory value: (\S+)", said):  # that another value is made of
+        return f"{missing[1]} is missing: give {missing[1]}=..."
     if isinstance(error, InterpolationKeyError):
         return f"{said}: {where} takes its value from there, and this choice of groups has no such key."
     return said

@@ -9,8 +9,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from lit_gen.commands import compare as comparing
+from lit_gen.commands.evaluate import evaluate
 from lit_gen.errors import ConfigError
-from lit_gen.evaluation import samples as evaluation
+from lit_gen.evaluation.samples import with_error
 from lit_gen.metrics import Estimate
 
 
@@ -47,9 +48,9 @@ def test_the_numbers_are_those_of_the_evaluations(two, compose, tmp_path, capsys
     for name, run in zip(("one", "two"), two, strict=True):
         where = tmp_path / f"evaluation of {name}"
         cfg = compose(f"run={run}", "num=96", "device=cpu", f"out={where}", config_name="evaluate")
-        own = evaluation.evaluate(cfg, where)
+        own = evaluate(cfg, where)
         assert record["results"][name] == own["results"]
-        assert evaluation.with_error(Estimate(own["fd"], own["results"][0]["se"])) in shown
+        assert with_error(Estimate(own["fd"], own["results"][0]["se"])) in shown
     pictures = [Image.open(out / name) for name in ("curves.png", "grids.png")]
     assert all(p.width > 200 for p in pictures)
     wandb = list(out.glob("wandb/offline-run-*/files/media/**/*.*"))

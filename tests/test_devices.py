@@ -18,17 +18,17 @@ from lit_gen import devices
 from lit_gen.cli import CONF_DIR
 from lit_gen.commands import compare as comparing
 from lit_gen.commands import encode as encoding
+from lit_gen.commands import evaluate, evaluate_images
 from lit_gen.commands import restore as restoring
 from lit_gen.commands import sample as sampling
 from lit_gen.errors import ConfigError
-from lit_gen.evaluation import samples as evaluation
 
 COMMANDS = {
     "sample png": (sampling.sample, ["run={run}", "num=20", "batch_size=8", "grid=12"]),
     "sample npz": (sampling.sample, ["run={run}", "num=20", "batch_size=8", "format=npz", "first=3"]),
-    "evaluate": (evaluation.evaluate, ["run={run}", "num=20", "batch_size=8", "bits_per_dim=10"]),
-    "evaluate images": (
-        evaluation.evaluate,
+    "evaluate": (evaluate.evaluate, ["run={run}", "num=20", "batch_size=8", "nll_images=10"]),
+    "evaluate_images": (
+        evaluate_images.evaluate_images,
         ["images={run}/samples", "reference={run}/samples", "num=20", "batch_size=8", "extractor=digits64"],
     ),
     "compare": (comparing.compare_runs, ["runs=[{run},{run}/]", "names=[a,b]", "num=20", "batch_size=8"]),

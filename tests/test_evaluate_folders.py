@@ -1,4 +1,4 @@
-"""`lit-gen evaluate` on pictures of anybody gives the numbers of the functions on the same pixels."""
+"""`lit-gen evaluate-images` and `evaluate` give the numbers of the functions on the same pixels."""
 
 import json
 import pickle
@@ -12,10 +12,11 @@ import torch
 from omegaconf import OmegaConf
 
 from lit_gen import models
-from lit_gen.commands import evaluate
+from lit_gen.commands.evaluate import evaluate
+from lit_gen.commands.evaluate_images import evaluate_images, main
 from lit_gen.data import digits
 from lit_gen.errors import ConfigError
-from lit_gen.evaluation import samples as evaluation
+from lit_gen.evaluation.samples import with_error
 from lit_gen.images import save_png
 from lit_gen.metrics import Estimate, digits64, frechet_distance, moments
 from lit_gen.metrics.functional import frechet_infinity, inception_score
@@ -48,8 +49,11 @@ def own_cache(monkeypatch, tmp_path):
 
 def run(compose, tmp_path, *overrides, name="out"):
     out = tmp_path / name
-    cfg = compose("extractor=digits64", "batch_size=100", f"out={out}", *overrides, config_name="evaluate")
-    record = evaluation.evaluate(cfg, out)
+    name, body = (
+        ("evaluate", evaluate) if "run=" in " ".join(overrides) else ("evaluate_images", evaluate_images)
+    )
+    cfg = compose("extractor=digits64", "batch_size=100", f"out={out}", *overrides, config_name=name)
+    record = body(cfg, out)
     assert json.loads((out / "evaluation.json").read_text()) == record
     assert (out / "grid.png").is_file()
     return {entry["key"]: entry for entry in record["results"]}
@@ -147,11 +151,13 @@ def test_images_of_other_sizes_are_brought_to_one(compose, pictures, tmp_path):
 
 
 MISTAKES = {
-    "images=a": "need reference=",
+    "images=a": "reference is missing: give reference=",
+    "reference=a": "images is missing: give images=",
     "images=a reference=b measures=[fid]": "no measure 'fid': choose among fd, ",
-    "images=a reference=b bits_per_dim=8": "are of a run=",
+    "images=a reference=b nll_images=8": "Key 'nll_images' not in",
+    "images=a reference=b sampler=heun": "sampler",
     "images=a reference=nowhere": "no such folder",
-    "images=a reference=b num=1": "two are needed",
+    "images=a reference=b num=1": "at least two are needed",
     "images=a reference=b reference_n=5": "describe a statistics file",
     "images=a reference=b measures=[authpct]": "authpct needs the training images",
     "images=a reference=b k=0": "at least 1",
@@ -166,10 +172,10 @@ def test_mistakes_end_with_one_message(pictures, tmp_path, monkeypatch, capfd, o
         write(digits("test"), range(0, 360, 36), pictures / "flat")
         for path in (pictures / "flat").rglob("*.png"):
             path.rename(pictures / "flat" / path.name)
-    arguments = ["evaluate", "extractor=digits64", f"out={tmp_path}/out", *options.split()]
+    arguments = ["evaluate-images", "extractor=digits64", f"out={tmp_path}/out", *options.split()]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as end:
-        evaluate.main()
+        main()
     err = capfd.readouterr().err
     assert end.value.code == 2 and says in err and "Traceback" not in err, err
     assert not (tmp_path / "out" / "evaluation.json").exists()
@@ -185,17 +191,17 @@ def test_a_run_has_the_same_measures(fit, compose, tmp_path):
     OmegaConf.save(OmegaConf.create(_config(experiment)), run_folder / "config.yaml")
     logged = runs.history(run_folder)
     options = [f"run={run_folder}", "num=96", "checkpoint=last", "device=cpu"]
-    results = run(compose, tmp_path, *options, "bits_per_dim=4", name="ev")
+    results = run(compose, tmp_path, *options, "nll_images=4", name="ev")
     for name in ("fd", "kd", "precision", "authpct"):
         key = ID.key(name, 96)
         assert logged[key][10] == pytest.approx(results[key]["value"], rel=1e-5), name
         assert logged[f"se/{key}"][10] == pytest.approx(results[key]["se"], rel=1e-4), name
     assert 0 < results["bits_per_dim"]["value"] < 20 and results["bits_per_dim"]["se"] > 0
     record = json.loads((tmp_path / "ev" / "evaluation.json").read_text())
-    assert 0 <= record["asked_share"] <= 1 and record["guidance"] is None
+    assert 0 <= record["class_accuracy"] <= 1 and record["guidance"] is None
     for mistake, says in {
-        "bound=4": "a sum over the steps",
-        "bits_per_dim=4 t_min=90": "between 0 and 80",
+        "elbo_images=4": "a sum over the steps",
+        "nll_images=4 t_min=90": "between 0 and 80",
     }.items():
         with pytest.raises(ConfigError, match=says):
             run(compose, tmp_path, *options, *mistake.split(), name="never")
@@ -211,7 +217,7 @@ def test_densities_of_a_run_are_the_likelihoods_of_its_denoiser(fit, compose, tm
     steps = ["model.process.betas.num_steps=50", "sampler=ddim", "sampler.num_steps=3"]
     experiment = fit(folder, "experiment=digits_ddpm", *steps, "trainer.max_steps=2")
     OmegaConf.save(OmegaConf.create(_config(experiment)), folder / "config.yaml")
-    options = [f"run={folder}", "num=8", "checkpoint=last", "device=cpu", "bound=5", "bits_per_dim=3"]
+    options = [f"run={folder}", "num=8", "checkpoint=last", "device=cpu", "elbo_images=5", "nll_images=3"]
     results = run(compose, tmp_path, *options, "batch_size=2", name="two")
     module = models.load(folder, "last", device="cpu")[0]
     x_0 = to_float(torch.stack([digits("test")[i]["image"] for i in range(5)]))
@@ -237,4 +243,4 @@ def _config(experiment):
     ],
 )
 def test_errors_say_how_many_digits_count(estimate, text):
-    assert evaluation.with_error(estimate) == text
+    assert with_error(estimate) == text

@@ -18,12 +18,12 @@ from lit_gen import __version__, models, runs
 from lit_gen.cli import entry_point
 from lit_gen.devices import divided
 from lit_gen.errors import ConfigError
-from lit_gen.evaluation.samples import stored, summarise, with_error
+from lit_gen.evaluation.samples import Measurement, with_error
 from lit_gen.figures import plain_ticks
 from lit_gen.images import grid, save_png
 from lit_gen.instantiate import instantiate
 from lit_gen.loggers import close, wandb
-from lit_gen.metrics import Estimate, as_json, check_measures, compare, records
+from lit_gen.metrics import Estimate, Extractor, as_json, check_measures, records
 from lit_gen.metrics.distributed import from_rank_zero, own_batches, rank, world_size
 from lit_gen.models import sample_in
 
@@ -58,25 +58,13 @@ def compare_runs(cfg: DictConfig, out: Path) -> dict[str, Any]:
     if world_size() > 1:
         from_rank_zero(data.prepare_data)  # so that a download happens once
     _check_same_reference(opened, data, allow)
-    extractor = _extractor(cfg, opened[0])
     n = len(data.train) if cfg.num is None else cfg.num
     if n < 2:
         raise ConfigError(f"num={n}: a Frechet distance needs at least 2 samples.")
-    sampler = instantiate(cfg.sampler, allow) if cfg.sampler else None
-    reference = stored(data.test, extractor, cfg, None, "reference")
-    training = stored(data.train, extractor, cfg, None, "training images")
-    results, shown = {}, {}
-    for run in opened:
-
-        def parts(run: _Run = run) -> Any:
-            for indices in own_batches(n, cfg.batch_size):
-                yield indices, run.module.sample(indices, cfg.seed, sampler), None
-
-        summary = summarise(parts(), n, extractor, cfg, None, run.name)
-        results[run.name] = compare(reference, summary, training=training, k=cfg.k, only=tuple(cfg.measures))
-        if rank() == 0:
-            shown[run.name] = run.module.sample(range(cfg.grid), cfg.seed, sampler).cpu()
+    measurement = Measurement.of(cfg, _extractor(cfg, opened[0]))
+    results, shown = _measured(cfg, opened, data, measurement, n)
     fingerprint = data.test.fingerprint()
+    sizes = {"n_real": len(data.test), "n_fake": n, "reference": fingerprint, "seed": cfg.seed}
     record = {
         "runs": {run.name: str(run.file) for run in opened},
         "differences": runs.differences({run.name: run.config for run in opened}),
@@ -84,13 +72,7 @@ def compare_runs(cfg: DictConfig, out: Path) -> dict[str, Any]:
         "seed": cfg.seed,
         "reference": fingerprint,
         "results": {
-            name: json.loads(
-                as_json(
-                    records(
-                        found, extractor, n_real=reference.n, n_fake=n, reference=fingerprint, seed=cfg.seed
-                    )
-                )
-            )
+            name: json.loads(as_json(records(found, measurement.extractor, **sizes)))
             for name, found in results.items()
         },
         "version": __version__,
@@ -106,6 +88,26 @@ def compare_runs(cfg: DictConfig, out: Path) -> dict[str, Any]:
     _to_wandb(cfg, out, results, grids, curves)
     _print(results, record["differences"], out)
     return record
+
+
+def _measured(
+    cfg: DictConfig, opened: Sequence[_Run], data: Any, measurement: Measurement, n: int
+) -> tuple[dict[str, dict[str, Estimate]], dict[str, Tensor]]:
+    """The metrics of n samples of each run, and, on rank 0, the first `cfg.grid` samples."""
+    sampler = instantiate(cfg.sampler, list(cfg.allow_targets)) if cfg.sampler else None
+    reference = measurement.summarize_dataset(data.test, "reference")
+    training = measurement.summarize_dataset(data.train, "training images")
+    results, shown = {}, {}
+    for run in opened:
+        parts = (
+            (indices, run.module.sample(indices, cfg.seed, sampler), None)
+            for indices in own_batches(n, cfg.batch_size)
+        )
+        summary = measurement.summarize(parts, n, run.name)
+        results[run.name] = measurement.compare(reference, summary, training)
+        if rank() == 0:
+            shown[run.name] = run.module.sample(range(cfg.grid), cfg.seed, sampler).cpu()
+    return results, shown
 
 
 def _claim(out: Path) -> None:
@@ -158,8 +160,8 @@ def _check_same_reference(opened: Sequence[_Run], data: Any, allow: Sequence[str
             )
 
 
-def _extractor(cfg: DictConfig, first: _Run) -> Any:
-    quality = first.config.callbacks.get("quality") or {}
+def _extractor(cfg: DictConfig, first: _Run) -> Extractor:
+    quality = first.config.callbacks.get("quality")
     if cfg.extractor is None and not quality:
         raise ConfigError(
             f"{first.name} was trained without a measure: choose extractor=digits64 or another."

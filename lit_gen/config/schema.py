@@ -177,9 +177,9 @@ class AverageSchema:
 
 
 @dataclass
-class EvaluateSchema:
-    run: str | None = None
-    images: str | None = None
+class MeasuringSchema:
+    """What every evaluation of images reads."""
+
     reference: str | None = None
     reference_n: int | None = None
     reference_resize: str | None = None
@@ -191,24 +191,53 @@ class EvaluateSchema:
     measures: list[str] = field(default_factory=list)
     per_class: bool = False
     reservoir: int = 10_000
-    k: Any = 5
-    judges: dict[str, str] = field(default_factory=dict)
-    on_error: str | None = None
-    bits_per_dim: int = 0
-    t_min: float | None = None
-    bound: int = 0
-    checkpoint: str = "best"
-    ema: bool = True
+    k: int = 5
     num: int | None = None
-    seed: int = 1
     batch_size: int = 256
-    precision: str | None = None
     device: str | None = None
     devices: Any = "auto"
-    guidance: Any = None
     allow_targets: list[str] = field(default_factory=list)
     out: str = MISSING
+
+
+@dataclass
+class EvaluateSchema(MeasuringSchema):
+    run: str = MISSING
+    nll_images: int = 0
+    t_min: float | None = None
+    elbo_images: int = 0
+    checkpoint: str = "best"
+    ema: bool = True
+    seed: int = 1
+    precision: str | None = None
+    guidance: Any = None
     sampler: Any = None
+
+
+@dataclass
+class EvaluateImagesSchema(MeasuringSchema):
+    images: str = MISSING
+    reference: str = MISSING
+
+
+@dataclass
+class EvaluateTranslationSchema:
+    run: str = MISSING
+    k: Any = 5
+    extractor: Any = None
+    classifiers: dict[str, str] = field(default_factory=dict)
+    inception: str | None = None
+    vgg: str | None = None
+    lpips: str | None = None
+    on_error: str | None = None
+    checkpoint: str = "best"
+    ema: bool = True
+    num: int = 250
+    seed: int = 1
+    batch_size: int = 256
+    device: str | None = None
+    allow_targets: list[str] = field(default_factory=list)
+    out: str = MISSING
 
 
 @dataclass
@@ -294,6 +323,8 @@ def register() -> None:
         "suggest_noise": SuggestSchema,
         "average": AverageSchema,
         "evaluate": EvaluateSchema,
+        "evaluate_images": EvaluateImagesSchema,
+        "evaluate_translation": EvaluateTranslationSchema,
         "compare": CompareSchema,
         "report": ReportSchema,
         "preview": PreviewSchema,

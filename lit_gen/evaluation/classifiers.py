@@ -69,16 +69,16 @@ TORCHVISION = {
 
 
 def weights_of(name: str, given: str) -> Path:
-    """The file of torchvision's ImageNet weights that `judges.<name>=<given>` means; "auto": the published
+    """The file of torchvision's ImageNet weights that `<name>=<given>` means; "auto": the published
     one, from $LITGEN_WEIGHTS, torch's cache or the net. Raises ConfigError where it cannot be had."""
     what, file, size, otherwise = TORCHVISION[name]
     if given != "auto":
         if not Path(given).is_file():
             raise ConfigError(
-                f"judges.{name}={given}: there is no such file of torchvision's {what} ({file}, {size})."
+                f"{name}={given}: there is no such file of torchvision's {what} ({file}, {size})."
             )
         return Path(given)
-    instead = f"give judges.{name}=<that file>, or leave judges.{name} out: {otherwise} then"
+    instead = f"give {name}=<that file>, or leave {name} out: {otherwise} then"
     url, prefix = f"https://download.pytorch.org/models/{file}", file[:-4].rsplit("-", 1)[1]
     published = Published(f"torchvision's {what} of ImageNet", [file], url, prefix, size, instead)
     return find_weights(published)[0]

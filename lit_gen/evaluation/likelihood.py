@@ -25,35 +25,39 @@ from lit_gen.score.likelihood import (
 from lit_gen.score.module import ScoreModule
 from lit_gen.score.sde import DiscreteVP
 
-__all__ = ["measure_densities"]
+__all__ = ["measure_likelihoods"]
 
 Bits = Callable[[ScoreModule, Tensor, Tensor | None, PerSample, float | None], Tensor]
 
 
-def measure_densities(module: Any, test: Any, cfg: DictConfig) -> dict[str, Estimate]:
-    """`bits_per_dim` and `bound` of the first so many images of `test`, whichever `cfg` asks for. Every rank
-    must call; each measures its share.
+def measure_likelihoods(module: Any, test: Any, cfg: DictConfig) -> dict[str, Estimate]:
+    """`bits_per_dim` of the first `cfg.nll_images` images of `test` and `bound` of the first
+    `cfg.elbo_images`; 0: without it. Every rank must call; each measures its share.
 
     Raises ConfigError for a model without a density, and for more images than there are.
     """
-    kinds: dict[str, Bits] = {"bits_per_dim": _density, "bound": _bound}
-    return {name: _measure(name, bits, module, test, cfg) for name, bits in kinds.items() if cfg[name]}
+    kinds = {"nll_images": ("bits_per_dim", _density), "elbo_images": ("bound", _bound)}
+    return {
+        name: _measure(option, name, bits, module, test, cfg)
+        for option, (name, bits) in kinds.items()
+        if cfg[option]
+    }
 
 
-def _measure(name: str, bits: Bits, module: Any, test: Any, cfg: DictConfig) -> Estimate:
+def _measure(option: str, name: str, bits: Bits, module: Any, test: Any, cfg: DictConfig) -> Estimate:
+    n, size = cfg[option], cfg.batch_size
     if not isinstance(module, ScoreModule):
-        raise ConfigError(f"{name}={cfg[name]}: {type(module).__name__} has no density.")
-    if not 2 <= cfg[name] <= len(test):
-        raise ConfigError(f"{name}={cfg[name]}: must be between 2 and the {len(test)} test images.")
+        raise ConfigError(f"{option}={n}: {type(module).__name__} has no density.")
+    if not 2 <= n <= len(test):
+        raise ConfigError(f"{option}={n}: must be between 2 and the {len(test)} test images.")
     process = module.denoiser.process
     if cfg.t_min is not None and not 0 < cfg.t_min < process.t_max:
         raise ConfigError(f"t_min={cfg.t_min}: must be between 0 and {process.t_max:g}, where the prior is.")
-    if name == "bound" and not isinstance(process, DiscreteVP):
+    if bits is _bound and not isinstance(process, DiscreteVP):
         raise ConfigError(
-            f"bound={cfg.bound}: DDPM's bound is a sum over the steps of a discrete process, and this "
-            f"model's is {type(process).__name__}. Take bits_per_dim={cfg.bound}."
+            f"elbo_images={n}: DDPM's bound is a sum over the steps of a discrete process, and this "
+            f"model's is {type(process).__name__}. Use nll_images={n}."
         )
-    n, size = cfg[name], cfg.batch_size
     own, parts = own_batches(n, size), []
     hidden = len(own) < 2 or rank() > 0
     for rows in track(own, name.replace("_", " "), console=Console(stderr=True), disable=hidden):
@@ -63,7 +67,12 @@ def _measure(name: str, bits: Bits, module: Any, test: Any, cfg: DictConfig) -> 
         generator = PerSample.keyed(cfg.seed, rows)
         parts.append(bits(module, images, label if module.num_classes else None, generator, cfg.t_min).cpu())
     values = gather_batches(parts, n, size)
-    return from_rank_zero(lambda: mean_estimate(values))
+
+    def mean() -> Estimate:
+        assert values is not None  # rank 0 has them
+        return mean_estimate(values)
+
+    return from_rank_zero(mean)
 
 
 def _density(

@@ -7,7 +7,7 @@ know it, the true translation judge the results.
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from lit_gen import __version__, runs
-from lit_gen.config.schema import EvaluateSchema
+from lit_gen import __version__
 from lit_gen.data.fewshot_module import FewShotDataModule
 from lit_gen.errors import ConfigError
 from lit_gen.evaluation.classifiers import (
@@ -43,11 +42,8 @@ from lit_gen.metrics.restored import Perceptual
 from lit_gen.models import funit_run
 from lit_gen.rng import keyed_generator
 
-__all__ = ["concerns", "evaluate_translator", "judges_of", "schooling_of"]
+__all__ = ["evaluate_translator", "judges_of", "schooling_of"]
 
-OWN = {"run", "k", "extractor", "judges", "checkpoint", "ema", "num", "seed", "batch_size", "device"}
-OWN |= {"on_error", "allow_targets", "out"}
-NUM_CONTENTS = 250
 TITLES = {
     "top1_all": "Top1-all",
     "top5_all": "Top5-all",
@@ -64,29 +60,14 @@ TITLES = {
 }
 
 
-def concerns(cfg: DictConfig) -> bool:
-    """Whether `cfg.run` is a FUNIT run. Raises ConfigError where it is not and options say that it is."""
-    target = runs.saved_config(cfg.run).model._target_ if cfg.run is not None else ""
-    if target.endswith(".FUNITModule"):
-        return True
-    if isinstance(cfg.k, list | ListConfig) or not isinstance(cfg.k, int):
-        raise ConfigError(f"k={cfg.k}: must be a number of neighbours; a list of K goes with a FUNIT run.")
-    if cfg.judges:
-        raise ConfigError(f"judges={dict(cfg.judges)} go with a FUNIT run.")
-    if cfg.on_error is not None:
-        raise ConfigError(f"on_error={cfg.on_error} goes with a FUNIT run.")
-    return False
-
-
 def evaluate_translator(cfg: DictConfig, out: Path) -> dict[str, Any]:
     """Evaluates a FUNIT run for each K of `cfg.k`; writes `evaluation.json`, `k_sweep.png` and `tsne.png`,
     prints the table and returns the record.
 
     `cfg.num` content images and the class images are drawn by `cfg.seed`. A target class with fewer images
     than the largest K is an error, or left out (`cfg.on_error="skip"`; None: as the run's data say). Raises
-    ConfigError for options that belong to other models.
+    ConfigError for a run of another kind.
     """
-    _refuse_others(cfg)
     ks = [int(k) for k in (cfg.k if isinstance(cfg.k, list | ListConfig) else [cfg.k])]
     if not ks or min(ks) < 1:
         raise ConfigError(f"k={ks}: give numbers of class images, such as [1,5,10,15,20].")
@@ -94,12 +75,11 @@ def evaluate_translator(cfg: DictConfig, out: Path) -> dict[str, Any]:
         raise ConfigError(f"{out} already holds an evaluation: choose another out=.")
     module, run_cfg, path = funit_run(cfg)
     data = instantiate(run_cfg.data, list(cfg.allow_targets))
-    num = NUM_CONTENTS if cfg.num is None else cfg.num
-    if num < 2:
-        raise ConfigError(f"num={num}: give at least 2 content images.")
-    test = _Test.of(data, num, max(ks), cfg.seed, cfg.on_error)
+    if cfg.num < 2:
+        raise ConfigError(f"num={cfg.num}: give at least 2 content images.")
+    test = _Test.of(data, cfg.num, max(ks), cfg.seed, cfg.on_error)
     device = module.device
-    judges = judges_of(data, schooling_of(run_cfg), dict(cfg.judges), device)
+    judges = judges_of(data, schooling_of(run_cfg), dict(cfg.classifiers), device, cfg.inception)
     measures, names = _measures(cfg, data, test, judges, device)
     rows = {"copying": evaluate(copy_content, test.contents, test.examples, measures, cfg.batch_size)}
     paste = partial(paste_example, generator=keyed_generator(cfg.seed, "paste"))
@@ -109,12 +89,14 @@ def evaluate_translator(cfg: DictConfig, out: Path) -> dict[str, Any]:
     record = {
         "checkpoint": str(path),
         "weights": "average" if cfg.ema else "raw",
-        "contents": num,
+        "contents": cfg.num,
         "target_classes": len(test.examples),
         "left_out": test.left_out,
         "k": ks,
         "seed": cfg.seed,
-        "judges": {n: {"id": str(extractor_id(v, n)), "accuracy": v.accuracy} for n, v in judges.items()},
+        "classifiers": {
+            n: {"id": str(extractor_id(v, n)), "accuracy": v.accuracy} for n, v in judges.items()
+        },
         "names": names,
         "results": rows,
         "versions": {"lit_gen": __version__, "torch": torch.__version__},
@@ -125,17 +107,6 @@ def evaluate_translator(cfg: DictConfig, out: Path) -> dict[str, Any]:
     _plot_codes(module.generator_ema, data, out / "tsne.png")
     _print(record, out)
     return record
-
-
-def _refuse_others(cfg: DictConfig) -> None:
-    """Raises ConfigError for an option of `conf/evaluate.yaml` that does not concern a translator."""
-    for option in fields(EvaluateSchema):
-        default = option.default_factory() if option.default is MISSING else option.default
-        if option.name not in OWN and cfg.get(option.name) != default:
-            raise ConfigError(
-                f"{option.name} does not concern a FUNIT run, whose options are "
-                f"{', '.join(sorted(OWN - {'run'}))}."
-            )
 
 
 @dataclass(frozen=True)
@@ -168,19 +139,18 @@ def judges_of(
     schooling: Schooling,
     files: dict[str, str],
     device: torch.device | str = "cpu",
+    inception: str | None = None,
 ) -> dict[str, Verdict]:
-    """The judges "test", "all" and, where the data know contents, "content", on a device: from `files`
-    {kind: path}, from the cache, or trained; with `files["inception"]` the first two are fine-tuned from it.
+    """The classifiers "test", "all" and, where the data know contents, "content", on a device: from `files`
+    {kind: path}, from the cache, or trained; with `inception`, torchvision's weights (a file or "auto"), the
+    first two are fine-tuned from it.
 
     Raises ConfigError for a file whose classes are not those of the data.
     """
     kinds = ["test", "all", *(["content"] if has_contents(data) else [])]
-    if unknown := set(files) - set(kinds) - {"inception", "vgg", "lpips"}:
-        raise ConfigError(
-            f"judges.{min(unknown)}: these data have the judges {', '.join(kinds)}; "
-            "inception, vgg and lpips take torchvision's weights."
-        )
-    start = weights_of("inception", files["inception"]) if "inception" in files else None
+    if unknown := set(files) - set(kinds):
+        raise ConfigError(f"classifiers.{min(unknown)}: these data have the classifiers {', '.join(kinds)}.")
+    start = None if inception is None else weights_of("inception", inception)
     judges = {}
     for kind in kinds:
         if kind in files:
@@ -197,7 +167,7 @@ def _read(data: FewShotDataModule, kind: str, path: str, device: torch.device | 
     wanted = {"test": data.test.classes, "all": data.classes}.get(kind, classes)
     if classes != wanted:
         raise ConfigError(
-            f"judges.{kind}={path} tells {len(classes)} other classes apart than the data's {len(wanted)}."
+            f"classifiers.{kind}={path} has {len(classes)} other classes than the data's {len(wanted)}."
         )
     images, labels = all_images(data.test, "content" if kind == "content" else "label")
     if kind == "all":
@@ -213,8 +183,8 @@ def _measures(
     device: torch.device,
 ) -> tuple[Measures, dict[str, str]]:
     """All that can be measured, and by which networks."""
-    maps, maps_name = _content_maps(judges, cfg.judges.get("vgg"), device)
-    perceptual, lpips_name = _perceptual(cfg.judges.get("lpips"), test.contents.shape[-1])
+    maps, maps_name = _content_maps(judges, cfg.vgg, device)
+    perceptual, lpips_name = _perceptual(cfg.lpips, test.contents.shape[-1])
     sources = len(data.train.classes)
     places = [data.test.classes.index(name) for name in test.examples]
     panel = {
@@ -263,7 +233,7 @@ def _perceptual(given: str | None, image_size: int) -> tuple[Callable[[Tensor, T
     """LPIPS, and its weights or why it is left out."""
     found = Perceptual(given and str(weights_of("lpips", given)), image_size)
     if found.metric is None:
-        return None, found.name.replace("give lpips=", "give judges.lpips=")
+        return None, found.name
     return (lambda a, b: torch.full((len(a),), found(a, b)["lpips"])), found.name
 
 
@@ -358,8 +328,9 @@ def _print(record: dict[str, Any], out: Path) -> None:
     console = Console()
     console.print(table)
     say = partial(console.print, soft_wrap=True, highlight=False)
-    for kind, verdict in record["judges"].items():
-        say(f"judge {kind}: {verdict['id']}, right on {100 * verdict['accuracy']:.1f} % of held-out images")
+    for kind, verdict in record["classifiers"].items():
+        accuracy = f"{100 * verdict['accuracy']:.1f} % accuracy on held-out images"
+        say(f"classifier {kind}: {verdict['id']}, {accuracy}")
     say(f"DIPD: {record['names']['dipd']}")
     say(f"LPIPS: {record['names']['lpips']}")
     say(f"{distance}: {record['names'][distance]}")

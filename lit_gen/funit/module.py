@@ -47,7 +47,7 @@ class FUNITModule(BaseModule):
     clipping_option = "model.gradient_clip_val"
     next_commands: ClassVar[dict[str, str]] = {
         "translate": "lit-gen translate run={run} content=<image or folder> classes=<folder>",
-        "evaluate": "lit-gen evaluate run={run} k=[1,5,10,15,20]",
+        "evaluate": "lit-gen evaluate-translation run={run} k=[1,5,10,15,20]",
     }
 
     def __init__(

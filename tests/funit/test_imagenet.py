@@ -74,7 +74,7 @@ def test_weights_are_found_or_the_error_says_where(name, monkeypatch, tmp_path):
     file = judging.TORCHVISION[name][1]
     (tmp_path / "own.pth").write_bytes(b"weights")
     assert judging.weights_of(name, str(tmp_path / "own.pth")) == tmp_path / "own.pth"
-    with pytest.raises(ConfigError, match=rf"judges.{name}=nowhere.*{file}"):
+    with pytest.raises(ConfigError, match=rf"{name}=nowhere.*{file}"):
         judging.weights_of(name, "nowhere")
 
     def offline(*_, **__):
@@ -83,7 +83,7 @@ def test_weights_are_found_or_the_error_says_where(name, monkeypatch, tmp_path):
     monkeypatch.setattr(urllib.request, "urlopen", offline)
     monkeypatch.setenv("LITGEN_WEIGHTS", str(tmp_path))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    with pytest.raises(ConfigError, match=rf"{file}.*no network.*judges.{name}=<that file>"):
+    with pytest.raises(ConfigError, match=rf"{file}.*no network.*{name}=<that file>"):
         judging.weights_of(name, "auto")
     (tmp_path / file).write_bytes(b"weights")
     with pytest.raises(ConfigError, match="is damaged"):
@@ -123,4 +123,4 @@ def test_the_papers_networks_judge_where_they_are_given(vgg, tmp_path, monkeypat
     assert distance(images, images).tolist() == pytest.approx([0, 0, 0], abs=1e-6)
     assert (distance(images, 255 - images) > 0).all()
     distance, name = translation_evaluation._perceptual(None, 32)
-    assert distance is None and "give judges.lpips=<that file>" in name
+    assert distance is None and "give lpips=<that file>" in name

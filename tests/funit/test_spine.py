@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from hydra.errors import ConfigCompositionException
 from PIL import Image
 
 from lit_gen import checkpoints, inputs, runs
@@ -187,8 +188,9 @@ def test_translates_evaluates_and_classifies(trained, compose, tmp_path):
     official = np.asarray(Image.open(tmp_path / "o" / "images" / name / "content.png")).astype(int)
     assert np.abs(official - written).max() <= 1  # another memory layout, another rounding
     # The evaluation: baselines and each K.
-    cfg = compose(f"run={run}", "k=[1,3]", "num=5", f"out={tmp_path / 'e'}", config_name="evaluate")
-    assert translation_evaluation.concerns(cfg)
+    cfg = compose(
+        f"run={run}", "k=[1,3]", "num=5", f"out={tmp_path / 'e'}", config_name="evaluate_translation"
+    )
     record = translation_evaluation.evaluate_translator(cfg, tmp_path / "e")
     assert list(record["results"]) == ["copying", "pasting", "K = 1", "K = 3"]
     index = data.contents(5, cfg.seed)
@@ -199,7 +201,9 @@ def test_translates_evaluates_and_classifies(trained, compose, tmp_path):
     assert record["results"]["copying"]["dipd"] == 0
     assert {"evaluation.json", "k_sweep.png", "tsne.png"} <= {p.name for p in (tmp_path / "e").iterdir()}
     # Few-shot classification: the accuracies are shares of the images that were not shown.
-    cfg = compose(f"run={run}", "num=[2]", "splits=2", f"out={tmp_path / 'c'}", config_name="classify")
+    cfg = compose(
+        f"run={run}", "num=[2]", "splits=2", f"out={tmp_path / 'c'}", config_name="fewshot_classify"
+    )
     record = classifying.classify(cfg, tmp_path / "c")
     assert set(record["accuracy"]) == {"0", "2"}
     for values in record["accuracy"].values():
@@ -224,7 +228,7 @@ def test_refuses_with_value_and_remedy(trained, compose, tmp_path):
         translating.translate(cfg, tmp_path / "x")
 
     def evaluate(*overrides):
-        cfg = compose(f"run={run}", *overrides, config_name="evaluate")
+        cfg = compose(f"run={run}", *overrides, config_name="evaluate_translation")
         translation_evaluation.evaluate_translator(cfg, tmp_path / "x")
 
     with pytest.raises(ConfigError, match=r"35 x 35 pixels does not fit"):
@@ -241,21 +245,21 @@ def test_refuses_with_value_and_remedy(trained, compose, tmp_path):
         translate("content=nowhere")
     with pytest.raises(ConfigError, match=r"no images"):
         translate(f"classes={tmp_path / 'empty'}")
-    with pytest.raises(ConfigError, match=r"bits_per_dim does not concern a FUNIT run"):
-        evaluate("bits_per_dim=3")
+    with pytest.raises(ConfigCompositionException, match="nll_images"):
+        evaluate("nll_images=3")
     with pytest.raises(ConfigError, match=r"has 6 images, k=9"):
         evaluate("k=[1,9]")
     with pytest.raises(ConfigError, match=r"No target class has k=9 images; the largest has 6"):
         evaluate("k=[1,9]", "on_error=skip")
     with pytest.raises(ConfigError, match=r"fit=shorter: .* crop or stretch"):
         translate("fit=shorter")
-    with pytest.raises(ConfigError, match=r"judges.vgg=nowhere: there is no such file"):
-        evaluate("+judges.vgg=nowhere", "k=[1,3]", "num=2")
+    with pytest.raises(ConfigError, match=r"vgg=nowhere: there is no such file"):
+        evaluate("vgg=nowhere", "k=[1,3]", "num=2")
     with pytest.raises(ConfigError, match=r"shots=6: no image of class .* is left to test on"):
-        cfg = compose(f"run={run}", "shots=6", "num=[1]", config_name="classify")
+        cfg = compose(f"run={run}", "shots=6", "num=[1]", config_name="fewshot_classify")
         classifying.classify(cfg, tmp_path / "x")
-    with pytest.raises(ConfigError, match=r"judges.style"):
-        evaluate("+judges.style=x.pt")
+    with pytest.raises(ConfigError, match=r"classifiers.style"):
+        evaluate("+classifiers.style=x.pt")
     assert not (tmp_path / "x").exists()
 
 

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lit_gen import loggers, train
-from lit_gen.commands import evaluate, report, restore, sample
+from lit_gen.commands import evaluate_images, report, restore, sample
 
 words = st.text(string.ascii_lowercase + string.digits + "_", min_size=1, max_size=12)
 INTEGERS = ["seed", "log_every", "trainer.max_steps", "trainer.num_nodes", "trainer.accumulate_grad_batches"]
@@ -145,11 +145,15 @@ def hostile_files(folder, flag):
 
 
 COMMANDS = {
-    "a zip that climbs out": (evaluate, "images=climbs.zip reference=climbs.zip", "leads out of the archive"),
-    "a zip bomb": (evaluate, "images=bomb.zip reference=bomb.zip", "zip bomb"),
-    "a picture of 3,600 million pixels": (evaluate, "images=bomb reference=bomb", "bomb/a.png"),
+    "a zip that climbs out": (
+        evaluate_images,
+        "images=climbs.zip reference=climbs.zip",
+        "leads out of the archive",
+    ),
+    "a zip bomb": (evaluate_images, "images=bomb.zip reference=bomb.zip", "zip bomb"),
+    "a picture of 3,600 million pixels": (evaluate_images, "images=bomb reference=bomb", "bomb/a.png"),
     "a hostile reference": (
-        evaluate,
+        evaluate_images,
         "images=bomb reference=hostile.pkl reference_n=5 reference_resize=antialias8",
         "which is no array",
     ),
@@ -172,7 +176,7 @@ def test_hostile_files_are_refused_at_the_command_line(traps, monkeypatch, name)
     module, arguments, says = COMMANDS[name]
     monkeypatch.chdir(traps)
     before = sorted(path.name for path in traps.rglob("*"))
-    extra = ["extractor=digits64"] if module is evaluate else []
+    extra = ["extractor=digits64"] if module is evaluate_images else []
     code, err = run(module.main, *arguments.split(), *extra)
     assert code == 2 and says in err and "Traceback" not in err, err
     assert sorted(path.name for path in traps.rglob("*")) == before

@@ -1,0 +1,58 @@
+"""Measure any images against any others: `lit-gen evaluate-images images=<folder> reference=<folder>`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from lit_gen.cli import entry_point
+from lit_gen.data.images import batches
+from lit_gen.devices import divided
+from lit_gen.errors import ConfigError
+from lit_gen.evaluation.samples import Measurement, check_options, measure, reference_sets, report
+from lit_gen.inputs import classes_of, open_images
+from lit_gen.instantiate import instantiate
+from lit_gen.metrics.distributed import from_rank_zero, own_batches
+
+__all__ = ["evaluate_images"]
+
+
+def evaluate_images(cfg: DictConfig, out: Path) -> dict[str, Any]:
+    """Measures the first `cfg.num` of `cfg.images` against `cfg.reference`; writes what
+    `lit_gen.evaluation.samples.report` says and returns the record. Of several ranks each measures its share,
+    and rank 0 writes.
+
+    Raises ConfigError for sets that cannot be read or compared.
+    """
+    images, _ = cfg.images, cfg.reference  # both must be given
+    from_rank_zero(lambda: check_options(cfg, out))
+    extractor = instantiate(cfg.extractor, list(cfg.allow_targets))
+    against = reference_sets(cfg, extractor)
+    generated = open_images(images, cfg.image_size, cfg.fit)
+    n = len(generated) if cfg.num is None else cfg.num
+    if not 2 <= n <= len(generated):
+        raise ConfigError(f"num={n}: {images} has {len(generated)} images, and at least two are needed.")
+    classes = classes_of(generated, against.reference) if cfg.per_class else None
+    measurement = Measurement.of(cfg, extractor)
+    parts = batches(generated, own_batches(n, cfg.batch_size))
+    summary = measurement.summarize(parts, n, "generated images", classes)
+
+    def images_at(indices: Sequence[int]) -> Tensor:
+        return torch.stack([generated[int(i)]["image"] for i in indices])
+
+    record = {"images": str(images), "n_fake": n}
+    measured = measure(measurement, against, summary, classes)
+    return report(out, measured, measurement, against, images_at, record)
+
+
+@entry_point("evaluate_images")
+def main(cfg: DictConfig) -> None:
+    """The command line's."""
+    divided(evaluate_images, cfg)
+
+
+if __name__ == "__main__":
+    main()
