@@ -1,9 +1,9 @@
-"""Does the search find what is there to be found, and nothing where nothing is? The tables of
-docs/augment.md, each of one thread:
+"""Does the search find an effect where there is one, and none where there is none? The tables of
+docs/augment.md, measured on one thread:
 
-    lit-gen search.evidence planted      # PPO against random on a known landscape
-    lit-gen search.evidence invariance   # upright digits, turned test; 6 against 9: control
-    lit-gen search.evidence digits       # none, RandAugment, random at equal budgets
+    python benchmarks/search_evidence.py planted      # PPO against random search on a synthetic reward
+    python benchmarks/search_evidence.py invariance   # upright digits, rotated tests; 6 against 9 as a negative control
+    python benchmarks/search_evidence.py digits       # no policy, RandAugment, random search at equal budgets
 """
 
 import argparse
