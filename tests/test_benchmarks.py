@@ -28,6 +28,7 @@ def gpu(monkeypatch):
     return gpu
 
 
+@pytest.mark.slow
 def test_every_section_but_the_steps_of_one_network_runs_without_hydra(gpu, tmp_path, monkeypatch):
     for package in ("hydra", "omegaconf", "optuna", "wandb"):
         monkeypatch.setitem(sys.modules, package, None)  # importing it is an ImportError

@@ -1,6 +1,7 @@
 """Knowledge points one way (docs/architecture.md): who may import whom, read off the source."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,13 @@ def modules():
         yield ".".join(path.relative_to(PACKAGE).with_suffix("").parts), path
 
 
-def imports(path: Path):
+@cache
+def imports(path: Path) -> set[str]:
     """Absolute names of everything that the file imports anywhere, functions included."""
+    return set(_imports(path))
+
+
+def _imports(path: Path):
     package = ["lit_gen", *path.relative_to(PACKAGE).parts[:-1]]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -47,7 +53,7 @@ each_module = pytest.mark.parametrize(("name", "path"), MODULES, ids=[name for n
 
 @each_module
 def test_the_mathematics_knows_torch(name, path):
-    top, found = name.split(".")[0], set(imports(path))
+    top, found = name.split(".")[0], imports(path)
     if top not in MATHEMATICS:
         return
     assert not rooms(found) & (set(MATHEMATICS) - {top})
@@ -58,12 +64,12 @@ def test_the_mathematics_knows_torch(name, path):
 @each_module
 def test_only_the_outer_rooms_know_hydra(name, path):
     if name.split(".")[0] in (*SYSTEMS, *ANYBODYS, "figures"):
-        assert not libraries(set(imports(path))) & set(HYDRA)
+        assert not libraries(imports(path)) & set(HYDRA)
 
 
 @each_module
 def test_systems_do_not_know_what_uses_them(name, path):
-    top, found = name.split(".")[0], rooms(set(imports(path)))
+    top, found = name.split(".")[0], rooms(imports(path))
     if top in SYSTEMS:
         outer = {"commands", "evaluation", "search", "sweeps", "config", "models", "inputs", "cli", "runs"}
         assert not found & (outer - {"evaluation"} if top == "callbacks" else outer)
@@ -76,7 +82,7 @@ def test_systems_do_not_know_what_uses_them(name, path):
 @each_module
 def test_no_command_imports_another(name, path):
     if name != "train":  # the entry point of `python -m lit_gen.train`
-        assert "commands" not in rooms(set(imports(path)))
+        assert "commands" not in rooms(imports(path))
 
 
 def test_the_root_stays_small():
@@ -85,6 +91,6 @@ def test_the_root_stays_small():
 
 
 def test_the_walk_sees_imports():
-    assert "lit_gen.errors" in set(imports(PACKAGE / "data" / "keyed.py"))
-    assert "lightning.pytorch" in set(imports(PACKAGE / "module.py"))
-    assert "commands" in rooms(set(imports(PACKAGE / "train.py")))
+    assert "lit_gen.errors" in imports(PACKAGE / "data" / "keyed.py")
+    assert "lightning.pytorch" in imports(PACKAGE / "module.py")
+    assert "commands" in rooms(imports(PACKAGE / "train.py"))
