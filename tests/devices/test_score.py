@@ -270,12 +270,14 @@ def sampled_without_waiting(cuda, wrapped, sample, label=None):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("process", ["edm", "vp", "ddpm"])
+@pytest.mark.parametrize(
+    "process", ["vp", *(pytest.param(p, marks=pytest.mark.slow) for p in ("edm", "ddpm"))]
+)
 def test_samplers(cuda, process, sampler):
     sampled_without_waiting(cuda, denoiser(cuda, process), SAMPLERS[sampler])
 
 
-@pytest.mark.parametrize("process", ["ve", "subvp", "flow", "cosine"])
+@pytest.mark.parametrize("process", ["edm", "ddpm", "ve", "subvp", "flow", "cosine"])
 def test_sampling_on_the_other_processes(cuda, process):
     sampled_without_waiting(cuda, denoiser(cuda, process), SAMPLERS["heun"])
 
