@@ -71,11 +71,14 @@ def decode(
         picture = _open(data, name)
         if strict:
             _refuse_odd(picture, data, name)
-        smaller = draft and image_size is not None and fit in DRAFTED
-        extent = _drafted(picture, 2 * image_size) if smaller else None
+        extent = None
+        if draft and image_size is not None and fit in DRAFTED:
+            extent = _drafted(picture, 2 * image_size)
         orientation = _orientation(picture, data)
         picture = _to_8_bit(picture, name, MODES[channels])
-        if extent is not None:  # before it is turned: the extent is that of the picture as it is stored
+        if (
+            extent is not None and image_size is not None
+        ):  # before it is turned: the extent is that of the picture as it is stored
             picture = _fit_drafted(picture, image_size, fit, extent)
         if orientation in UPRIGHT:
             picture = picture.transpose(UPRIGHT[orientation])
@@ -98,7 +101,8 @@ def header_size(data: bytes, name: str, *, strict: bool = False) -> tuple[int, i
         if not _is_16_bit(picture):
             _refuse_32_bit(picture, name)
         turned = _orientation(picture, data) >= 5
-    return picture.size if turned else picture.size[::-1]
+    width, height = picture.size
+    return (width, height) if turned else (height, width)
 
 
 class _Named:
@@ -185,7 +189,8 @@ def peculiarities(picture: Image.Image, data: bytes, name: str) -> list[str]:
 
 def _raw_mode(picture: Image.Image) -> str:
     # Pillow opens 16-bit RGB as RGB; only its decoder's arguments tell ("RGB;16B").
-    arguments = picture.tile[0][3] if getattr(picture, "tile", None) else ""
+    tiles = getattr(picture, "tile", None)
+    arguments = tiles[0][3] if tiles else ""
     return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
 
 

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,6 +15,11 @@ from lit_gen.rng import keyed_generator
 __all__ = ["DetectionDataModule", "KeyedBoxes", "PolicyAugment"]
 
 Augment = Callable[[Tensor, Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor, Tensor]]
+
+
+@runtime_checkable
+class HasPolicy(Protocol):
+    policy: Any
 
 
 class PolicyAugment:
@@ -62,11 +67,12 @@ class KeyedBoxes(KeyedDataset):
         one_size = self.dataset.image_size is not None
         if self.transform is not None:
             generators = [keyed_generator(self.seed, "augment", *k) for k in keys]
-            if one_size and hasattr(self.transform, "batch"):
-                images, boxes, labels = self.transform.batch(torch.stack(images), boxes, labels, generators)
+            transform: Any = self.transform
+            if one_size and hasattr(transform, "batch"):
+                images, boxes, labels = transform.batch(torch.stack(images), boxes, labels, generators)
             else:
                 rows = zip(images, boxes, labels, generators, strict=True)
-                images, boxes, labels = zip(*(self.transform(*row) for row in rows), strict=True)
+                images, boxes, labels = zip(*(transform(*row) for row in rows), strict=True)
         return {
             "image": torch.stack(list(images)) if one_size and not isinstance(images, Tensor) else images,
             "boxes": list(boxes),
@@ -91,7 +97,7 @@ class DetectionDataModule(KeyedDataModule):
         test: Any,
         batch_size: int = 16,
         num_workers: int | str = "auto",
-        augment: Augment | None = None,
+        augment: Augment | HasPolicy | None = None,
         seed: int = 0,
         pin_memory: bool = True,
         image_size: int | None = None,
@@ -100,7 +106,7 @@ class DetectionDataModule(KeyedDataModule):
         super().__init__(batch_size, num_workers, seed, pin_memory)
         self._sources = {"train": train, "test": test}
         self._sets: dict[str, Any] = {}
-        self.augment = PolicyAugment(augment.policy) if hasattr(augment, "policy") else augment
+        self.augment = PolicyAugment(augment.policy) if isinstance(augment, HasPolicy) else augment
         self.said = {"image_size": image_size, "num_classes": num_classes}
 
     def dataset(self, split: str) -> Any:

@@ -21,9 +21,11 @@ def _arrays() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    bunch = load_digits()
-    pixels = np.round(bunch.images / 16 * 255).astype(np.uint8)[:, None]  # grey levels 0..16 -> 0..255
-    return train_test_split(pixels, bunch.target, test_size=360, stratify=bunch.target, random_state=0)
+    flat, labels = load_digits(return_X_y=True)
+    pixels = np.round(np.asarray(flat) / 16 * 255).astype(np.uint8).reshape(-1, 1, 8, 8)  # levels 0..16
+    split = train_test_split(pixels, labels, test_size=360, stratify=labels, random_state=0)
+    train_x, test_x, train_y, test_y = map(np.asarray, split)
+    return train_x, test_x, train_y, test_y
 
 
 def digits(split: str = "train") -> TensorImages:

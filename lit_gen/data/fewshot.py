@@ -77,8 +77,8 @@ class Selection:
     def __init__(
         self,
         base: Any,
-        indices: Sequence[int],
-        labels: Sequence[int],
+        indices: Sequence[int] | Tensor,
+        labels: Sequence[int] | Tensor,
         classes: Sequence[str],
         transform: Transform | None = None,
     ):

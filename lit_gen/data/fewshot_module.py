@@ -1,6 +1,6 @@
 """FewShotDataModule: pairs of source images to train on, target classes to translate into."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -71,7 +71,8 @@ class FewShotDataModule(KeyedDataModule):
         self.on_error = on_error
         if (train_list is None) != (test_list is None):
             raise ConfigError("train_list and test_list go together: give both, or neither and say target=.")
-        self._images, self._lists = images, (train_list, test_list)
+        self._images = images
+        self._lists = None if train_list is None or test_list is None else (train_list, test_list)
         self._target, self._source = target, source
         self._sets: tuple[Selection, Selection] | None = None
         self.augment, self.view, self.split_seed = augment, view, split_seed
@@ -83,17 +84,15 @@ class FewShotDataModule(KeyedDataModule):
 
     def _split(self) -> tuple[Selection, Selection]:
         if self._sets is None:
-            images: Callable | Any = self._images
-            images = as_images(images() if callable(images) else images)
-            if self._lists[0] is not None:
-                self._sets = tuple(select_listed(images, path, self.view) for path in self._lists)
-                if both := set(self._sets[0].classes) & set(self._sets[1].classes):
-                    raise ConfigError(
-                        f"Class {min(both)!r} is in both {self._lists[0]} and {self._lists[1]}."
-                    )
+            images = as_images(self._images() if callable(self._images) else self._images)
+            if self._lists is not None:
+                train, test = (select_listed(images, path, self.view) for path in self._lists)
+                if both := set(train.classes) & set(test.classes):
+                    raise ConfigError(f"Class {min(both)!r} is in both {' and '.join(self._lists)}.")
             else:
                 names = split_classes(images.classes, self._target, self._source, self.split_seed)
-                self._sets = tuple(select_classes(images, some, self.view) for some in names)
+                train, test = (select_classes(images, some, self.view) for some in names)
+            self._sets = train, test
         return self._sets
 
     @property

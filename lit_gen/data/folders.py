@@ -80,7 +80,7 @@ class ImageFiles:
             raise ConfigError(
                 "on_error=skip needs scan=true: what is left out must be known before the first epoch."
             )
-        self.store = open_store(path)
+        self.store, self.seed = open_store(path), seed
         names, labels, self.classes = _listing(self.store, include, class_depth)
         if classes is not None:
             names, labels, self.classes = _only(names, labels, self.classes, classes, self.store)
@@ -100,23 +100,26 @@ class ImageFiles:
             on_error=on_error,
         )
         self.skipped: dict[str, str] = {}
-        sizes: dict[str, tuple[int, int]] = {}
-        if scan:
-            sizes, bad = self.reader.scan([names[i] for i in chosen], decode_all=on_error == "skip")
-            if bad and on_error == "raise":
-                raise ConfigError(summary(list(bad.values()), "unreadable image"))
-            if not sizes:
-                raise ConfigError(f"{self.store.path}: all {len(bad)} images are unreadable.")
-            if on_error == "skip":
-                self.skipped = bad
-                chosen = [i for i in chosen if names[i] in sizes]
-        self.names, self.seed = [names[i] for i in chosen], seed
+        sizes = self._scan([names[i] for i in chosen], on_error) if scan else {}
+        chosen = [i for i in chosen if names[i] not in self.skipped]
+        self.names = [names[i] for i in chosen]
         self.labels: Tensor | None = None if labels is None else torch.tensor([labels[i] for i in chosen])
         first = self._read(0)
         self.channels, self.image_size = first.shape[0], min(first.shape[1:])
         self._check_size(self.names[0], *first.shape[1:])
         for name, size in sizes.items():
             self._check_size(name, *self.reader.fitted(size))
+
+    def _scan(self, names: list[str], on_error: str) -> dict[str, tuple[int, int]]:
+        """(height, width) of the readable images by name."""
+        sizes, bad = self.reader.scan(names, decode_all=on_error == "skip")
+        if bad and on_error == "raise":
+            raise ConfigError(summary(list(bad.values()), "unreadable image"))
+        if not sizes:
+            raise ConfigError(f"{self.store.path}: all {len(bad)} images are unreadable.")
+        if on_error == "skip":
+            self.skipped = bad
+        return sizes
 
     def _check_size(self, name: str, height: int, width: int) -> None:
         square = (height, width) == (self.image_size, self.image_size)
@@ -231,15 +234,12 @@ def _only(
     names: list[str], labels: list[int] | None, classes: list[str], wanted: Sequence[str], store: Store
 ) -> Listing:
     wanted = [str(c) for c in wanted]
-    if labels is None or (unknown := [c for c in wanted if c not in classes]):
-        has = (
-            f"its {len(classes)} classes begin with {', '.join(classes[:5])}"
-            if classes
-            else "it has no classes"
-        )
-        raise ConfigError(
-            f"{store.path}: unknown class {(unknown if labels is not None else wanted)[0]!r}; {has}."
-        )
+    unknown = wanted if labels is None else [c for c in wanted if c not in classes]
+    if labels is None or unknown:
+        has = "it has no classes"
+        if classes:
+            has = f"its {len(classes)} classes begin with {', '.join(classes[:5])}"
+        raise ConfigError(f"{store.path}: unknown class {unknown[0]!r}; {has}.")
     number = {classes.index(c): i for i, c in enumerate(wanted)}
     kept = [i for i, x in enumerate(labels) if x in number]
     return [names[i] for i in kept], [number[labels[i]] for i in kept], wanted

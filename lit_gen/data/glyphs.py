@@ -261,7 +261,7 @@ def _extent(file: str, capital: str, codes: tuple[str, ...]) -> tuple[int, int, 
 
 def _plain(font: ImageFont.FreeTypeFont, code: str) -> tuple[np.ndarray, int]:
     """The letter's ink, trimmed, and where its first row lies: negative above the baseline."""
-    left, top, right, bottom = font.getbbox(code, anchor="ls")
+    left, top, right, bottom = map(int, font.getbbox(code, anchor="ls"))  # whole pixels
     glyph = Image.new("L", (max(right - left, 1), max(bottom - top, 1)))
     ImageDraw.Draw(glyph).text((-left, -top), code, fill=255, font=font, anchor="ls")
     box = glyph.getbbox() or (0, 0, 1, 1)  # Pillow's box of a text reaches to the pen's next position

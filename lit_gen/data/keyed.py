@@ -75,9 +75,7 @@ class KeyedDataset:
     "augment_label": float32 (B, A) where the transform returns conditions.
     """
 
-    def __init__(
-        self, dataset: Any, transform: Callable[[Tensor, torch.Generator], Any] | None = None, seed: int = 0
-    ):
+    def __init__(self, dataset: Any, transform: Callable[..., Any] | None = None, seed: int = 0):
         self.dataset, self.transform, self.seed = dataset, transform, seed
 
     def __len__(self) -> int:
@@ -105,15 +103,16 @@ class KeyedDataset:
 
     def _transformed(self, images: Tensor, keys: list[Key]) -> dict[str, Tensor]:
         generators = [keyed_generator(self.seed, "augment", *k) for k in keys]
-        if getattr(self.transform, "needs_partner", False):
+        transform: Any = self.transform
+        if getattr(transform, "needs_partner", False):
             partners = self._read([self._partner(k) for k in keys])["image"]
-            return {"image": self.transform.batch(images, generators, partners)}
-        if hasattr(self.transform, "batch"):
-            return {"image": self.transform.batch(images, generators)}
-        results = [self.transform(image, g) for image, g in zip(images, generators, strict=True)]
+            return {"image": transform.batch(images, generators, partners)}
+        if hasattr(transform, "batch"):
+            return {"image": transform.batch(images, generators)}
+        results = [transform(image, g) for image, g in zip(images, generators, strict=True)]
         if isinstance(results[0], tuple):
-            images, conditions = zip(*results, strict=True)
-            return {"image": torch.stack(images), "augment_label": torch.stack(conditions)}
+            changed, conditions = zip(*results, strict=True)
+            return {"image": torch.stack(changed), "augment_label": torch.stack(conditions)}
         return {"image": torch.stack(results)}
 
     def _partner(self, k: Key) -> int:
@@ -182,12 +181,15 @@ class KeyedDataModule(pl.LightningDataModule, ABC):
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
     def _loader(self, dataset: KeyedDataset, batches: Any) -> DataLoader:
-        on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        workers = self.num_workers
-        if workers == "auto":
-            workers = _spare_cores(self.trainer.num_devices) if on_cuda and not dataset.is_looked_up else 0
+        trainer = self.trainer
+        on_cuda = trainer is not None and trainer.strategy.root_device.type == "cuda"
+        workers = 0
+        if isinstance(self.num_workers, int):
+            workers = self.num_workers
+        elif trainer is not None and on_cuda and not dataset.is_looked_up:
+            workers = _spare_cores(trainer.num_devices)
         return DataLoader(
-            dataset,
+            dataset,  # pyright: ignore[reportArgumentType] (a map-style set need not inherit from Dataset)
             batch_sampler=batches,
             num_workers=workers,
             collate_fn=_as_it_is,

@@ -125,7 +125,8 @@ class ImageReader:
             return size
         if self.options["fit"] != "shorter":
             return target, target
-        return tuple(max(int(target * side / min(size)), target) for side in size)
+        height, width = (max(int(target * side / min(size)), target) for side in size)
+        return height, width
 
     def _where(self, name: str) -> str:
         return f"{self.store.path}/{name}"

@@ -45,15 +45,10 @@ class Scenes:
         if image_size < 32:
             raise ConfigError(f"image_size={image_size}: digits need scenes of at least 32 pixels.")
         source = digits(split)
+        assert source.labels is not None
         self._digits, self._labels = source.images[:, 0].numpy(), source.labels.numpy()
-        self.split, self.size, self.image_size, self.most, self.clutter, self.seed = (
-            split,
-            size,
-            image_size,
-            most,
-            clutter,
-            seed,
-        )
+        self.split, self.size, self.image_size = split, size, image_size
+        self.most, self.clutter, self.seed = most, clutter, seed
         self.classes, self.channels = source.classes, 3
         self._made: dict[int, dict[str, Tensor]] = {}
 

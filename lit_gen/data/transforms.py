@@ -7,6 +7,7 @@ gives each image what the transform alone would, in fewer calls; `transform_all`
 """
 
 from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ __all__ = [
     "RandomCrop",
     "Resize",
     "ResizeShorter",
+    "TransformsBatches",
     "crop",
     "flip",
     "flip_boxes",
@@ -29,6 +31,15 @@ __all__ = [
 ]
 
 Transform = Callable[[Tensor, torch.Generator | None], Tensor]
+
+
+@runtime_checkable
+class TransformsBatches(Protocol):
+    """A transform that also takes (B, C, H, W) and a generator for each image."""
+
+    def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor: ...
+
+    def batch(self, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor: ...
 
 
 def flip(image: Tensor) -> Tensor:
@@ -55,16 +66,16 @@ def resize(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def transform_all(
-    transform: Transform, images: Sequence[Tensor], generators: Sequence[torch.Generator]
+    transform: Transform, images: Tensor | Sequence[Tensor], generators: Sequence[torch.Generator]
 ) -> Tensor:
     """Each image through the transform with its own generator, stacked to (B, C, H, W); at once where the
     transform has a `batch` and the images are of one size, with the same result."""
-    if hasattr(transform, "batch") and len({image.shape for image in images}) == 1:
+    if isinstance(transform, TransformsBatches) and len({image.shape for image in images}) == 1:
         return transform.batch(_stacked(images), generators)
     return torch.stack([transform(image, g) for image, g in zip(images, generators, strict=True)])
 
 
-def _stacked(images: Sequence[Tensor]) -> Tensor:
+def _stacked(images: Tensor | Sequence[Tensor]) -> Tensor:
     return images if isinstance(images, Tensor) else torch.stack(list(images))
 
 
@@ -129,10 +140,9 @@ class RandomCrop:
                 )
             images = F.pad(images, [self.padding] * 4, mode="reflect")
         room = [side - self.size + 1 for side in _room(images, self.size)]
-        corners = [[_draw_below(n, g) for n in room] for g in generators]
-        return torch.stack(
-            [crop(x, *corner, self.size, self.size) for x, corner in zip(images, corners, strict=True)]
-        )
+        tops_lefts = [(_draw_below(room[0], g), _draw_below(room[1], g)) for g in generators]
+        windows = zip(images, tops_lefts, strict=True)
+        return torch.stack([crop(x, top, left, self.size, self.size) for x, (top, left) in windows])
 
 
 class CentreCrop:

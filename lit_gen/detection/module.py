@@ -1,6 +1,7 @@
 """DetectorModule: trains a torchvision detector and finds objects with it."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
 from typing import Any, ClassVar
 
 import torch
@@ -46,11 +47,13 @@ class DetectorModule(BaseModule):
             for boxes, labels in zip(batch["boxes"], batch["labels"], strict=True)
         ]
         parts = self.net(list(batch["image"]), targets)
-        loss = sum(parts.values())
+        loss = reduce(torch.add, parts.values())
         self.guard(loss, parts)
         if self.should_log:
             self.log_scalars({f"train/{name}": value for name, value in parts.items()})
-            self.log_scalars({"train/loss": loss, "train/lr": self.optimizers().param_groups[0]["lr"]})
+            self.log_scalars(
+                {"train/loss": loss, "train/lr": self.trainer.optimizers[0].param_groups[0]["lr"]}
+            )
         return loss
 
     def configure_optimizers(self) -> Any:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 from lit_gen.errors import ConfigError
 from lit_gen.images import to_float
@@ -30,6 +31,7 @@ __all__ = [
     "translations",
 ]
 
+WINDOW = 11  # pixels, of SSIM
 Translator = Callable[[Tensor, Tensor], Tensor]
 """Content images (N, C, H, W) and K class images (K, C, H, W), float in [-1, 1] -> translations, uint8 (N, C,
 H, W)."""
@@ -62,27 +64,22 @@ def paired_l1(images: Tensor, truth: Tensor) -> Tensor:
     return (images.float() - truth.float()).abs().mean((1, 2, 3)) / 255
 
 
-def ssim(images: Tensor, truth: Tensor, sigma: float = 1.5, window: int = 11) -> Tensor:
+def ssim(images: Tensor, truth: Tensor) -> Tensor:
     """Structural similarity: (N,), 1 is perfect. Wang et al. 2004, eq. 13,
     https://doi.org/10.1109/TIP.2003.819861.
 
-    Gaussian window of 11 x 11, K1 = 0.01, K2 = 0.03; mean over the places where the window fits, and over the
-    channels.
+    Gaussian window of 11 x 11 (sigma 1.5), K1 = 0.01, K2 = 0.03; mean over the places where the window fits,
+    and over the channels.
     """
-    if min(images.shape[-2:]) < window:
+    if min(images.shape[-2:]) < WINDOW:
         raise ConfigError(
-            f"SSIM's window of {window} does not fit images of {tuple(images.shape[-2:])}; use larger ones."
+            f"SSIM's window of {WINDOW} does not fit images of {tuple(images.shape[-2:])}; use larger ones."
         )
-    x, y = images.double().flatten(0, 1)[:, None], truth.double().flatten(0, 1)[:, None]
-    places = torch.arange(window, dtype=torch.float64, device=x.device) - window // 2
-    line = torch.exp(-(places**2) / (2 * sigma**2))
-    kernel = (line[:, None] * line / line.sum() ** 2)[None, None]
-    mean_x, mean_y, xx, yy, xy = F.conv2d(torch.cat([x, y, x * x, y * y, x * y]), kernel).chunk(5)
-    var_x, var_y, covariance = xx - mean_x**2, yy - mean_y**2, xy - mean_x * mean_y
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    score = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
-    score = score / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
-    return score.mean((1, 2, 3)).view(images.shape[:2]).mean(1).float()
+    places = structural_similarity_index_measure(
+        images.double(), truth.double(), data_range=255.0, reduction="none", return_full_image=True
+    )[1]
+    border = WINDOW // 2  # torchmetrics also places the window on a reflected border
+    return places[..., border:-border, border:-border].mean((1, 2, 3)).float()
 
 
 def dipd(a: Tensor, b: Tensor, eps: float = 1e-5) -> Tensor:
@@ -174,17 +171,20 @@ def evaluate(
             totals.add("dipd", dipd(*pair))
         if measures.content_logits is not None:
             read = measures.content_logits(images).argmax(1).cpu()
+            assert measures.content_label is not None
             totals.add("content", read == measures.content_label[rows])
+        truth = None
         if measures.truth is not None:
             truth = torch.stack([measures.truth(i, name) for i in range(rows.start, rows.stop)])
             totals.add("l1", paired_l1(images, truth))
             totals.add("ssim", ssim(images, truth))
         if measures.perceptual is not None:
-            key, other = ("lpips_content", contents[rows]) if measures.truth is None else ("lpips", truth)
+            key, other = ("lpips_content", contents[rows]) if truth is None else ("lpips", truth)
             totals.add(key, measures.perceptual(images, other))
         if measures.features is not None:
             features.append(measures.features(images).cpu())
             if rows.stop == len(contents):
+                assert measures.distance is not None
                 distances.append(measures.distance(torch.cat(features), name))
                 features = []
     results = {}
@@ -206,12 +206,11 @@ def sweep(
 ) -> dict[int, dict[str, float]]:
     """`evaluate` with the first K of each class's images, for each K. Raises ConfigError if a class has too
     few."""
-    fewest = min(examples, key=lambda name: len(examples[name]), default=None)
-    wrong = [k for k in ks if k < 1 or (fewest is not None and k > len(examples[fewest]))]
+    fewest = min(examples, key=lambda name: len(examples[name]), default="")
+    shown = len(examples.get(fewest, ()))
+    wrong = [k for k in ks if k < 1 or (examples and k > shown)]
     if wrong:
-        raise ConfigError(
-            f"k={wrong[0]}: class {fewest!r} shows {len(examples[fewest])} images; choose 1 to that many."
-        )
+        raise ConfigError(f"k={wrong[0]}: class {fewest!r} shows {shown} images; choose 1 to that many.")
     return {
         k: evaluate(
             translate, contents, {name: shown[:k] for name, shown in examples.items()}, measures, batch_size
@@ -246,7 +245,7 @@ class _Judgement:
 
     def __init__(self, judge: Judge):
         self.judge, self.means = judge, _Means()
-        self.probability: Tensor | float = 0.0
+        self.probability = torch.zeros((), dtype=torch.float64)
 
     def add(self, images: Tensor, t: int) -> None:
         logits = self.judge.logits(images).double().cpu()

@@ -1,6 +1,7 @@
 """The mean of a network's gradients over the processes, taken while its backward pass goes on."""
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ class GradientMean:
         places = [(end - 1) // BUCKET for end in ends]
         pairs = itertools.groupby(zip(places, weights, strict=True), key=lambda pair: pair[0])
         self.buckets = [[p for _, p in group] for _, group in pairs]
-        self.bucket_of = {p: i for i, bucket in enumerate(self.buckets) for p in bucket}
+        self.bucket_of: dict[Tensor, int] = {p: i for i, bucket in enumerate(self.buckets) for p in bucket}
         self.missing: list[int] | None = None  # gradients of each bucket, in a pass that is averaged
         self.next = 0
         self.under_way: list[tuple[dist.Work, Tensor, list[Tensor]]] = []
@@ -40,7 +41,7 @@ class GradientMean:
         """Gradients that arrive are this process's own again."""
         self.missing, self.under_way = None, []
 
-    def _arrived(self, weight: Tensor) -> None:
+    def _arrived(self, weight: nn.Parameter) -> None:
         if self.missing is None:
             return
         self.missing[self.bucket_of[weight]] -= 1
@@ -48,7 +49,7 @@ class GradientMean:
             self._send(self.buckets[self.next])
             self.next += 1
 
-    def _send(self, bucket: list[Tensor]) -> None:
+    def _send(self, bucket: Sequence[nn.Parameter]) -> None:
         gradients = [p.grad for p in bucket if p.grad is not None]
         if gradients:
             joined = torch.cat([g.flatten() for g in gradients])
@@ -62,7 +63,7 @@ class GradientMean:
             work.wait()
             parts = (joined / dist.get_world_size()).split([g.numel() for g in gradients])
             shaped = [part.view_as(g) for part, g in zip(parts, gradients, strict=True)]
-            torch._foreach_copy_(gradients, shaped)
+            torch._foreach_copy_(gradients, shaped)  # pyright: ignore[reportPrivateImportUsage] (the only such)
         self.stop()
 
     def remove(self) -> None:

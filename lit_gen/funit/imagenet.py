@@ -73,6 +73,9 @@ class VGG16Maps(nn.Module):
     to be normalised.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, path: str | Path):
         super().__init__()
         self.layers = models.vgg.make_layers(models.vgg.cfgs["D"])[:30]

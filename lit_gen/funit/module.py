@@ -121,8 +121,8 @@ class FUNITModule(BaseModule):
             )
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        _uncounted(self.optimizers()[1])
-        part = Batch(*(batch.get(field) for field in Batch._fields))
+        _uncounted(self._optimizers()[1])
+        part = Batch(**{field: batch[field] for field in Batch._fields if field in batch})
         self._check_labels(part)
         whole = len(part.content) * self.trainer.world_size
         draws = self.objective.draw(whole, self.step_generator("augment"), self.device)
@@ -169,7 +169,7 @@ class FUNITModule(BaseModule):
 
     def _update(self, which: str, parts: Parts) -> None:
         network = getattr(self, which)
-        optimizer = self.optimizers()[0 if which == "generator" else 1]
+        optimizer = self._optimizers()[0 if which == "generator" else 1]
         for name, mean in self._means.items():
             if name == which:
                 mean.finish()
@@ -193,11 +193,19 @@ class FUNITModule(BaseModule):
                 f"A training label is {highest}, the discriminator has {n} classes: set num_classes."
             )
 
+    def _optimizers(self) -> list[LightningOptimizer]:
+        """The generator's and the discriminator's."""
+        both = self.optimizers()
+        assert isinstance(both, list)
+        return both
+
     def _schedulers(self) -> list[LambdaLR]:
-        return [] if self.schedule is None else self.lr_schedulers()
+        schedulers = self.lr_schedulers() if self.schedule is not None else []
+        assert isinstance(schedulers, list)
+        return [s for s in schedulers if isinstance(s, LambdaLR)]
 
     def _rates(self) -> dict[str, float]:
-        generator, discriminator = (optimizer.param_groups[0]["lr"] for optimizer in self.optimizers())
+        generator, discriminator = (optimizer.param_groups[0]["lr"] for optimizer in self._optimizers())
         return {"generator/lr": generator, "discriminator/lr": discriminator}
 
     def configure_optimizers(self) -> Any:

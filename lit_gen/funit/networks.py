@@ -63,11 +63,13 @@ class UpsampleConv(nn.Conv2d):
     def __init__(self, c_in: int, c_out: int):
         super().__init__(c_in, c_out, 5)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
+        x, bias = input, self.bias
+        assert bias is not None
         kernels = [kernel for rows in _halved(self.weight, 2) for kernel in _halved(rows, 3)]
         kernel = torch.stack(kernels, 1).flatten(0, 1)
-        bias = self.bias.repeat_interleave(4)
-        y = F.pixel_shuffle(F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernel, bias), 2)
+        padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
+        y = F.pixel_shuffle(F.conv2d(padded, kernel, bias.repeat_interleave(4)), 2)
         top, bottom, left, right = (
             self.weight[:, :, 0],
             self.weight[:, :, -1],

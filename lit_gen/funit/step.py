@@ -220,4 +220,6 @@ def frozen(network: nn.Module) -> Iterator[None]:
 @torch.no_grad()
 def average_(average: nn.Module, network: nn.Module, decay: float = 0.999) -> None:
     """average <- decay * average + (1 - decay) * network, weight by weight, in place."""
-    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
+    averages: list[Tensor] = list(average.parameters())
+    weights: list[Tensor] = list(network.parameters())
+    torch._foreach_lerp_(averages, weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage] (no public one)

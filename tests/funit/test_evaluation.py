@@ -1,11 +1,11 @@
 """The protocol on translators whose scores are known."""
 
+import itertools
 import math
 from functools import partial
 
 import pytest
 import torch
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from lit_gen.errors import ConfigError
 from lit_gen.funit import evaluation
@@ -127,14 +127,22 @@ def test_sweep_shows_the_first_k():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_ssim_equals_torchmetrics(channels):
-    a = torch.randint(0, 256, (3, channels, 20, 24), dtype=torch.uint8)
+def test_ssim_is_the_mean_of_its_definition_over_all_windows(channels):
+    """Wang et al. 2004, eq. 13, window by window with a weighted mean and variance."""
+    a = torch.randint(0, 256, (3, channels, 13, 12), dtype=torch.uint8)
     b = (a.float() + 30 * torch.randn(a.shape)).clamp(0, 255).to(torch.uint8)
-    _, places = structural_similarity_index_measure(
-        a.double(), b.double(), data_range=255.0, reduction="none", return_full_image=True
-    )
-    expected = places[..., 5:-5, 5:-5].mean((1, 2, 3))  # it averages over a reflected border as well
-    torch.testing.assert_close(evaluation.ssim(a, b).double(), expected, rtol=1e-5, atol=1e-6)
+    line = torch.exp(-((torch.arange(11.0).double() - 5) ** 2) / (2 * 1.5**2))
+    weight = line[:, None] * line / line.sum() ** 2
+    expected = []
+    for top, left in itertools.product(range(3), range(2)):
+        x, y = (z[..., top : top + 11, left : left + 11].double() for z in (a, b))
+        mx, my = ((weight * z).sum((2, 3), keepdim=True) for z in (x, y))
+        xx, yy, xy = ((weight * d).sum((2, 3)) for d in ((x - mx) ** 2, (y - my) ** 2, (x - mx) * (y - my)))
+        mx, my, c1, c2 = mx[..., 0, 0], my[..., 0, 0], 2.55**2, 7.65**2
+        similarity = (2 * mx * my + c1) * (2 * xy + c2) / ((mx**2 + my**2 + c1) * (xx + yy + c2))
+        expected.append(similarity.mean(1))
+    expected = torch.stack(expected).mean(0)
+    torch.testing.assert_close(evaluation.ssim(a, b).double(), expected, rtol=1e-6, atol=1e-7)
     with pytest.raises(ConfigError, match="window of 11 does not fit"):
         evaluation.ssim(a[..., :8], b[..., :8])
 
