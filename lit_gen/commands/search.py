@@ -32,8 +32,8 @@ from lit_gen.search import (
     run_shared,
 )
 from lit_gen.search.report import print_report, print_seeds, report_of, write
-from lit_gen.search.shared import open_storage
 from lit_gen.search.tasks import Task, grid, randaugment_grid
+from lit_gen.sweeps.storage import open_storage
 
 __all__ = ["Interrupted", "search"]
 

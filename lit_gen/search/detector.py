@@ -5,6 +5,7 @@ Plain loops on data in memory, without Lightning, so that a worker process start
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -76,7 +77,7 @@ def train_detector(
             boxes = [b[keep] for b, keep in zip(boxes, keeps, strict=True)]
             labels = [y[keep] for y, keep in zip(labels, keeps, strict=True)]
         targets = [{"boxes": b, "labels": y} for b, y in zip(boxes, labels, strict=True)]
-        loss = sum(net(list(to_float(images)), targets).values())
+        loss = reduce(torch.add, net(list(to_float(images)), targets).values())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -184,6 +184,7 @@ def _start_worker(reward: Reward) -> None:
 
 
 def _work(policy: Augmentation) -> tuple[float, float]:
+    assert _reward is not None
     return timed(_reward, policy)
 
 

@@ -9,8 +9,8 @@ from itertools import product
 from typing import Protocol
 
 from lit_gen import rng
-from lit_gen.errors import ConfigError
 from lit_gen.search.space import Choices, Space, random_choices
+from lit_gen.sweeps.storage import optuna_or_error
 
 __all__ = ["TPE", "Grid", "Method", "Random"]
 
@@ -56,11 +56,7 @@ class TPE:
     (https://arxiv.org/abs/1905.00397)."""
 
     def __init__(self, space: Space, seed: int = 0, batch: int = 1):
-        try:
-            import optuna
-        except ImportError:
-            raise ConfigError("The TPE method needs Optuna: pip install optuna.") from None
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        optuna = optuna_or_error()
         self.space, self.batch = space, batch
         sampler = optuna.samplers.TPESampler(
             seed=rng.key(seed, "search", "tpe") % 2**32, constant_liar=batch > 1

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_gen import __version__
-from lit_gen.augment import Augmentation, Policy
+from lit_gen.augment import Augmentation, Policy, RandAugment
 from lit_gen.augment.sheet import policy_sheet
 from lit_gen.images import save_png
 from lit_gen.search import PolicySpace, Result
@@ -79,11 +79,9 @@ def _as_config(found: Augmentation) -> DictConfig:
         subs = [[list(op) for op in sub] for sub in found.sub_policies]
         policy = {"_target_": "lit_gen.augment.Policy", "ops": found.ops, "sub_policies": subs}
     else:
-        policy = {
-            "_target_": "lit_gen.augment.RandAugment",
-            "num_ops": found.num_ops,
-            "magnitude": found.magnitude,
-        }
+        assert isinstance(found, RandAugment)  # no other space is searched
+        numbers = {"num_ops": found.num_ops, "magnitude": found.magnitude}
+        policy = {"_target_": "lit_gen.augment.RandAugment"} | numbers
     return OmegaConf.create({"_target_": "lit_gen.augment.AutoAugment", "policy": policy | options})
 
 
@@ -110,8 +108,8 @@ def _curve(out: Path, results: dict[str, list[Result]]) -> Path:
         size = max(1, len(trials) // 20)
         windows = [trials[i : i + size] for i in range(0, len(trials), size)]
         shares = [space.op_frequencies(window) for window in windows]
-        last = shares[-1]
-        for op in sorted(last, key=last.get, reverse=True)[:6]:
+        last = Counter(shares[-1])
+        for op, _ in last.most_common(6):
             axes[1].plot([size * (i + 1) for i in range(len(shares))], [s[op] for s in shares], label=op)
         axes[1].axhline(1 / len(space.ops), color="C7", linestyle=":", label="chance")
         axes[1].set(xlabel="children", ylabel="share among the ops chosen")

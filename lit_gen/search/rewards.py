@@ -200,8 +200,9 @@ class PlantedReward:
         self.best_p = torch.randint(len(space.probabilities), (n,), generator=g).tolist()
         self.best_level = torch.randint(len(space.levels), (n,), generator=g).tolist()
 
-    def exact(self, policy: Policy) -> float:
+    def exact(self, policy: Augmentation) -> float:
         """The reward without noise, of any policy of the space's ops, probabilities and levels."""
+        assert isinstance(policy, Policy)
         ops = [op for sub in policy.sub_policies for op in sub]
         return sum(self._op(*self.space.encode_op(op)) for op in ops) / len(ops)
 
@@ -212,6 +213,7 @@ class PlantedReward:
         far_level = abs(level - self.best_level[op]) / max(1, len(self.space.levels) - 1)
         return (1 - far_p) * (1 - far_level)
 
-    def __call__(self, policy: Policy) -> float:
+    def __call__(self, policy: Augmentation) -> float:
+        assert isinstance(policy, Policy)
         g = rng.keyed_generator(self.seed, "planted", *self.space.encode(policy))
         return self.exact(policy) + self.noise * float(torch.randn((), generator=g))

@@ -99,9 +99,11 @@ class PolicySpace:
             raise ValueError(f"{len(row)} choices in the policy, {len(self.sizes)} in the space.")
         return tuple(row)
 
-    def encode_op(self, op: tuple[str, float, float]) -> Choices:
+    def encode_op(self, op: tuple[str, float, float | None]) -> tuple[int, int, int]:
         """The three choices that make (name, probability, level)."""
         name, p, level = op
+        if level is None:
+            raise ValueError(f"{name} has no level; the policies of a space have one for every op.")
         return self.ops.index(name), self.probabilities.index(p), self.levels.index(level)
 
     def op_frequencies(self, rows: Sequence[Sequence[int]]) -> dict[str, float]:

@@ -38,7 +38,7 @@ def run(
         for name in ("sampler", "pruner")
     )
     sweep = Sweep(folder, fixed, axes, sampler=sampler, pruner=pruner, **options)
-    print(f"sweep in {folder}; to go on with it: the same command and hydra.sweep.dir={folder}", flush=True)
+    print(f"sweep in {folder}; to resume it: the same command and hydra.sweep.dir={folder}", flush=True)
     before = signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
     try:
         study = sweep.run()

@@ -38,7 +38,7 @@ def parse(arguments: Sequence[str], config_loader: Any = None) -> tuple[list[str
     """The overrides that are the same in every trial, and the axes of the space. Raises ConfigError without
     any axis."""
     parsed = OverridesParser.create(config_loader=config_loader).parse_overrides(list(arguments))
-    fixed = [o.input_line for o in parsed if not o.is_sweep_override()]
+    fixed = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
     axes = [Axis(o.get_key_element(), _distribution(o)) for o in parsed if o.is_sweep_override()]
     if not axes:
         raise ConfigError(
@@ -52,15 +52,19 @@ def _distribution(override: Override) -> BaseDistribution:
     sweep = override.value()
     if isinstance(sweep, IntervalSweep):
         low, high, log = sweep.start, sweep.end, "log" in sweep.tags
-        kind = IntDistribution if isinstance(low, int) and isinstance(high, int) else FloatDistribution
+        assert low is not None and high is not None  # Hydra's grammar
         try:
-            return kind(low, high, log=log)
+            if isinstance(low, int) and isinstance(high, int):
+                return IntDistribution(low, high, log=log)
+            return FloatDistribution(low, high, log=log)
         except ValueError as error:
             raise ConfigError(f"{override.input_line}: {error}") from error
     if isinstance(sweep, RangeSweep):
-        values = list(sweep.range())
+        values, step = list(sweep.range()), abs(sweep.step)
         if not values:
             raise ConfigError(f"{override.input_line}: there is no value in this range.")
-        kind = IntDistribution if all(isinstance(v, int) for v in values) else FloatDistribution
-        return kind(min(values), max(values), step=abs(sweep.step))
+        low, high = min(values), max(values)
+        if isinstance(low, int) and isinstance(high, int) and isinstance(step, int):
+            return IntDistribution(low, high, step=step)
+        return FloatDistribution(low, high, step=step)
     return CategoricalDistribution(list(dict.fromkeys(override.sweep_string_iterator())))

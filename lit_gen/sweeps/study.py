@@ -27,11 +27,11 @@ from optuna.trial import FrozenTrial, TrialState
 from lit_gen import runs
 from lit_gen.errors import ConfigError
 from lit_gen.sweeps.space import Axis
+from lit_gen.sweeps.storage import agree, claim, counts, host_of, leave_out, open_study
 from lit_gen.sweeps.trials import TrialFailed, TrialStopped, command_of, result, run_trial
 
-__all__ = ["Sweep", "counts"]
+__all__ = ["Sweep"]
 
-LEFT_OUT = "left out"  # a trial that repeats another or is one too many: asked for, never run
 ATTEMPTS = 50  # suggestions in a row that were all tried before: the space is exhausted
 FINITE = 10_000  # points of a space that is listed
 
@@ -45,7 +45,7 @@ class _Job:
 class Sweep:
     """`n_trials` trials in `folder`, `n_jobs` at a time; each in `folder/<its number>`.
 
-    The state is in the storage alone (None: `folder/journal.log`; or a database's URL): sweeps that are
+    The state is in the storage alone (see `storage`; None: `folder/journal.log`): sweeps that are
     started again, also on other machines, go on together until there are `n_trials`. A trial that was
     interrupted goes on from its checkpoint when its sweep is started again on the same machine. Failed and
     NaN trials are recorded as such.
@@ -83,16 +83,20 @@ class Sweep:
         self.distributions = {axis.key: axis.distribution for axis in axes}
         folder.mkdir(parents=True, exist_ok=True)
         self._mutex, self._stop = threading.Lock(), threading.Event()
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.study = open_study(storage or str(folder / "journal.log"), folder.name, direction)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            store = _storage(folder, storage)
-            self.study = optuna.create_study(
-                storage=store, study_name=folder.name, direction=direction, load_if_exists=True
-            )
             self.study.sampler = sampler(seed=seed + len(self.study.trials))
         self.study.pruner = pruner or optuna.pruners.NopPruner()
-        self._agree()
+        settings = {
+            "space": {axis.key: distribution_to_json(axis.distribution) for axis in axes},
+            "fixed": self.fixed,
+            "objective": objective,
+        }
+        remedy = (
+            f"choose another hydra.sweep.dir than {folder}, or give the same arguments to resume the sweep."
+        )
+        agree(self.study, settings, remedy)
 
     def run(self) -> optuna.Study:
         """Ends when there are `n_trials` or the space is exhausted. Interrupted, it ends its trials first:
@@ -130,23 +134,6 @@ class Sweep:
     def trial_folder(self, number: int) -> Path:
         return self.folder / str(number)
 
-    def _agree(self) -> None:
-        """Refuses to mix two sweeps in one study."""
-        mine = {
-            "space": {axis.key: distribution_to_json(axis.distribution) for axis in self.axes},
-            "fixed": self.fixed,
-            "objective": self.objective,
-        }
-        for name, value in mine.items():
-            there = self.study.user_attrs.get(name)
-            if there is None:
-                self.study.set_user_attr(name, value)
-            elif there != value:
-                raise ConfigError(
-                    f"{self.folder} already holds a sweep with another {name}, {there}, not {value}: choose "
-                    "another hydra.sweep.dir, or give the same arguments to go on with it."
-                )
-
     def _next(self) -> _Job | None:
         """A trial that was interrupted, or a new one; None when there are enough."""
         with self._alone():
@@ -154,7 +141,7 @@ class Sweep:
 
     def _orphan(self) -> _Job | None:
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if trial.user_attrs.get("host") != socket.gethostname():
+            if host_of(trial) != socket.gethostname():
                 continue
             if set(trial.params) != set(self.distributions):
                 continue
@@ -167,30 +154,31 @@ class Sweep:
 
     def _new(self) -> _Job | None:
         for _ in range(ATTEMPTS):
-            if len(self._counting()) >= self.n_trials:
+            trial = claim(
+                self.study, self.n_trials, lambda: [t.number for t in self._counting()], self.distributions
+            )
+            if trial is None:
                 return None
-            trial = self.study.ask(self.distributions)
             before = [t for t in self._counting() if t.number < trial.number]
-            surplus = len(before) >= self.n_trials
-            if surplus or any(t.params == trial.params for t in before):
-                trial.set_user_attr(LEFT_OUT, "one too many" if surplus else "tried before")
-                self.study.tell(trial, state=TrialState.FAIL)
-                if not surplus and not self._suggest_untried(before):
-                    break
-                continue
-            trial.set_user_attr("host", socket.gethostname())
-            return _Job(trial, _lock(self.trial_folder(trial.number)))
+            if all(t.params != trial.params for t in before):
+                lock = _lock(self.trial_folder(trial.number))
+                assert lock is not None, "a new trial's folder is locked by nobody"
+                return _Job(trial, lock)
+            leave_out(self.study, trial, "tried before")
+            if not self._suggest_untried(before):
+                break
         print("All values that are suggested were tried: the space is exhausted.", flush=True)
         return None
 
     def _suggest_untried(self, before: Sequence[FrozenTrial]) -> bool:
         """Of a finite space, makes the next suggestion one that was not tried; false if there is none."""
         choices = [_values(axis.distribution) for axis in self.axes]
-        if any(values is None for values in choices) or math.prod(map(len, choices)) > FINITE:
+        finite = [values for values in choices if values is not None]
+        if len(finite) < len(choices) or math.prod(map(len, finite)) > FINITE:
             return True
         tried = [t.params for t in before]
         names = [axis.key for axis in self.axes]
-        points = (dict(zip(names, values, strict=True)) for values in itertools.product(*choices))
+        points = (dict(zip(names, values, strict=True)) for values in itertools.product(*finite))
         untried = [point for point in points if point not in tried]
         if untried:
             self.study.enqueue_trial(random.Random(len(before)).choice(untried))
@@ -267,25 +255,6 @@ class Sweep:
         with self._mutex, open(self.folder / ".lock", "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
-
-
-def counts(trial: FrozenTrial) -> bool:
-    """Whether a trial was run or is being run."""
-    return LEFT_OUT not in trial.user_attrs
-
-
-def _storage(folder: Path, url: str | None) -> Any:
-    if url is not None:
-        try:
-            return optuna.storages.get_storage(url)
-        except Exception as error:  # the database's own types
-            raise ConfigError(
-                f"The storage of the sweep cannot be opened ({type(error).__name__}). Give a URL such as "
-                "sqlite:////absolute/path.db or postgresql://..., or null for a journal in hydra.sweep.dir."
-            ) from error
-    from optuna.storages.journal import JournalFileBackend
-
-    return optuna.storages.JournalStorage(JournalFileBackend(str(folder / "journal.log")))
 
 
 def _values(distribution: BaseDistribution) -> list[Any] | None:

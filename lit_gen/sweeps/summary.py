@@ -10,7 +10,8 @@ from optuna.trial import TrialState
 from rich.console import Console
 from rich.table import Table
 
-from lit_gen.sweeps.study import Sweep, counts
+from lit_gen.sweeps.storage import counts
+from lit_gen.sweeps.study import Sweep
 
 __all__ = ["summarise"]
 
@@ -78,11 +79,11 @@ def _plots(sweep: Sweep, importance: dict[str, float], done: int) -> None:
     from matplotlib import pyplot as plt
 
     trials = [t for t in sweep.study.trials if t.state == TrialState.COMPLETE]
-    names = [axis.key for axis in sweep.axes]
+    objective, points = [t.value for t in trials if t.value is not None], []
     figure, axes = plt.subplots(
         1,
-        len(names),
-        figsize=(1 + 3.2 * len(names), 3.2),
+        len(sweep.axes),
+        figsize=(1 + 3.2 * len(sweep.axes), 3.2),
         sharey=True,
         constrained_layout=True,
         squeeze=False,
@@ -92,21 +93,16 @@ def _plots(sweep: Sweep, importance: dict[str, float], done: int) -> None:
         if choices := getattr(axis.distribution, "choices", None):
             panel.set_xticks(range(len(choices)), choices)
             values = [choices.index(value) for value in values]
-        shown = panel.scatter(
-            values,
-            [t.value for t in trials],
-            c=[t.number for t in trials],
-            cmap="viridis",
-            s=24,
-        )
+        numbers = [t.number for t in trials]
+        points.append(panel.scatter(values, objective, c=numbers, cmap="viridis", s=24))
         panel.set(xlabel=axis.key)
         if getattr(axis.distribution, "log", False):
             panel.set_xscale("log")
-        if all(t.value > 0 for t in trials):
+        if min(objective) > 0:
             panel.set_yscale("log")
         panel.grid(alpha=0.3)
     axes[0, 0].set_ylabel(sweep.objective)
-    figure.colorbar(shown, ax=axes[0, -1], label="trial")
+    figure.colorbar(points[-1], ax=axes[0, -1], label="trial")
     figure.savefig(sweep.folder / "slices.png", dpi=120)
     plt.close(figure)
     if importance:

@@ -10,7 +10,7 @@ import pytest
 
 from lit_gen.errors import ConfigError
 from lit_gen.search import PlantedReward, detection_space, run_shared
-from lit_gen.search.shared import _open
+from lit_gen.sweeps.storage import open_study
 
 optuna = pytest.importorskip("optuna")
 SPACE = detection_space(num_sub_policies=2)
@@ -82,14 +82,14 @@ def test_one_process_alone_is_reproducible_and_resumes(tmp_path, kind):
 def test_processes_share_the_trials(tmp_path, kind):
     """Three processes: the budget exactly, all of them at work, and uniform choices those of one process."""
     storage = f"{tmp_path}/s.journal" if kind == "journal" else f"sqlite:///{tmp_path}/s.db"
-    _open(storage, "search", {})  # the tables, before three processes make them
+    open_study(storage, "search", "maximize")  # the tables, before three processes make them
     processes = [start(storage, 0.2, 20, "random") for _ in range(3)]
     for process in processes:
         go(process)
     assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
     trials = run_shared(SPACE, planted(), 20, storage=storage, random=True, seed=5).trials
     assert len(trials) == 20
-    owners = {tuple(t.user_attrs["owner"]) for t in _open(storage, "search", {}).get_trials()}
+    owners = {tuple(t.user_attrs["owner"]) for t in open_study(storage, "search", "maximize").get_trials()}
     assert len(owners) == 3
     alone = run_shared(SPACE, planted(), 40, storage=f"{tmp_path}/alone.journal", random=True, seed=5).trials
     by_number = {t.number: t.choices for t in alone}
@@ -101,7 +101,7 @@ def test_the_trial_of_a_killed_process_is_done_by_another(tmp_path):
     storage = f"{tmp_path}/s.journal"
     killed, other = start(storage, 30, 5, "random"), start(storage, 0, 5, "random")
     go(killed)
-    study = _open(storage, "search", {})
+    study = open_study(storage, "search", "maximize")
     while not study.get_trials() or "owner" not in study.get_trials()[0].user_attrs:
         assert killed.poll() is None
         time.sleep(0.05)
@@ -134,7 +134,7 @@ def test_one_that_was_taken_for_dead_goes_on(tmp_path):
     def slow(policy):
         calls.append(policy)
         if len(calls) == 2:
-            other = _open(storage, "search", {})
+            other = open_study(storage, "search", "maximize")
             other.tell(1, state=optuna.trial.TrialState.FAIL)
         return planted()(policy)
 
@@ -145,7 +145,7 @@ def test_one_that_was_taken_for_dead_goes_on(tmp_path):
 def test_what_does_not_fit_is_refused(tmp_path):
     storage = f"{tmp_path}/s.journal"
     run_shared(SPACE, planted(), 2, storage=storage, description={"seed": 1})
-    with pytest.raises(ConfigError, match="another search by the name search"):
+    with pytest.raises(ConfigError, match=r"another search, .*choose another name"):
         run_shared(SPACE, planted(), 2, storage=storage, description={"seed": 2})
     with pytest.raises(ConfigError, match="budget=0"):
         run_shared(SPACE, planted(), 0, storage=storage)

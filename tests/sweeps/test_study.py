@@ -13,7 +13,10 @@ import pytest
 
 from lit_gen import loggers
 from lit_gen.errors import ConfigError
-from lit_gen.sweeps import Sweep, parse, study, summarise
+from lit_gen.sweeps import study
+from lit_gen.sweeps.space import parse
+from lit_gen.sweeps.study import Sweep
+from lit_gen.sweeps.summary import summarise
 from lit_gen.sweeps.trials import TrialFailed, TrialStopped
 
 SPACE = ["x=interval(-2,2)", "y=tag(log,interval(0.01,1))", "z=a,b", "fixed=1"]
@@ -175,7 +178,7 @@ def test_a_trial_that_ends_while_it_is_looked_at_is_not_run_again(tmp_path, monk
     """Another process ends it after its state was read and lets go of its lock."""
     one, other = sweep(tmp_path / "s"), sweep(tmp_path / "s")
     trial = one.study.ask(one.distributions)
-    trial.set_user_attr("host", socket.gethostname())
+    trial.set_user_attr("owner", [socket.gethostname(), os.getpid()])
 
     def lock(folder):
         one.study.tell(trial, 1.0)
