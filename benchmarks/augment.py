@@ -3,6 +3,7 @@ process on one thread.
 
     python benchmarks/augment.py              # all tables, about two minutes
     python benchmarks/augment.py --seconds 5  # longer slices, steadier numbers
+    python benchmarks/augment.py --sides 224  # the tables of these images only
 
 The sides take turns in short slices and the medians of their slices are compared, so that a busy machine
 disturbs both alike.
@@ -305,13 +306,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seconds", type=float, default=3.0, help="CPU seconds a side and table")
-    seconds = parser.parse_args().seconds
+    parser.add_argument("--sides", type=int, nargs="+", default=[32, 224, 512], help="of images, in pixels")
+    args = parser.parse_args()
+    seconds = args.seconds
     torch.set_num_threads(1)
-    for side, batch in ((32, 128), (224, 16)):
+    batches = [(side, batch) for side, batch in ((32, 128), (224, 16)) if side in args.sides]
+    for side, batch in batches:
         in_the_data_module(side, batch, seconds)
-    for side in (224, 512):
+    for side in sorted({224, 512} & set(args.sides)):
         detection(side, seconds)
-    for side, batch in ((32, 128), (224, 16)):
+    for side, batch in batches:
         for name in ("cifar10", "imagenet", "RandAugment"):
             classification(side, batch, seconds, name)
 
