@@ -23,7 +23,7 @@ from augment import compare
 from PIL import Image
 
 from lit_gen.data.archive import open_store
-from lit_gen.data.decode import decode
+from lit_gen.data.decode import EXTENSIONS, decode
 from lit_gen.data.reader import ImageReader
 
 WIDTH, HEIGHT, QUALITY = 500, 375, 92
@@ -43,7 +43,8 @@ def noise(count: int) -> Iterator[Image.Image]:
 
 def pictures(path: Path, count: int) -> Iterator[Image.Image]:
     store = open_store(path)
-    for name in sorted(store.names)[:count]:
+    names = [name for name in store.names if Path(name).suffix.lower() in EXTENSIONS]
+    for name in names[:count]:
         image = Image.fromarray(decode(store.read(name), name).permute(1, 2, 0).numpy())
         yield image.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
 
