@@ -3,23 +3,19 @@ to."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
-from lit_gen import checkpoints, runs
+from lit_gen import checkpoints, pretrained, runs
 from lit_gen.errors import ConfigError
 from lit_gen.funit.module import FUNITModule
 from lit_gen.funit.networks import FewShotGenerator
 from lit_gen.instantiate import instantiate
-from lit_gen.pretrained import edm, ncsn, score_sde, unpickle
 from lit_gen.pretrained.funit import load_generator
-from lit_gen.pretrained.keymap import Info
 from lit_gen.score.denoiser import AbstractDenoiser, OnProcess, check_precision
 from lit_gen.score.guidance import ClassifierGuidance, Guidance, Unconditional, classifier_free_guidance
 from lit_gen.score.module import ScoreModule
@@ -36,7 +32,6 @@ __all__ = [
     "load",
     "open_model",
     "open_translator",
-    "read_network",
     "sample_in",
 ]
 
@@ -69,32 +64,15 @@ def open_model(cfg: DictConfig) -> tuple[Any, DictConfig | None, Path]:
         module, run_cfg, path = load(cfg.run, cfg.checkpoint, ema=cfg.ema, allow=allow, device=cfg.device)
         return guide(module, cfg), run_cfg, path
     path = Path(cfg.weights)
-    net, info = read_network(path, ema=cfg.ema, image_size=cfg.image_size)
+    net, info = pretrained.load(path, ema=cfg.ema, image_size=cfg.image_size)
     module = _module(cfg, net, info, allow)
     device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
     return guide(module.to(device).eval().requires_grad_(False), cfg), None, path
 
 
-def read_network(path: Path, *, ema: bool = True, image_size: int | None = None) -> tuple[nn.Module, Info]:
-    """The network of an official checkpoint, its kind told by the content: score_sde's, ncsn's and
-    ncsnv2's, EDM's.
-
-    `image_size` is for files that cannot tell it. Raises ConfigError for any other file.
-    """
-    content = unpickle.load(path)
-    size = {} if image_size is None else {"image_size": image_size}
-    weights = "ema" if ema else "model"
-    if isinstance(content, list | tuple):
-        return ncsn.load(path, weights=weights, **size)
-    if isinstance(content, dict) and "pytorch-lightning_version" in content:
-        raise ConfigError(f"{path} is a checkpoint of lit_gen: take run={path} instead of weights=.")
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        return score_sde.load(path, weights=weights, **size)
-    net, info = edm.load(path)  # its names hold the resolution
-    return net, replace(info, network=info.network | {"image_size": net.resolutions[0]})
-
-
-def _module(cfg: DictConfig, net: nn.Module, info: Info, allow: list[str]) -> ScoreModule:
+def _module(
+    cfg: DictConfig, net: pretrained.OfficialNetwork, info: pretrained.Info, allow: list[str]
+) -> ScoreModule:
     family = FAMILIES.get(str(info.snapshot.get("class", "")).rpartition(".")[2])
     if cfg.model is None:
         hint = f"its class says model={family}" if family else "edm, vp, subvp, ve, ddpm, ncsnv2 ..."
@@ -114,7 +92,7 @@ def _module(cfg: DictConfig, net: nn.Module, info: Info, allow: list[str]) -> Sc
     )
 
 
-def _check_levels(process: Process, info: Info) -> None:
+def _check_levels(process: Process, info: pretrained.Info) -> None:
     """The noise levels that a file was trained with, on [0, 1] images, against those of a VE process, on
     [-1, 1]."""
     if info.sigmas is None or not isinstance(process, VE):

@@ -9,7 +9,7 @@ import importlib.util
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
@@ -129,7 +129,7 @@ class BaseModule(pl.LightningModule):
         """Whether the batch now being trained is one whose numbers are logged."""
         return (self.batches_seen + 1) % self.log_every == 0
 
-    def log_scalars(self, scalars: dict[str, Tensor | float]) -> None:
+    def log_scalars(self, scalars: Mapping[str, Tensor | float]) -> None:
         """Keeps this step's numbers for the log, written when the batch has ended; nothing is kept unless
         `should_log`."""
         if self.should_log:

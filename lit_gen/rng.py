@@ -70,7 +70,7 @@ def randn(
     generator: Generator = None,
     *,
     device: torch.device | str = "cpu",
-    dtype=torch.float32,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Standard normal numbers of `shape`, whose first axis is the batch if `generator` is a `PerSample`."""
     if isinstance(generator, PerSample):
@@ -83,7 +83,7 @@ def rand(
     generator: Generator = None,
     *,
     device: torch.device | str = "cpu",
-    dtype=torch.float32,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Uniform numbers in [0, 1); see `randn`."""
     if isinstance(generator, PerSample):

@@ -1,6 +1,8 @@
 """Knowledge points one way (docs/architecture.md): who may import whom, read off the source."""
 
 import ast
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -94,3 +96,12 @@ def test_the_walk_sees_imports():
     assert "lit_gen.errors" in imports(PACKAGE / "data" / "keyed.py")
     assert "lightning.pytorch" in imports(PACKAGE / "module.py")
     assert "commands" in rooms(imports(PACKAGE / "train.py"))
+
+
+def test_the_score_package_exports_its_names_without_lightning():
+    code = (
+        "import sys, lit_gen.score as score\n"
+        "assert 'lightning' not in sys.modules\n"
+        "assert all(hasattr(score, name) for name in score.__all__)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -20,6 +20,8 @@ class DigitsNet(nn.Module):
     sets `scale` to the root of tr(cov) on its data, so that Frechet distances are of order 1.
     """
 
+    scale: Tensor
+
     def __init__(self, width: int = 64):
         super().__init__()
         self.conv1 = nn.Conv2d(1, width // 2, 3, padding=1)

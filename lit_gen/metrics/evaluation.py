@@ -71,8 +71,9 @@ class Summary:
         while (prefix := f"class{len(classes)}.") + "n" in packed:
             part = {name.removeprefix(prefix): x for name, x in packed.items() if name.startswith(prefix)}
             classes.append(Moments.from_tensors(part) if int(part["n"]) else None)
-        rows = {name: packed.get(name) for name in ("index", "features", "logits", "label")}
-        return cls(id, Moments.from_tensors(packed), **rows, classes=classes or None)
+        optional = {"logits": packed.get("logits"), "label": packed.get("label")}
+        rows = (packed["index"], packed["features"])
+        return cls(id, Moments.from_tensors(packed), *rows, **optional, classes=classes or None)
 
 
 class Evaluation:
@@ -103,14 +104,14 @@ class Evaluation:
             raise ConfigError(f"{len(images)} images need an index each, got shape {tuple(index.shape)}.")
         features, logits = self.extractor.with_logits(images)
         self.statistics.to(features.device).update(features)
+        rows = {"index": index.cpu(), "features": features.cpu()}
+        rows |= {} if logits is None else {"logits": logits.cpu()}
         if self.classes:
             if label is None or label.shape != index.shape:
                 raise ConfigError(f"num_classes={len(self.classes)} needs a label for each image.")
             for c, statistics in enumerate(self.classes):
                 statistics.to(features.device).update(features[label.to(features.device) == c])
-        rows = {"index": index.cpu(), "features": features.cpu()}
-        rows |= {} if logits is None else {"logits": logits.cpu()}
-        rows |= {"label": label.cpu()} if self.classes else {}
+            rows["label"] = label.cpu()
         self._keep(rows)
 
     def summary(self) -> Summary:
@@ -216,6 +217,7 @@ def _compare(
 ) -> dict[str, Estimate]:
     moments = reference if isinstance(reference, Moments) else reference.moments
     real = None if isinstance(reference, Moments) else reference.features
+    classes = None if isinstance(reference, Moments) else reference.classes
     fake, n, m, key = generated.features, generated.n, len(generated.features), generated.id.key
     images = "the reference's images, not their statistics alone"
     absent = {
@@ -226,8 +228,7 @@ def _compare(
         **dict.fromkeys(("precision", "recall", "density", "coverage"), real is None and images),
         "is": generated.logits is None and "a network with a head",
         "authpct": training is None and "the training images",
-        "fdclass": not (real is not None and reference.classes and generated.classes)
-        and "both sets in the same classes",
+        "fdclass": not (classes and generated.classes) and "both sets in the same classes",
     }
     for name in only:
         if why := absent.get(name):
@@ -238,34 +239,38 @@ def _compare(
         results[key("fd", n)] = frechet_estimate(moments, generated.moments, fake)
     if "fdinf" in wanted:
         results[key("fdinf", m)] = frechet_infinity(moments, fake)
-    if "kd" in wanted:
-        results[key("kd", m)] = kernel_distance(real, fake)
-    if "cmmd" in wanted:
-        results[key("cmmd", m)] = cmmd(normalize(real), normalize(fake))
-    if neighbours := {"precision", "recall", "density", "coverage"} & set(wanted):
-        for name, estimate in precision_recall_density_coverage(real, fake, k).items():
-            if name in neighbours:
-                results[key(name, m)] = estimate
-    if "is" in wanted:
+    if real is not None:
+        if "kd" in wanted:
+            results[key("kd", m)] = kernel_distance(real, fake)
+        if "cmmd" in wanted:
+            results[key("cmmd", m)] = cmmd(normalize(real), normalize(fake))
+        if neighbours := {"precision", "recall", "density", "coverage"} & set(wanted):
+            for name, estimate in precision_recall_density_coverage(real, fake, k).items():
+                if name in neighbours:
+                    results[key(name, m)] = estimate
+    if "is" in wanted and generated.logits is not None:
         results[key("is", m)] = inception_score(generated.logits)
-    if "authpct" in wanted:
+    if "authpct" in wanted and training is not None:
         results[key("authpct", m)] = authenticity(training.features, fake)
-    if "fdclass" in wanted:
-        results |= _by_class(reference, generated)
+    if "fdclass" in wanted and classes and generated.classes:
+        results |= _by_class(classes, generated.classes, generated)
     return results
 
 
-def _by_class(reference: Summary, generated: Summary) -> dict[str, Estimate]:
+def _by_class(
+    reals: list[Moments | None], fakes: list[Moments | None], generated: Summary
+) -> dict[str, Estimate]:
     """The distance within each class, and their mean; NaN where a class has fewer than 2 images."""
     key, estimates = generated.id.key, {}
-    for c, (real, fake) in enumerate(zip(reference.classes, generated.classes, strict=True)):
+    for c, (real, fake) in enumerate(zip(reals, fakes, strict=True)):
         part = generated.features[generated.label == c]
         if real is None or fake is None or len(part) < 2:
             estimates[key(f"fdclass{c}", 0 if fake is None else fake.n)] = Estimate(float("nan"), None)
         else:
             estimates[key(f"fdclass{c}", fake.n)] = frechet_estimate(real, fake, part)
-    values, errors = zip(*estimates.values(), strict=True)
-    se = None if None in errors else float(np.linalg.norm(errors)) / len(errors)
+    values = [estimate.value for estimate in estimates.values()]
+    errors = [estimate.se for estimate in estimates.values() if estimate.se is not None]
+    se = float(np.linalg.norm(errors)) / len(errors) if len(errors) == len(values) else None
     return {key("fdclass", generated.n): Estimate(float(np.mean(values)), se)} | estimates
 
 

@@ -84,9 +84,8 @@ class Extractor:
         x = self._door(images)
         if len(x) == 0:
             # Convolutions refuse an empty batch on some backends; one image shows the widths.
-            return tuple(
-                None if y is None else y[:0] for y in self.with_logits(images.new_zeros(1, *images.shape[1:]))
-            )
+            features, logits = self.with_logits(images.new_zeros(1, *images.shape[1:]))
+            return features[:0], None if logits is None else logits[:0]
         self.network.to(x.device)
         cudnn = torch.backends.cudnn
         repeatable = switched((cudnn, "deterministic", True), (cudnn, "benchmark", False))

@@ -69,6 +69,7 @@ def dinov2(model: str = "dinov2-vit-l-14") -> Extractor:
             f"'{name}') on a machine with internet and copy that folder, or choose the embedded extractor "
             "lit_gen.metrics.digits64, whose fd_digits64_... is not comparable with published numbers."
         ) from error
+    assert isinstance(network.model, nn.Module)
     digest = hashlib.sha256()
     for _, tensor in sorted(network.model.state_dict().items()):
         digest.update(tensor.contiguous().cpu().numpy().tobytes())

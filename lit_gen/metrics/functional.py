@@ -36,6 +36,10 @@ class Estimate(NamedTuple):
     value: float
     se: float | None
 
+    def scaled(self, factor: float) -> "Estimate":
+        """Both times `factor`, as for percentages."""
+        return Estimate(factor * self.value, None if self.se is None else factor * self.se)
+
 
 class Moments:
     """Mean (d,) and covariance (d, d; divided by n - 1) of n feature vectors, in float64 on the CPU."""

@@ -85,7 +85,9 @@ class _Inception(nn.Module):
         self.resize = resize
         # torch-fidelity declares the stages in the order in which its forward calls them, `fc` last.
         self.stages = nn.Sequential(*(m for name, m in graph.named_children() if name != "fc"))
-        self.fc = graph.fc
+        fc = graph.get_submodule("fc")
+        assert isinstance(fc, nn.Linear)
+        self.fc = fc
         _fold_batch_norms(self.stages)
         self.stages.to(memory_format=torch.channels_last)
 
@@ -97,8 +99,9 @@ class _Inception(nn.Module):
 
 def _fold_batch_norms(module: nn.Module) -> None:
     for child in module.modules():
-        if isinstance(getattr(child, "bn", None), nn.BatchNorm2d):
-            child.conv, child.bn = fuse_conv_bn_eval(child.conv, child.bn), nn.Identity()
+        conv, bn = getattr(child, "conv", None), getattr(child, "bn", None)
+        if isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d):
+            child.conv, child.bn = fuse_conv_bn_eval(conv, bn), nn.Identity()
 
 
 def _extractor(weights: str | Path | None, resize: str, function: Callable[[Tensor], Tensor]) -> Extractor:

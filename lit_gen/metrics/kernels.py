@@ -50,8 +50,7 @@ def cmmd(reference: Tensor, generated: Tensor, sigma: float = 10.0) -> Estimate:
     def kernel(a: Tensor, b: Tensor) -> Tensor:
         return rbf_kernel(a, b, sigma)
 
-    value, se = _mmd(_row_means(x, x, kernel), _row_means(y, y, kernel), _row_means(y, x, kernel))
-    return Estimate(1000 * value, 1000 * se)
+    return _mmd(_row_means(x, x, kernel), _row_means(y, y, kernel), _row_means(y, x, kernel)).scaled(1000)
 
 
 def kernel_distance_subsets(

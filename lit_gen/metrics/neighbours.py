@@ -58,8 +58,7 @@ def authenticity(training: Tensor, generated: Tensor) -> Estimate:
     x, y = _centred(training, generated)
     squares, index = _neighbours(y, x, 1)
     own, _ = _neighbours(x, x, 1, own=False)
-    value, se = mean_estimate(squares[:, 0] * INSIDE > own[index[:, 0], 0])
-    return Estimate(100 * value, 100 * se)
+    return mean_estimate(squares[:, 0] * INSIDE > own[index[:, 0], 0]).scaled(100)
 
 
 def nearest(training: Tensor, generated: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:

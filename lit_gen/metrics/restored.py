@@ -23,6 +23,7 @@ def quality(images: Tensor, originals: Tensor) -> dict[str, float]:
     a, b = images.to(torch.float64), originals.to(torch.float64)
     small = min(originals.shape[-2:]) < 16
     ssim = structural_similarity_index_measure(a, b, data_range=255.0, sigma=0.5 if small else 1.5)
+    assert isinstance(ssim, Tensor)
     psnr = peak_signal_noise_ratio(a, b, data_range=255.0, reduction="elementwise_mean", dim=(1, 2, 3))
     return {"psnr": float(psnr), "ssim": float(ssim), "ssim_window": 5 if small else 11}
 

@@ -35,6 +35,8 @@ __all__ = [
     "uncertainty",
 ]
 
+Network = NCSNpp | ADM | EDM2
+
 _IGNORED = (
     "resample_filter",
     *(f"logvar_{key}" for key in ("fourier.freqs", "fourier.phases", "linear.weight")),
@@ -90,7 +92,7 @@ _HIDDEN = {
 }
 
 
-def load(path: str | Path, net: nn.Module | None = None, **network: Any) -> tuple[nn.Module, Info]:
+def load(path: str | Path, net: Network | None = None, **network: Any) -> tuple[Network, Info]:
     """(network, info) of a snapshot or state dict, in eval mode and float32.
 
     `net` takes the weights if given; otherwise the architecture is read off names and shapes, constructor
@@ -126,11 +128,11 @@ def uncertainty(source: str | Path | dict[str, Tensor]) -> Uncertainty:
 
 def from_state_dict(
     state: dict[str, Tensor],
-    net: nn.Module | None = None,
+    net: Network | None = None,
     *,
     hidden: dict[str, Any] | None = None,
     **network: Any,
-) -> tuple[nn.Module, Info]:
+) -> tuple[Network, Info]:
     """As `load`, for a state dict; `hidden` are arguments to be used where the class has them."""
     state = {re.sub(r"^(model|unet)\.", "", key): value for key, value in state.items()}
     arguments: dict[str, Any] = {}
@@ -144,12 +146,12 @@ def from_state_dict(
     return net.eval(), Info(release, arguments)
 
 
-def to_state_dict(net: NCSNpp | ADM | EDM2) -> dict[str, Tensor]:
+def to_state_dict(net: Network) -> dict[str, Tensor]:
     """The state dict of the official network (without preconditioning), resampling filters left out."""
     return invert(net, rules(net))
 
 
-def rules(net: NCSNpp | ADM | EDM2) -> list[Rule]:
+def rules(net: Network) -> list[Rule]:
     """Our keys -> the official ones."""
     if not isinstance(net, NCSNpp | ADM | EDM2):
         raise ConfigError(f"EDM's releases have no {type(net).__name__}: take NCSNpp, ADM or EDM2.")
@@ -166,15 +168,14 @@ def rules(net: NCSNpp | ADM | EDM2) -> list[Rule]:
     return found
 
 
-def _blocks(net: NCSNpp | ADM | EDM2) -> Iterator[tuple[str, str]]:
+def _blocks(net: Network) -> Iterator[tuple[str, str]]:
     """(path here, official path) of everything between the embedding and the head."""
     sizes = [f"{r}x{r}" for r in net.resolutions]
     yield "stem", f"enc.{sizes[0]}_conv"
     for i, (level, size) in enumerate(zip(net.encoder, sizes, strict=True)):
         yield f"encoder.{i}.resize", f"enc.{size}_down"
-        if level.pyramid is not None:
-            kind = "skip" if level.pyramid.conv.kernel_size == (1, 1) else "residual"
-            yield f"encoder.{i}.pyramid.conv", f"enc.{size}_aux_{kind}"
+        if isinstance(net, NCSNpp) and level.pyramid is not None:
+            yield f"encoder.{i}.pyramid.conv", f"enc.{size}_aux_{net.input_pyramid}"
         yield from ((f"encoder.{i}.blocks.{n}", f"enc.{size}_block{n}") for n in range(len(level.blocks)))
     yield from ((f"middle.{n}", f"dec.{sizes[-1]}_in{n}") for n in (0, 1))
     for i, (level, size) in enumerate(zip(net.decoder, reversed(sizes), strict=True)):
@@ -200,7 +201,7 @@ def _qkv(net: nn.Module, block: str) -> Layout:
     return Layout(to_ours, to_theirs)
 
 
-def network_arguments(state: dict[str, Tensor]) -> tuple[type, dict[str, Any]]:
+def network_arguments(state: dict[str, Tensor]) -> tuple[type[Network], dict[str, Any]]:
     """The class and constructor arguments that names and shapes of a state dict tell."""
     state = {re.sub(r"^(model|unet)\.", "", key): value for key, value in state.items()}
     sizes = sorted({int(m[1]) for key in state if (m := re.match(r"enc\.(\d+)x\d+_", key))}, reverse=True)

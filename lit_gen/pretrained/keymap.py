@@ -69,7 +69,7 @@ def expand(
 
 def apply(
     net: nn.Module, rules: list[Rule], state: dict[str, Tensor], release: str, ignore: tuple[str, ...] = ()
-):
+) -> None:
     """Loads `state` into `net`; ConfigError for missing or odd keys, and surplus but for `ignore` endings."""
     own, new = net.state_dict(), {}
     needed = {key for _, keys, _ in rules for key in keys}

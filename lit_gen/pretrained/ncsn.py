@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_gen.errors import ConfigError
 from lit_gen.pretrained.keymap import SAME, Info, Layout, Rule, apply, invert
@@ -44,8 +44,8 @@ _LITERAL = [
 
 
 def load(
-    path: str | Path, net: nn.Module | None = None, *, weights: str = "ema", **network: Any
-) -> tuple[nn.Module, Info]:
+    path: str | Path, net: NCSN | NCSNv2 | None = None, *, weights: str = "ema", **network: Any
+) -> tuple[NCSN | NCSNv2, Info]:
     """(network, info) of a checkpoint, in eval mode: its moving average if it has one, or `weights="model"`.
 
     `net` takes the weights if given; otherwise the architecture is read off the tensors, and `network` can
@@ -57,20 +57,21 @@ def load(
         raise ConfigError(
             f"{path} is not an ncsn or ncsnv2 checkpoint: it is no list that opens with a state dict."
         )
+    parts = list(checkpoint)
     if weights not in ("ema", "model"):
         raise ConfigError(f"weights={weights!r} is not known: take 'ema' or 'model'.")
-    state = {key.removeprefix(_PREFIX): value for key, value in checkpoint[0].items()}
-    averaged = weights == "ema" and len(checkpoint) > 4
+    state = {key.removeprefix(_PREFIX): value for key, value in parts[0].items()}
+    averaged = weights == "ema" and len(parts) > 4
     if averaged:
-        state |= {key.removeprefix(_PREFIX): value for key, value in checkpoint[4].items()}
+        state |= {key.removeprefix(_PREFIX): value for key, value in parts[4].items()}
     net, info = from_state_dict(state, net, **network)
-    step = checkpoint[3] if len(checkpoint) > 3 else None
+    step = parts[3] if len(parts) > 3 else None
     return net, replace(info, weights="ema" if averaged else "model", step=step)
 
 
 def from_state_dict(
-    state: dict[str, Tensor], net: nn.Module | None = None, **network: Any
-) -> tuple[nn.Module, Info]:
+    state: dict[str, Tensor], net: NCSN | NCSNv2 | None = None, **network: Any
+) -> tuple[NCSN | NCSNv2, Info]:
     """As `load`, for the model's state dict with or without its "module." prefix."""
     state = {key.removeprefix(_PREFIX): value for key, value in state.items()}
     arguments: dict[str, Any] = {}

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_gen.errors import ConfigError
 from lit_gen.pretrained.keymap import SAME, SELF, Info, Layout, Rule, apply, expand, invert
@@ -55,12 +55,12 @@ _BLOCK = {
 
 def load(
     path: str | Path,
-    net: nn.Module | None = None,
+    net: NCSNpp | DDPM | None = None,
     *,
     weights: str = "ema",
     config: Mapping[str, Any] | None = None,
     **network: Any,
-) -> tuple[nn.Module, Info]:
+) -> tuple[NCSNpp | DDPM, Info]:
     """(network, info) of a checkpoint, in eval mode: its moving average if it has one, or `weights="model"`.
 
     `net` takes the weights if given, else the network is that of the official `config`, where there is one
@@ -84,11 +84,11 @@ def load(
 
 def from_state_dict(
     state: dict[str, Tensor],
-    net: nn.Module | None = None,
+    net: NCSNpp | DDPM | None = None,
     *,
     config: Mapping[str, Any] | None = None,
     **network: Any,
-) -> tuple[nn.Module, Info]:
+) -> tuple[NCSNpp | DDPM, Info]:
     """As `load`, for the model's state dict with or without its "module." prefix."""
     state = {key.removeprefix(_PREFIX): value for key, value in state.items()}
     arguments = {}

@@ -16,15 +16,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch._utils import _rebuild_tensor_v2
 
 from lit_gen.errors import ConfigError
 
 __all__ = ["Record", "load", "tensors"]
 
 # Old optimizer states hold the learning rate as a numpy scalar.
+_scalar: Any = np.float64(0).__reduce__()[0]
 _SCALARS = [
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
-    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),
+    (_scalar, "numpy.core.multiarray.scalar"),
+    (_scalar, "numpy._core.multiarray.scalar"),
     np.dtype,
     *{type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")},
 ]
@@ -37,13 +39,16 @@ class Record:
     """What a pickle said about an object that was not made: its class, arguments and state."""
 
     name = ""
+    args: tuple[Any, ...]
+    state: dict[str, Any]
+    items: dict[Any, Any]
 
-    def __new__(cls, *args, **kwargs):
+    def __new__(cls, *args: Any, **kwargs: Any) -> "Record":
         record = object.__new__(cls)
         record.args, record.state, record.items = args, {}, {}
         return record
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         pass
 
     def __setstate__(self, state: Any) -> None:
@@ -146,7 +151,7 @@ _HARMLESS = {
     ("copyreg", "_reconstructor"): _without_constructor,
     ("torch", "device"): torch.device,
     ("torch", "Size"): torch.Size,
-    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor_v2,
     ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
     ("torch.storage", "_load_from_bytes"): _storage,
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent_object,

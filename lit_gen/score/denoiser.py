@@ -164,6 +164,10 @@ class GaussianDenoiser(AbstractDenoiser):
     for all ().
     """
 
+    mean: Tensor
+    variances: Tensor
+    basis: Tensor
+
     def __init__(self, process: Process, mean: Tensor, covariance: Tensor):
         super().__init__()
         self.process = process
@@ -195,6 +199,10 @@ class GaussianMixtureDenoiser(AbstractDenoiser):
     `weights` is (K,). With `label` int64 (B,) or one-hot rows, component k is class k alone; a zero row or -1
     is no class.
     """
+
+    means: Tensor
+    variances: Tensor
+    log_weights: Tensor
 
     def __init__(self, process: Process, means: Tensor, variances: Tensor, weights: Tensor):
         super().__init__()
@@ -233,6 +241,9 @@ class IdealDenoiser(AbstractDenoiser):
     chunks.
     """
 
+    images: Tensor
+    labels: Tensor | None
+
     def __init__(self, process: Process, images: Tensor, labels: Tensor | None = None, *, chunk: int = 4096):
         super().__init__()
         self.process, self.chunk = process, chunk
@@ -243,7 +254,7 @@ class IdealDenoiser(AbstractDenoiser):
         if label is not None and label.is_floating_point():
             label = torch.where(label.sum(1) > 0, label.argmax(1), -1)
         alpha, sigma = _coefficients(self.process, t, x_t, 2)
-        flat, total, top = wide(x_t).flatten(1), None, None
+        flat, parts = wide(x_t).flatten(1), None
         for start in range(0, len(self.images), self.chunk):
             images = self.images[start : start + self.chunk].flatten(1)
             logits = alpha * (flat @ images.T) - alpha.square() / 2 * images.square().sum(1)
@@ -251,12 +262,16 @@ class IdealDenoiser(AbstractDenoiser):
             if label is not None and self.labels is not None:
                 same = label[:, None] == self.labels[start : start + self.chunk]
                 logits = logits.masked_fill(~same & (label[:, None] >= 0), -torch.inf)
-            peak = logits.amax(1, keepdim=True)
-            new = peak if top is None else torch.maximum(top, peak)
-            weights = (logits - new.clamp(min=torch.finfo(new.dtype).min)).exp()
-            part = torch.cat([weights @ images, weights.sum(1, keepdim=True)], 1)
-            total = part if total is None else total * (top - new).nan_to_num(0).exp() + part
-            top = new
+            top = logits.amax(1, keepdim=True)
+            if parts is not None:
+                top = torch.maximum(parts[1], top)
+            weights = (logits - top.clamp(min=torch.finfo(top.dtype).min)).exp()
+            total = torch.cat([weights @ images, weights.sum(1, keepdim=True)], 1)
+            if parts is not None:
+                total = parts[0] * (parts[1] - top).nan_to_num(0).exp() + total
+            parts = total, top
+        assert parts is not None  # the data set has images
+        total = parts[0]
         return (total[:, :-1] / total[:, -1:]).view(x_t.shape).to(x_t)
 
 

@@ -20,7 +20,7 @@ from lit_gen.rng import Generator, rand, randint, randn
 from lit_gen.score.denoiser import AbstractDenoiser
 from lit_gen.score.samplers.grids import Grid, uniform_steps
 from lit_gen.score.samplers.rk45 import integrate, log_level_flow, log_levels
-from lit_gen.score.sde import Process, per_image, wide, wide_dtype
+from lit_gen.score.sde import DiscreteVP, Process, per_image, wide, wide_dtype
 
 __all__ = [
     "Bound",
@@ -156,7 +156,7 @@ def variational_bound(
     """
     process, x_0 = denoiser.process, wide(x_0)
     if num_steps is None:
-        num_steps = getattr(process, "num_steps", 0)
+        num_steps = process.num_steps if isinstance(process, DiscreteVP) else 0
     if num_steps < 2:
         raise ConfigError(
             f"variational_bound needs num_steps of at least 2 on {type(process).__name__}, got {num_steps}."

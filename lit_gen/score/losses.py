@@ -217,6 +217,9 @@ class UncertaintyLoss(nn.Module):
     trained with the network's and not needed to sample.
     """
 
+    frequencies: Tensor
+    phases: Tensor
+
     def __init__(self, loss: DenoisingLoss, features: int = 128, seed: int = 0):
         super().__init__()
         self.loss = loss

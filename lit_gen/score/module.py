@@ -115,7 +115,8 @@ class ScoreModule(BaseModule):
         loss = losses.mean()
         self.guard(loss, {"noise levels of the batch": self.denoiser.process.noise_level(draws[0])})
         if self.should_log:
-            self.log_scalars({"train/loss": loss, "train/lr": self.optimizers().param_groups[0]["lr"]})
+            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+            self.log_scalars({"train/loss": loss, "train/lr": rate})
             self.log_scalars(self._by_noise_level(losses, draws[0]))
         return loss
 
@@ -150,9 +151,9 @@ class ScoreModule(BaseModule):
 
     def _by_noise_level(self, losses: Tensor, t: Tensor) -> dict[str, Tensor]:
         """The mean loss of each quarter of the batch of all ranks, from the least noise to the most."""
-        losses, t = (
-            self.all_gather(torch.stack([losses.detach(), t.to(losses)])).reshape(-1, 2, len(t)).unbind(1)
-        )
+        gathered = self.all_gather(torch.stack([losses.detach(), t.to(losses)]))
+        assert isinstance(gathered, Tensor)
+        losses, t = gathered.reshape(-1, 2, len(t)).unbind(1)
         quarters = losses.flatten()[t.flatten().argsort()].chunk(4)
         return {f"train/loss_noise_q{i + 1}": q.mean() for i, q in enumerate(quarters)}
 

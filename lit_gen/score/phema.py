@@ -56,7 +56,9 @@ def post_hoc_average(
     result = {}
     for name, last in snapshots[-1].items():
         if last.is_floating_point():
-            total = sum(c * s[name].to(torch.float64) for c, s in zip(coefficients, snapshots, strict=True))
+            total = torch.zeros_like(last, dtype=torch.float64)
+            for c, snapshot in zip(coefficients, snapshots, strict=True):
+                total += c * snapshot[name].to(torch.float64)
             last = total.to(last.dtype)
         result[name] = last
     return result

@@ -67,13 +67,15 @@ def _is_host_number(x: Tensor) -> bool:
 
 
 class Process(ABC):
-    """The interface. `t_max` is where sampling starts, `t_min` where it ends; `prior_std` is the deviation of
-    the prior.
-    """
+    """The interface. `t_max` is where sampling starts, `t_min` where it ends."""
 
     t_min: float
     t_max: float
-    prior_std: float
+
+    @property
+    def prior_std(self) -> float:
+        """The standard deviation of the prior."""
+        return 1.0
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
@@ -211,8 +213,6 @@ class VE(Process):
 class _VariancePreserving(Process):
     """alpha = exp(-B / 2), sigma^2 = 1 - exp(-B) with B the integral of beta."""
 
-    prior_std: float = 1.0
-
     @abstractmethod
     def beta(self, t: Tensor) -> Tensor: ...
 
@@ -280,7 +280,6 @@ class SubVP(Process):
     beta_max: float = 20.0
     t_min: float = 1e-3
     t_max: float = 1.0
-    prior_std: float = 1.0
 
     def __post_init__(self):
         VP(self.beta_min, self.beta_max, self.t_min, self.t_max)

@@ -5,20 +5,21 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from lit_gen.score.networks.layers import (
     Attention,
-    Level,
     PositionalEmbedding,
     Resample,
     augment_rows,
     check_input,
     class_rows,
+    decoder_levels,
+    encoder_levels,
     group_norm,
     laid_out_as,
     levels_of,
     refuse_labels,
+    run,
 )
 
 __all__ = ["ADM"]
@@ -64,29 +65,13 @@ class ADM(nn.Module):
 
         widths = [base_channels * m for m in channel_mult]
         attend = [r in tuple(attention_resolutions) for r in self.resolutions]
-        c = widths[0]
-        self.stem = nn.Conv2d(channels, c, 3, padding=1)
-        skips, self.encoder, self.decoder = [c], nn.ModuleList(), nn.ModuleList()
-        for i, width in enumerate(widths):
-            level = Level()
-            if i:
-                level.resize = block(c, c, mode="down")
-                skips.append(c)
-            for _ in range(num_blocks):
-                level.blocks.append(block(c, width, attend[i]))
-                c = width
-                skips.append(c)
-            self.encoder.append(level)
+        self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
+        self.encoder, skips = encoder_levels(block, widths, attend, num_blocks)
+        c = skips[-1]
         self.middle = nn.ModuleList([block(c, c, attention=True), block(c, c)])
-        for i in range(len(widths) - 1, -1, -1):
-            level = Level()
-            level.resize = block(c, c, mode="up") if i < len(widths) - 1 else None
-            for _ in range(num_blocks + 1):
-                level.blocks.append(block(c + skips.pop(), widths[i], attend[i]))
-                c = widths[i]
-            self.decoder.append(level)
-        head = _zero(nn.Conv2d(c, self.out_channels, 3, padding=1))
-        self.head = nn.Sequential(group_norm(c, 1e-5), nn.SiLU(), head)
+        self.decoder = decoder_levels(block, widths, attend, num_blocks, skips)
+        head = _zero(nn.Conv2d(widths[0], self.out_channels, 3, padding=1))
+        self.head = nn.Sequential(group_norm(widths[0], 1e-5), nn.SiLU(), head)
 
     def forward(
         self, x: Tensor, noise_label: Tensor, label: Tensor | None = None, augment_label: Tensor | None = None
@@ -98,24 +83,19 @@ class ADM(nn.Module):
         skips = [h]
         for level in self.encoder:
             if level.resize is not None:
-                h = self._run(level.resize, h, emb)
+                h = run(level.resize, h, emb, self.checkpoint_blocks)
                 skips.append(h)
             for block in level.blocks:
-                h = self._run(block, h, emb)
+                h = run(block, h, emb, self.checkpoint_blocks)
                 skips.append(h)
         for block in self.middle:
-            h = self._run(block, h, emb)
+            h = run(block, h, emb, self.checkpoint_blocks)
         for level in self.decoder:
             if level.resize is not None:
-                h = self._run(level.resize, h, emb)
+                h = run(level.resize, h, emb, self.checkpoint_blocks)
             for block in level.blocks:
-                h = self._run(block, torch.cat([h, skips.pop()], 1), emb)
+                h = run(block, torch.cat([h, skips.pop()], 1), emb, self.checkpoint_blocks)
         return self.head(h)
-
-    def _run(self, block: nn.Module, h: Tensor, emb: Tensor) -> Tensor:
-        if self.checkpoint_blocks and torch.is_grad_enabled():
-            return checkpoint(block, h, emb, use_reentrant=False)
-        return block(h, emb)
 
 
 class _NoiseMLP(nn.Module):

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from lit_gen.errors import ConfigError
 from lit_gen.score.networks.layers import (
     Level,
+    Levels,
     NoiseMLP,
     PositionalEmbedding,
     Resample,
@@ -49,7 +50,7 @@ class NoisyClassifier(nn.Module):
         c_emb, c, resample = emb_mult * base_channels, base_channels, Resample()
         self.noise = NoiseMLP(PositionalEmbedding(c), c, c_emb)
         self.stem = conv(channels, c)
-        self.encoder = nn.ModuleList()
+        self.encoder = Levels()
         for i, resolution in enumerate(self.resolutions):
             level, width = Level(), base_channels * channel_mult[i]
             if i:

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from lit_gen.score.networks.layers import (
     Attention,
     Level,
+    Levels,
     NoiseMLP,
     PositionalEmbedding,
     activation_of,
@@ -20,6 +20,8 @@ from lit_gen.score.networks.layers import (
     laid_out_as,
     levels_of,
     linear,
+    run,
+    xavier,
 )
 
 __all__ = ["DDPM"]
@@ -66,7 +68,7 @@ class DDPM(nn.Module):
         attend = [r in tuple(attention_resolutions) for r in self.resolutions]
         last = len(widths) - 1
         self.stem = conv(channels, c)
-        skips, self.encoder, self.decoder = [c], nn.ModuleList(), nn.ModuleList()
+        skips, self.encoder, self.decoder = [c], Levels(), Levels()
         for i, width in enumerate(widths):
             level = Level()
             for _ in range(num_blocks):
@@ -99,24 +101,19 @@ class DDPM(nn.Module):
         skips = [h]
         for level in self.encoder:
             for block in level.blocks:
-                h = self._run(block, h, emb)
+                h = run(block, h, emb, self.checkpoint_blocks)
                 skips.append(h)
             if level.resize is not None:
                 h = level.resize(h)
                 skips.append(h)
         for block in self.middle:
-            h = self._run(block, h, emb)
+            h = run(block, h, emb, self.checkpoint_blocks)
         for level in self.decoder:
             for block in level.blocks:
-                h = self._run(block, torch.cat([h, skips.pop()], 1), emb)
+                h = run(block, torch.cat([h, skips.pop()], 1), emb, self.checkpoint_blocks)
             if level.resize is not None:
                 h = level.resize(h)
         return self.head(h)
-
-    def _run(self, block: nn.Module, h: Tensor, emb: Tensor) -> Tensor:
-        if self.checkpoint_blocks and torch.is_grad_enabled():
-            return checkpoint(block, h, emb, use_reentrant=False)
-        return block(h, emb)
 
 
 class _ResBlock(nn.Module):
@@ -147,9 +144,7 @@ class _Down(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-        nn.init.xavier_uniform_(self.conv.weight)
-        nn.init.zeros_(self.conv.bias)
+        self.conv = xavier(nn.Conv2d(channels, channels, 3, stride=2))
 
     def forward(self, h: Tensor) -> Tensor:
         return self.conv(F.pad(h, (0, 1, 0, 1)))

@@ -2,20 +2,22 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from lit_gen.score.networks.layers import (
-    Level,
     Resample,
     check_input,
     class_rows,
+    decoder_levels,
+    encoder_levels,
     laid_out_as,
     levels_of,
     refuse_labels,
+    run,
 )
 
 __all__ = ["EDM2", "Uncertainty", "renormalize"]
@@ -38,8 +40,7 @@ class EDM2(nn.Module):
         channels: int = 3,
         base_channels: int = 192,
         channel_mult: Sequence[int] = (1, 2, 3, 4),  # width of each resolution, in base_channels
-        noise_mult: int
-        | None = None,  # channels of the noise embedding, in base_channels; None: channel_mult[0]
+        noise_mult: int | None = None,  # width of the noise embedding; None: the first of channel_mult
         emb_mult: int | None = None,  # width of the conditioning vector; None: the largest of channel_mult
         num_blocks: int = 3,  # residual blocks per resolution on the way down; one more on the way up
         attention_resolutions: Sequence[int] = (16, 8),  # the middle has attention besides
@@ -75,28 +76,12 @@ class EDM2(nn.Module):
             return _Block(encoder, c_in, c_out, c_emb, dropout, heads, balances, clip, mode, resample)
 
         attend = [r in tuple(attention_resolutions) for r in self.resolutions]
-        c = widths[0]
-        self.stem = MPConv(channels + 1, c, 3)
-        skips, self.encoder, self.decoder = [c], nn.ModuleList(), nn.ModuleList()
-        for i, width in enumerate(widths):
-            level = Level()
-            if i:
-                level.resize = block(True, c, c, mode="down")
-                skips.append(c)
-            for _ in range(num_blocks):
-                level.blocks.append(block(True, c, width, attend[i]))
-                c = width
-                skips.append(c)
-            self.encoder.append(level)
+        self.stem = MPConv(channels + 1, widths[0], 3)
+        self.encoder, skips = encoder_levels(partial(block, True), widths, attend, num_blocks)
+        c = skips[-1]
         self.middle = nn.ModuleList([block(False, c, c, attention=True), block(False, c, c)])
-        for i in range(len(widths) - 1, -1, -1):
-            level = Level()
-            level.resize = block(False, c, c, mode="up") if i < len(widths) - 1 else None
-            for _ in range(num_blocks + 1):
-                level.blocks.append(block(False, c + skips.pop(), widths[i], attend[i]))
-                c = widths[i]
-            self.decoder.append(level)
-        self.head = MPConv(c, channels, 3)
+        self.decoder = decoder_levels(partial(block, False), widths, attend, num_blocks, skips)
+        self.head = MPConv(widths[0], channels, 3)
 
     def forward(
         self, x: Tensor, noise_label: Tensor, label: Tensor | None = None, augment_label: Tensor | None = None
@@ -112,18 +97,18 @@ class EDM2(nn.Module):
         skips = [h]
         for level in self.encoder:
             if level.resize is not None:
-                h = self._run(level.resize, h, emb)
+                h = run(level.resize, h, emb, self.checkpoint_blocks)
                 skips.append(h)
             for block in level.blocks:
-                h = self._run(block, h, emb)
+                h = run(block, h, emb, self.checkpoint_blocks)
                 skips.append(h)
         for block in self.middle:
-            h = self._run(block, h, emb)
+            h = run(block, h, emb, self.checkpoint_blocks)
         for level in self.decoder:
             if level.resize is not None:
-                h = self._run(level.resize, h, emb)
+                h = run(level.resize, h, emb, self.checkpoint_blocks)
             for block in level.blocks:
-                h = self._run(block, mp_cat(h, skips.pop(), self.concat_balance), emb)
+                h = run(block, mp_cat(h, skips.pop(), self.concat_balance), emb, self.checkpoint_blocks)
         return self.head(h, self.out_gain)
 
     def _condition(self, noise_label: Tensor, label: Tensor | None, augment_label: Tensor | None) -> Tensor:
@@ -133,11 +118,6 @@ class EDM2(nn.Module):
             rows = class_rows(label, self.num_classes, emb) * math.sqrt(self.num_classes)
             emb = mp_sum(emb, self.label(rows), self.label_balance)
         return mp_silu(emb)
-
-    def _run(self, block: nn.Module, h: Tensor, emb: Tensor) -> Tensor:
-        if self.checkpoint_blocks and torch.is_grad_enabled():
-            return checkpoint(block, h, emb, use_reentrant=False)
-        return block(h, emb)
 
 
 class Uncertainty(nn.Module):
@@ -166,6 +146,9 @@ def renormalize(net: nn.Module) -> None:
 
 class MPFourier(nn.Module):
     """sqrt 2 cos(2 pi (w c + u)), frozen w ~ N(0, 1), u ~ U(0, 1); (B,) -> (B, channels). Equation 75."""
+
+    frequencies: Tensor
+    phases: Tensor
 
     def __init__(self, channels: int):
         super().__init__()
@@ -260,7 +243,8 @@ class _Attention(nn.Module):
         b, c, h, w = x.shape
         qkv = self.qkv(x.permute(0, 2, 3, 1).reshape(b, h * w, c))
         qkv = normalize(qkv.view(b, h * w, 3, self.heads, c // self.heads), dim=4)
-        out = F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(q, k, v)
         out = self.proj(out.transpose(1, 2).reshape(b, h * w, c))
         return mp_sum(x, out.view(b, h, w, c).permute(0, 3, 1, 2), self.balance)
 

@@ -1,12 +1,14 @@
 """What the U-Nets share: noise embeddings, group norm, resampling, attention, conditioning rows, checks."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lit_gen.errors import ConfigError
 
@@ -14,6 +16,7 @@ __all__ = [
     "Attention",
     "FourierEmbedding",
     "Level",
+    "Levels",
     "NoiseMLP",
     "PositionalEmbedding",
     "Resample",
@@ -22,13 +25,19 @@ __all__ = [
     "check_input",
     "class_rows",
     "conv",
+    "decoder_levels",
     "double",
+    "encoder_levels",
     "group_norm",
     "laid_out_as",
     "levels_of",
     "linear",
     "refuse_labels",
+    "run",
+    "xavier",
 ]
+
+L = TypeVar("L", nn.Linear, nn.Conv2d)
 
 
 class FourierEmbedding(nn.Module):
@@ -38,6 +47,8 @@ class FourierEmbedding(nn.Module):
     are hundreds of radians, so the order of the product shows in the fifth digit of a network's output: (w c)
     2 pi as in score_sde, or with `radians` (2 pi w) c as in EDM.
     """
+
+    frequencies: Tensor
 
     def __init__(self, channels: int, scale: float = 16.0, radians: bool = False):
         super().__init__()
@@ -57,6 +68,8 @@ class PositionalEmbedding(nn.Module):
     https://arxiv.org/abs/1706.03762. With `endpoint` the last frequency is exactly 1/10000 (DDPM, DDPM++),
     without it one step short (ADM); `cos_first` is ADM's order.
     """
+
+    frequencies: Tensor
 
     def __init__(self, channels: int, endpoint: bool = True, cos_first: bool = False):
         super().__init__()
@@ -110,8 +123,70 @@ class Level(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.resize, self.pyramid, self.head = None, None, None
+        self.resize: nn.Module | None = None
+        self.pyramid: nn.Module | None = None
+        self.head: nn.Module | None = None
         self.blocks = nn.ModuleList()
+
+
+if TYPE_CHECKING:
+
+    class Levels(nn.ModuleList):
+        """A list of `Level`s."""
+
+        def __iter__(self) -> Iterator[Level]: ...
+
+else:
+    Levels = nn.ModuleList
+
+
+def encoder_levels(
+    block: Callable[..., nn.Module], widths: Sequence[int], attend: Sequence[bool], num_blocks: int
+) -> tuple[Levels, list[int]]:
+    """The levels on the way down, and the widths of the signals that the way up takes in, the stem's first.
+
+    `block(c_in, c_out, attention, mode="same")` makes a residual block; all but the first level open with one
+    that halves the resolution.
+    """
+    c, levels = widths[0], Levels()
+    skips = [c]
+    for i, width in enumerate(widths):
+        level = Level()
+        if i:
+            level.resize = block(c, c, mode="down")
+            skips.append(c)
+        for _ in range(num_blocks):
+            level.blocks.append(block(c, width, attend[i]))
+            c = width
+            skips.append(c)
+        levels.append(level)
+    return levels, skips
+
+
+def decoder_levels(
+    block: Callable[..., nn.Module],
+    widths: Sequence[int],
+    attend: Sequence[bool],
+    num_blocks: int,
+    skips: list[int],
+) -> Levels:
+    """The levels on the way up, which take in and use up `skips`; see `encoder_levels`."""
+    c, levels = skips[-1], Levels()
+    for i in range(len(widths) - 1, -1, -1):
+        level = Level()
+        level.resize = block(c, c, mode="up") if i < len(widths) - 1 else None
+        for _ in range(num_blocks + 1):
+            level.blocks.append(block(c + skips.pop(), widths[i], attend[i]))
+            c = widths[i]
+        levels.append(level)
+    return levels
+
+
+def run(block: nn.Module, h: Tensor, emb: Tensor | None, recompute: bool) -> Tensor:
+    """block(h, emb); with `recompute` its activations are not kept for the backward pass."""
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(block, h, emb, use_reentrant=False)
+    return block(h, emb)
 
 
 class Resample(nn.Module):
@@ -120,6 +195,8 @@ class Resample(nn.Module):
     (1, 1) is the 2x2 mean and nearest neighbour; (1, 3, 3, 1) the smoothing FIR of StyleGAN2 and NCSN++
     (https://arxiv.org/abs/1912.04958, https://arxiv.org/abs/2011.13456 section 4.1).
     """
+
+    kernel: Tensor
 
     def __init__(self, taps: Sequence[float] = (1, 1)):
         super().__init__()
@@ -197,14 +274,15 @@ def group_norm(channels: int, eps: float = 1e-6, smallest: int = 4) -> nn.GroupN
 
 def conv(c_in: int, c_out: int, kernel: int = 3, gain: float = 1.0, padding: int | None = None) -> nn.Conv2d:
     """Same-size convolution, weights U(+-gain sqrt(6 / (fan_in + fan_out))), zero bias."""
-    return _xavier(nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2 if padding is None else padding), gain)
+    return xavier(nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2 if padding is None else padding), gain)
 
 
 def linear(c_in: int, c_out: int, gain: float = 1.0, bias: bool = True) -> nn.Linear:
-    return _xavier(nn.Linear(c_in, c_out, bias), gain)
+    return xavier(nn.Linear(c_in, c_out, bias), gain)
 
 
-def _xavier(layer, gain: float):
+def xavier(layer: L, gain: float = 1.0) -> L:
+    """`layer` with weights U(+-gain sqrt(6 / (fan_in + fan_out))) and zero bias."""
     nn.init.xavier_uniform_(layer.weight, gain)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

@@ -66,6 +66,7 @@ def refine(stages: nn.ModuleList, blocks: nn.ModuleList, h: Tensor, level: Tenso
     """Down the residual stages, then up the RefineNet cascade, which meets them last first."""
     outputs = []
     for stage in stages:
+        assert isinstance(stage, nn.ModuleList)
         for block in stage:
             h = block(h, level)
         outputs.append(h)

@@ -6,19 +6,19 @@ the division by sigma of the official VE networks is c_out of the VE preconditio
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from lit_gen.errors import ConfigError
 from lit_gen.score.networks.layers import (
     Attention,
     FourierEmbedding,
     Level,
+    Levels,
     NoiseMLP,
     PositionalEmbedding,
     Resample,
@@ -30,6 +30,7 @@ from lit_gen.score.networks.layers import (
     levels_of,
     linear,
     refuse_labels,
+    run,
 )
 
 __all__ = ["NCSNpp"]
@@ -75,71 +76,76 @@ class NCSNpp(nn.Module):
     ):
         super().__init__()
         self.resolutions = levels_of(image_size, len(channel_mult))
-        _one_of("embedding", embedding, ("positional", "fourier", "fourier_edm"))
-        _one_of("input_pyramid", input_pyramid, tuple(_PYRAMIDS))
-        _one_of("output_pyramid", output_pyramid, ("none", "skip"))
-        _one_of("block", block, ("biggan", "ddpm"))
+        _check_choices(
+            embedding=embedding, input_pyramid=input_pyramid, output_pyramid=output_pyramid, block=block
+        )
         if not conditional and (num_classes or augment_dim):
             raise ConfigError(
                 f"num_classes={num_classes} and augment_dim={augment_dim} need conditional=True: labels "
                 "enter with the noise level."
             )
-        self.channels, self.out_channels = channels, out_channels or channels
-        self.num_classes, self.augment_dim, self.checkpoint_blocks = (
-            num_classes,
-            augment_dim,
-            checkpoint_blocks,
-        )
-        self.input_pyramid, self.block, self.activation = input_pyramid, block, activation
+        self.channels, self.out_channels, self.num_blocks = channels, out_channels or channels, num_blocks
+        self.num_classes, self.augment_dim = num_classes, augment_dim
+        self.input_pyramid, self.output_pyramid = input_pyramid, output_pyramid
+        self.block, self.activation, self.checkpoint_blocks = block, activation, checkpoint_blocks
         self.embedding, self.rescale, self.conditional = embedding, rescale, conditional
-        fourier, radians = embedding != "positional", embedding == "fourier_edm"
-        c_noise = base_channels * (embedding_mult or (2 if fourier else 1))
-        waves = PositionalEmbedding(c_noise)
-        if fourier:
-            waves = FourierEmbedding(c_noise, fourier_scale, radians)
         c_emb = emb_mult * base_channels if conditional else 0
         self.noise = None
         if conditional:
-            self.noise = NoiseMLP(waves, c_noise, c_emb, num_classes, augment_dim, activation)
+            waves = _waves(embedding, base_channels, embedding_mult, fourier_scale)
+            self.noise = NoiseMLP(waves, waves.channels, c_emb, num_classes, augment_dim, activation)
         self.resample = Resample(fir)
 
         def residual(c_in, c_out, attention=False, mode="same"):
             if block == "ddpm" and mode != "same":
                 return _Resize(self.resample, mode)
-            options = (dropout, attention, mode, self.resample, activation, rescale)
-            return ResBlock(c_in, c_out, c_emb, *options)
+            return ResBlock(c_in, c_out, c_emb, dropout, attention, mode, self.resample, activation, rescale)
 
         widths = [base_channels * m for m in channel_mult]
         attend = [r in tuple(attention_resolutions) for r in self.resolutions]
-        c, c_image = base_channels, channels
-        self.stem = conv(channels, c)
-        skips, self.encoder = [c], nn.ModuleList()
+        self.stem = conv(channels, base_channels)
+        self.encoder, skips = self._encoder(residual, base_channels, widths, attend)
+        c = skips[-1]
+        self.middle = nn.ModuleList([residual(c, c, attention=True), residual(c, c)])
+        self.decoder = self._decoder(residual, skips, widths, attend)
+
+    def _encoder(
+        self, residual: Callable[..., nn.Module], c: int, widths: list[int], attend: list[bool]
+    ) -> tuple[Levels, list[int]]:
+        """The levels on the way down, and the widths of the signals that the way up takes in."""
+        levels, skips, c_image = Levels(), [c], self.channels
         for i, width in enumerate(widths):
             level = Level()
             if i:
                 level.resize = residual(c, c, mode="down")
-                level.pyramid = _PYRAMIDS[input_pyramid](c_image, c, self.resample, rescale)
-                c_image = c if input_pyramid in ("residual", "strided") else c_image
-                c = 2 * c if input_pyramid == "cat" else c
+                level.pyramid = _PYRAMIDS[self.input_pyramid](c_image, c, self.resample, self.rescale)
+                c_image = c if self.input_pyramid in ("residual", "strided") else c_image
+                c = 2 * c if self.input_pyramid == "cat" else c
                 skips.append(c)
-            for _ in range(num_blocks):
+            for _ in range(self.num_blocks):
                 level.blocks.append(residual(c, width, attend[i]))
                 c = width
                 skips.append(c)
-            self.encoder.append(level)
-        self.middle = nn.ModuleList([residual(c, c, attention=True), residual(c, c)])
-        self.decoder = nn.ModuleList()
+            levels.append(level)
+        return levels, skips
+
+    def _decoder(
+        self, residual: Callable[..., nn.Module], skips: list[int], widths: list[int], attend: list[bool]
+    ) -> Levels:
+        """The levels on the way up, which use up `skips`."""
+        levels, c = Levels(), skips[-1]
         for i, width in reversed(list(enumerate(widths))):
             level = Level()
             if i < len(widths) - 1:
                 level.resize = residual(c, c, mode="up")
-            for n in range(num_blocks + 1):
-                level.blocks.append(residual(c + skips.pop(), width, attend[i] and n == num_blocks))
+            for n in range(self.num_blocks + 1):
+                level.blocks.append(residual(c + skips.pop(), width, attend[i] and n == self.num_blocks))
                 c = width
-            if i == 0 or output_pyramid == "skip":
+            if i == 0 or self.output_pyramid == "skip":
                 last = conv(c, self.out_channels, gain=_SMALL)
-                level.head = nn.Sequential(group_norm(c), activation_of(activation), last)
-            self.decoder.append(level)
+                level.head = nn.Sequential(group_norm(c), activation_of(self.activation), last)
+            levels.append(level)
+        return levels
 
     def forward(
         self, x: Tensor, noise_label: Tensor, label: Tensor | None = None, augment_label: Tensor | None = None
@@ -156,23 +162,24 @@ class NCSNpp(nn.Module):
         skips = [h]
         for level in self.encoder:
             if level.resize is not None:
-                h = self._run(level.resize, h, emb)
+                h = run(level.resize, h, emb, self.checkpoint_blocks)
                 if level.pyramid is not None:
                     h, image = level.pyramid(h, image)
                 skips.append(h)
             for block in level.blocks:
-                h = self._run(block, h, emb)
+                h = run(block, h, emb, self.checkpoint_blocks)
                 skips.append(h)
         for block in self.middle:
-            h = self._run(block, h, emb)
-        out = None
+            h = run(block, h, emb, self.checkpoint_blocks)
+        out: Tensor | None = None
         for level in self.decoder:
             if level.resize is not None:
-                h = self._run(level.resize, h, emb)
+                h = run(level.resize, h, emb, self.checkpoint_blocks)
             for block in level.blocks:
-                h = self._run(block, torch.cat([h, skips.pop()], 1), emb)
+                h = run(block, torch.cat([h, skips.pop()], 1), emb, self.checkpoint_blocks)
             if level.head is not None:
                 out = level.head(h) if out is None else self.resample.up(out) + level.head(h)
+        assert out is not None  # the last level has a head
         return out
 
     def _embed(
@@ -182,11 +189,6 @@ class NCSNpp(nn.Module):
             return self.noise(noise_label, label, augment_label)
         refuse_labels(label, 0, augment_label, 0)
         return None
-
-    def _run(self, block: nn.Module, h: Tensor, emb: Tensor | None) -> Tensor:
-        if self.checkpoint_blocks and torch.is_grad_enabled():
-            return checkpoint(block, h, emb, use_reentrant=False)
-        return block(h, emb)
 
 
 class ResBlock(nn.Module):
@@ -225,6 +227,7 @@ class ResBlock(nn.Module):
         if self.skip is None:
             return x
         if self.mode == "up":  # a 1x1 convolution commutes with resampling; before it, it costs a quarter
+            assert self.skip.bias is not None
             return self.resample.up(F.conv2d(x, self.skip.weight)) + self.skip.bias[:, None, None]
         return self.skip(self.resample.down(x) if self.mode == "down" else x)
 
@@ -284,6 +287,14 @@ _PYRAMIDS = {
 }
 
 
+def _waves(
+    embedding: str, base_channels: int, mult: int | None, scale: float
+) -> PositionalEmbedding | FourierEmbedding:
+    if embedding == "positional":
+        return PositionalEmbedding(base_channels * (mult or 1))
+    return FourierEmbedding(base_channels * (mult or 2), scale, radians=embedding == "fourier_edm")
+
+
 def _rescaled(h: Tensor, rescale: bool) -> Tensor:
     return h.mul_(math.sqrt(0.5)) if rescale else h
 
@@ -297,6 +308,13 @@ def _attention(channels: int) -> Attention:
     return attention
 
 
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{name}={value!r} is not known: take one of {', '.join(allowed)}.")
+def _check_choices(**choices: str) -> None:
+    allowed = {
+        "embedding": ("positional", "fourier", "fourier_edm"),
+        "input_pyramid": tuple(_PYRAMIDS),
+        "output_pyramid": ("none", "skip"),
+        "block": ("biggan", "ddpm"),
+    }
+    for name, value in choices.items():
+        if value not in allowed[name]:
+            raise ConfigError(f"{name}={value!r} is not known: take one of {', '.join(allowed[name])}.")

@@ -63,6 +63,7 @@ class ResBlock(nn.Module):
         h = self.conv1(self.act(self.norm1(x, level)))
         h = self.conv2(self.act(self.norm2(h, level)))
         if self.halve:
+            assert self.shortcut is not None
             # The mean commutes with a 1x1 convolution and is cheaper before it.
             return F.avg_pool2d(h, 2) + self.shortcut(F.avg_pool2d(x, 2))
         return h + (x if self.shortcut is None else self.shortcut(x))
@@ -109,6 +110,7 @@ class _ConvUnits(nn.Module):
 
     def forward(self, x: Tensor, level: Tensor | None) -> Tensor:
         for convs, norms in zip(self.convs, self.norms, strict=True):
+            assert isinstance(convs, nn.ModuleList) and isinstance(norms, nn.ModuleList)
             h = x
             for conv, norm in zip(convs, norms, strict=True):
                 h = conv(self.act(norm(h, level)))
@@ -125,13 +127,13 @@ class _Fuse(nn.Module):
         self.norms = nn.ModuleList(_norm_or_none(norm, c) for c in c_in)
 
     def forward(self, xs: Sequence[Tensor], level: Tensor | None) -> Tensor:
-        total = None
+        hs = []
         for x, conv, norm in zip(xs, self.convs, self.norms, strict=True):
             h = conv(norm(x, level))
             if h.shape[2:] != xs[0].shape[2:]:
                 h = F.interpolate(h, size=xs[0].shape[2:], mode="bilinear", align_corners=True)
-            total = h if total is None else total + h
-        return total
+            hs.append(h)
+        return sum(hs[1:], start=hs[0])
 
 
 class _ChainedPool(nn.Module):

@@ -1,7 +1,5 @@
 """Diffusion posterior sampling (Chung et al. 2023, Algorithm 1, https://arxiv.org/abs/2209.14687)."""
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor
 
@@ -39,8 +37,9 @@ def dps(
     times = grid(process, num_steps)
     levels = process.noise_level(times)
     x = wide(x) / (process.alpha(times[0]) * (1 + levels[0].square()).sqrt())
-    for step, ((t, _), (s, s_next)) in enumerate(zip(pairwise(times), pairwise(levels), strict=True)):
-        unit, unit_next = (1 + s.square()).sqrt(), (1 + s_next.square()).sqrt()
+    units = (1 + levels.square()).sqrt()
+    for step, t in enumerate(times[:-1]):
+        (s, s_next), (unit, unit_next) = levels[step : step + 2], units[step : step + 2]
         with torch.enable_grad():
             x = x.requires_grad_()
             x_t = x * (unit * process.alpha(t))
@@ -54,4 +53,4 @@ def dps(
         z = randn(x.shape, generator, device=x.device, dtype=x.dtype)
         ahead = x0_hat + (s_next / s).square() * (x * unit - x0_hat) + fresh * z
         x = ahead / unit_next - zeta * gradient
-    return x * (process.alpha(times[-1]) * unit_next)
+    return x * (process.alpha(times[-1]) * units[-1])

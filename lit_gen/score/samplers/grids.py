@@ -58,8 +58,10 @@ def vp_levels(
     return _finish(process, process.time(levels), denoise)
 
 
-def ascending(grid: Grid) -> Grid:
-    """A grid from t_min up to t_max, with which a deterministic sampler turns an image into its latent."""
+def ascending(grid: Callable[..., Tensor]) -> Grid:
+    """The times of `grid(process, num_steps, denoise=False)` from t_min up to t_max, with which a
+    deterministic sampler turns an image into its latent.
+    """
     return lambda process, num_steps: grid(process, num_steps, denoise=False).flip(0)
 
 

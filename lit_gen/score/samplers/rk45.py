@@ -91,7 +91,8 @@ def integrate(
 
 
 def _combine(weights: tuple[float, ...], k: list[Tensor]) -> Tensor:
-    return sum(w * k_i for w, k_i in zip(weights, k, strict=True) if w)
+    first, *others = [w * k_i for w, k_i in zip(weights, k, strict=True) if w]
+    return sum(others, start=first)
 
 
 def _rms(x: Tensor) -> Tensor:
