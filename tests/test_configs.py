@@ -141,7 +141,7 @@ def test_restoration_options_compose(compose):
         instantiate(config.operator)
     for name in options("method"):
         assert callable(instantiate(compose(f"method={name}", config_name="restore").method))
-    compose("data=cifar10", config_name="suggest")
+    compose("data=cifar10", config_name="suggest_noise")
 
 
 def test_every_experiment_is_known():
