@@ -2,7 +2,7 @@
 docs/augment.md, measured on one thread:
 
     python benchmarks/search_evidence.py planted      # PPO against random search on a synthetic reward
-    python benchmarks/search_evidence.py invariance   # upright digits, rotated tests; 6 against 9 as a control
+    python benchmarks/search_evidence.py invariance   # upright digits, rotated tests; 6 against 9: control
     python benchmarks/search_evidence.py digits       # no policy, RandAugment, random search at equal budgets
 """
 
