@@ -24,7 +24,7 @@ from lit_gen.commands.sample import sample_images
 from lit_gen.instantiate import instantiate
 from lit_gen.metrics import Moments, digits64, frechet_distance, moments
 from lit_gen.rng import PerSample
-from lit_gen.score.denoiser import Counted
+from lit_gen.score.denoiser import CountingDenoiser
 from lit_gen.score.samplers import (
     dpm_solver_multistep,
     dpm_solver_singlestep,
@@ -72,7 +72,7 @@ class Bench:
 
     def measure(self, sampler: Callable[..., Tensor], seeds: range) -> tuple[list[float], int, float]:
         """A distance each seed, evaluations, CPU milliseconds an image."""
-        counted = self.module.denoiser = Counted(denoiser := self.module.denoiser)
+        counted = self.module.denoiser = CountingDenoiser(denoiser := self.module.denoiser)
         self.module.sample(range(2), 0, sampler)
         self.module.denoiser = denoiser
         distances, seconds = [], 0.0

@@ -16,7 +16,7 @@ from lit_gen.funit.module import FUNITModule
 from lit_gen.funit.networks import FewShotGenerator
 from lit_gen.instantiate import instantiate
 from lit_gen.pretrained.funit import load_generator
-from lit_gen.score.denoiser import AbstractDenoiser, OnProcess, check_precision
+from lit_gen.score.denoiser import AbstractDenoiser, ReparameterizedDenoiser, check_precision
 from lit_gen.score.guidance import ClassifierGuidance, Guidance, Unconditional, classifier_free_guidance
 from lit_gen.score.module import ScoreModule
 from lit_gen.score.samplers import heun
@@ -224,7 +224,7 @@ def autoguidance(
     if not worse.num_classes:
         guiding = Unconditional(guiding)
     if guiding.process != module.denoiser.process:
-        guiding = OnProcess(guiding, module.denoiser.process)
+        guiding = ReparameterizedDenoiser(guiding, module.denoiser.process)
     return Guidance(module.denoiser, guiding, weight, tuple(interval))
 
 

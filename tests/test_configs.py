@@ -9,7 +9,7 @@ from lit_gen.commands import train as training
 from lit_gen.config.experiment import build, trainer_for
 from lit_gen.instantiate import instantiate
 from lit_gen.rng import PerSample
-from lit_gen.score.denoiser import Counted, GaussianDenoiser
+from lit_gen.score.denoiser import CountingDenoiser, GaussianDenoiser
 from lit_gen.score.module import ScoreModule
 
 COUNTS = {
@@ -152,7 +152,7 @@ def test_every_experiment_is_known():
 
 def evaluations(sampler, process) -> int:
     """What the sampler asks of the network for one image, counted on a pixel whose denoiser is known."""
-    counted = Counted(GaussianDenoiser(process, torch.zeros(1, 1, 1), torch.tensor(0.25)))
+    counted = CountingDenoiser(GaussianDenoiser(process, torch.zeros(1, 1, 1), torch.tensor(0.25)))
     generator = PerSample.keyed(0, [0])
     x = process.prior_sample((1, 1, 1, 1), generator)
     instantiate(sampler)(counted, x, label=None, generator=generator, trace=None)

@@ -5,7 +5,7 @@
 
 Networks are SongUNet (our NCSNpp), DhariwalUNet (ADM) or EDM2's UNet. Names hold the resolution, shapes the
 rest, so that state dicts need no configuration. The networks take [-1, 1] images and c_noise of the EDM, VP,
-VE or iDDPM row.
+VE, or iDDPM preconditioning.
 """
 
 import math

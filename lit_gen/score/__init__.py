@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from lit_gen.score import networks, restoration, samplers
 from lit_gen.score.denoiser import (
     AbstractDenoiser,
-    Clipped,
-    Counted,
+    ClippedDenoiser,
+    CountingDenoiser,
     Denoiser,
     GaussianDenoiser,
     GaussianMixtureDenoiser,
     IdealDenoiser,
-    OnProcess,
+    ReparameterizedDenoiser,
 )
 from lit_gen.score.guidance import ClassifierGuidance, Guidance, Unconditional, classifier_free_guidance
 from lit_gen.score.likelihood import bits_per_dim, log_likelihood, variational_bound
@@ -41,8 +41,8 @@ __all__ = [
     "AbstractDenoiser",
     "ClassifierGuidance",
     "ClassifierModule",
-    "Clipped",
-    "Counted",
+    "ClippedDenoiser",
+    "CountingDenoiser",
     "Denoiser",
     "DenoisingLoss",
     "DiscreteVP",
@@ -52,7 +52,6 @@ __all__ = [
     "GaussianMixtureDenoiser",
     "Guidance",
     "IdealDenoiser",
-    "OnProcess",
     "PredictFlow",
     "PredictImage",
     "PredictNoise",
@@ -60,6 +59,7 @@ __all__ = [
     "PredictScore",
     "PredictVelocity",
     "Process",
+    "ReparameterizedDenoiser",
     "ScoreModule",
     "SlicedScoreLoss",
     "SubVP",

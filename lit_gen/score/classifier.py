@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from lit_gen.module import BaseModule, optimization
 from lit_gen.rng import PerSample, randn
 from lit_gen.score.losses import Times
-from lit_gen.score.precondition import Row
+from lit_gen.score.precondition import Precondition
 from lit_gen.score.sde import Process, per_image, per_row, wide
 
 __all__ = ["ClassifierModule"]
@@ -36,7 +36,7 @@ class ClassifierModule(BaseModule):
         self,
         net: nn.Module,
         process: Process,
-        precondition: Row,
+        precondition: Precondition,
         times: Times,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         image_shape: Sequence[int],

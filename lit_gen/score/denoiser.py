@@ -15,19 +15,19 @@ from torch import Tensor, nn
 
 from lit_gen.errors import ConfigError
 from lit_gen.precision import switched
-from lit_gen.score.precondition import Row
+from lit_gen.score.precondition import Precondition
 from lit_gen.score.sde import Process, per_image, per_row, wide
 
 __all__ = [
     "PRECISIONS",
     "AbstractDenoiser",
-    "Clipped",
-    "Counted",
+    "ClippedDenoiser",
+    "CountingDenoiser",
     "Denoiser",
     "GaussianDenoiser",
     "GaussianMixtureDenoiser",
     "IdealDenoiser",
-    "OnProcess",
+    "ReparameterizedDenoiser",
     "check_precision",
     "half_precision",
     "network_precision",
@@ -61,8 +61,7 @@ class AbstractDenoiser(nn.Module, ABC):
 
 
 class Denoiser(AbstractDenoiser):
-    """x0_hat = c_skip x_t + c_out net(c_in x_t, c_noise, label), with the coefficients of a `precondition`
-    row.
+    """x0_hat = c_skip x_t + c_out net(c_in x_t, c_noise, label), with the coefficients of `precondition`.
 
     The network is called as `net(x, noise_label (B,), label, augment_label)` in the dtype of its own
     parameters, whatever the dtype of `x_t`; the sum is taken in that of `x_t`. Channels that the network
@@ -70,7 +69,7 @@ class Denoiser(AbstractDenoiser):
     `network_precision` the network alone runs under autocast.
     """
 
-    def __init__(self, net: nn.Module, process: Process, precondition: Row):
+    def __init__(self, net: nn.Module, process: Process, precondition: Precondition):
         super().__init__()
         self.net, self.process, self.precondition = net, process, precondition
 
@@ -112,11 +111,11 @@ def half_precision(denoiser: nn.Module) -> bool:
     return any(getattr(part, "network_dtype", None) is not None for part in denoiser.modules())
 
 
-class OnProcess(AbstractDenoiser):
+class ReparameterizedDenoiser(AbstractDenoiser):
     """A denoiser of one process seen on another, through the noise level that both share.
 
-    x_t / alpha is x_0 + s z on every process, so a VP model is sampled on `EDM` by `OnProcess(denoiser,
-    EDM(...))`.
+    x_t / alpha is x_0 + s z on every process, so a VP model is sampled on `EDM` by
+    `ReparameterizedDenoiser(denoiser, EDM(...))`.
     """
 
     def __init__(self, denoiser: AbstractDenoiser, process: Process):
@@ -129,7 +128,7 @@ class OnProcess(AbstractDenoiser):
         return self.denoiser(per_image(inner.alpha(u) / self.process.alpha(t), x_t) * x_t, u, label)
 
 
-class Clipped(AbstractDenoiser):
+class ClippedDenoiser(AbstractDenoiser):
     """A denoiser whose images are clamped to [low, high], as DDPM's samplers do."""
 
     def __init__(self, denoiser: AbstractDenoiser, low: float = -1.0, high: float = 1.0):
@@ -140,7 +139,7 @@ class Clipped(AbstractDenoiser):
         return self.denoiser(x_t, t, label).clamp(self.low, self.high)
 
 
-class Counted(AbstractDenoiser):
+class CountingDenoiser(AbstractDenoiser):
     """A denoiser that counts: `calls` of it, and `evaluations`, the rows of all calls together (NFE of a
     batch of one).
     """

@@ -55,7 +55,7 @@ class Guidance(AbstractDenoiser):
         super().__init__()
         if guide.process != denoiser.process:
             raise ConfigError(
-                "The guide lives on another process; wrap it: OnProcess(guide, denoiser.process)."
+                "The guide has another process; wrap it: ReparameterizedDenoiser(guide, denoiser.process)."
             )
         self.denoiser, self.guide, self.process = denoiser, guide, denoiser.process
         self.weight, self.interval = weight, interval

@@ -13,14 +13,14 @@ from lit_gen.module import BaseModule, optimization
 from lit_gen.rng import PerSample
 from lit_gen.score.denoiser import Denoiser, GaussianDenoiser, check_precision, network_precision
 from lit_gen.score.losses import DenoisingLoss, SlicedScoreLoss
-from lit_gen.score.precondition import Row
+from lit_gen.score.precondition import Precondition
 from lit_gen.score.sde import Process
 
 __all__ = ["ScoreModule"]
 
 
 class ScoreModule(BaseModule):
-    """Denoising score matching for any network, process, precondition row and loss.
+    """Denoising score matching for any network, process, preconditioning, and loss.
 
     `image_shape` is (C, H, W). `optimizer(parameters)` makes the optimizer, `schedule(step)` its
     learning-rate factor. `sampler(denoiser, x, label=, generator=, trace=)` is the sampler of grids and
@@ -41,7 +41,7 @@ class ScoreModule(BaseModule):
         self,
         net: nn.Module,
         process: Process,
-        precondition: Row,
+        precondition: Precondition,
         loss: DenoisingLoss,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         sampler: Callable[..., Tensor],

@@ -1,14 +1,14 @@
-"""Preconditions: what stands between a network and a denoiser (rows of Table 1 of Karras et al. 2022,
+"""Preconditioning: how a network becomes a denoiser (Table 1 of Karras et al. 2022,
 https://arxiv.org/abs/2206.00364).
 
-A row is `precondition(process, t) -> (c_skip, c_out, c_in, c_noise)`, each of the shape of `t`, and
+`precondition(process, t)` returns (c_skip, c_out, c_in, c_noise), each of the shape of `t`, and
 
     x0_hat = c_skip x_t + c_out net(c_in x_t, c_noise).
 
-A row says what the network predicts; its `label` says what it is told about the time: `label(process, t) ->
-c_noise`. Rows hold for every process. EDM's "VP" and "iDDPM" columns are `PredictNoise` on `VP` and
+The preconditioning says what the network predicts; its `label(process, t)` computes c_noise, what the network
+is conditioned on. Each holds for every process. EDM's "VP" and "iDDPM" columns are `PredictNoise` on `VP` and
 `DiscreteVP(cosine_betas())`, its "VE" column is `PredictScaledScore` on `VE`; to sample such a model on
-another process, see `denoiser.OnProcess`.
+another process, see `denoiser.ReparameterizedDenoiser`.
 """
 
 import math
@@ -26,19 +26,19 @@ __all__ = [
     "Label",
     "LevelIndex",
     "LogNoiseLevel",
+    "Precondition",
     "PredictFlow",
     "PredictImage",
     "PredictNoise",
     "PredictScaledScore",
     "PredictScore",
     "PredictVelocity",
-    "Row",
     "ScaledTime",
     "StepIndex",
 ]
 
 Coefficients = tuple[Tensor, Tensor, Tensor, Tensor]
-Row = Callable[[Process, Tensor], Coefficients]
+Precondition = Callable[[Process, Tensor], Coefficients]
 Label = Callable[[Process, Tensor], Tensor]
 
 
@@ -119,7 +119,7 @@ class EDMPrecondition:
 
 @dataclass(frozen=True)
 class PredictNoise:
-    """The network says z: x0_hat = (x_t - sigma net) / alpha (DDPM; VP and sub-VP, whose score is -net /
+    """The network predicts z: x0_hat = (x_t - sigma net) / alpha (DDPM; VP and sub-VP, whose score is -net /
     sigma).
     """
 
@@ -132,7 +132,7 @@ class PredictNoise:
 
 @dataclass(frozen=True)
 class PredictScaledScore:
-    """The network says sigma times the score, -z: x0_hat = (x_t + sigma net) / alpha.
+    """The network predicts sigma times the score, -z: x0_hat = (x_t + sigma net) / alpha.
 
     NCSNv2 and NCSN++, whose division of the output by sigma belongs here and is no part of our networks.
     """
@@ -146,7 +146,7 @@ class PredictScaledScore:
 
 @dataclass(frozen=True)
 class PredictScore:
-    """The network says the score: x0_hat = (x_t + sigma^2 net) / alpha (NCSN, with a `LevelIndex` label)."""
+    """The network predicts the score: x0_hat = (x_t + sigma^2 net) / alpha (NCSN, with `LevelIndex`)."""
 
     label: Label = LogNoiseLevel()
 
@@ -157,7 +157,7 @@ class PredictScore:
 
 @dataclass(frozen=True)
 class PredictImage:
-    """The network says x_0."""
+    """The network predicts x_0."""
 
     label: Label = ScaledTime()
 
@@ -168,7 +168,7 @@ class PredictImage:
 
 @dataclass(frozen=True)
 class PredictVelocity:
-    """The network says v = alpha z - sigma x_0 (Salimans & Ho 2022, https://arxiv.org/abs/2202.00512)."""
+    """The network predicts v = alpha z - sigma x_0 (Salimans & Ho 2022, https://arxiv.org/abs/2202.00512)."""
 
     label: Label = ScaledTime()
 
@@ -180,7 +180,7 @@ class PredictVelocity:
 
 @dataclass(frozen=True)
 class PredictFlow:
-    """The network says z - x_0, the velocity of rectified flow (Liu et al. 2022,
+    """The network predicts z - x_0, the velocity of rectified flow (Liu et al. 2022,
     https://arxiv.org/abs/2209.03003).
     """
 

@@ -15,7 +15,7 @@ from lit_gen.callbacks import EMA, HalfLife, NaNGuard, Power
 from lit_gen.rng import PerSample
 from lit_gen.score import likelihood, losses, precondition, restoration, samplers, sde
 from lit_gen.score.classifier import ClassifierModule
-from lit_gen.score.denoiser import Clipped, Counted, Denoiser, OnProcess
+from lit_gen.score.denoiser import ClippedDenoiser, CountingDenoiser, Denoiser, ReparameterizedDenoiser
 from lit_gen.score.guidance import ClassifierGuidance, Guidance, classifier_free_guidance
 from lit_gen.score.module import ScoreModule
 from lit_gen.score.networks.adm import ADM
@@ -296,9 +296,9 @@ def wrappers(cuda):
         "classifier-free, in an interval": classifier_free_guidance(good, 2.0, (0.3, 5.0)),
         "auto": Guidance(good, bad, 2.0),
         "classifier": ClassifierGuidance(good, lambda x, t: classifier(x.float(), x.new_zeros(B).float())),
-        "another process": OnProcess(good, sde.EDM()),
-        "clipped": Clipped(good),
-        "counting": Counted(good),
+        "another process": ReparameterizedDenoiser(good, sde.EDM()),
+        "clipped": ClippedDenoiser(good),
+        "counting": CountingDenoiser(good),
     }
 
 

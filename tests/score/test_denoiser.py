@@ -6,13 +6,13 @@ from torch.testing import assert_close
 from lit_gen.errors import ConfigError
 from lit_gen.rng import keyed_generator
 from lit_gen.score.denoiser import (
-    Clipped,
-    Counted,
+    ClippedDenoiser,
+    CountingDenoiser,
     Denoiser,
     GaussianDenoiser,
     GaussianMixtureDenoiser,
     IdealDenoiser,
-    OnProcess,
+    ReparameterizedDenoiser,
 )
 from lit_gen.score.precondition import (
     EDMPrecondition,
@@ -174,11 +174,13 @@ def test_a_denoiser_on_another_process(process):
     """x_t / alpha of equal noise level is the same random variable, so the exact denoisers agree."""
     own, t = gaussian(process), middle(process)
     x = process.marginal(randn(4, 3, 2, 2), t, randn(4, 3, 2, 2))
-    assert_close(OnProcess(gaussian(EDM()), process)(x, t), own(x, t), rtol=1e-9, atol=1e-9)
+    assert_close(ReparameterizedDenoiser(gaussian(EDM()), process)(x, t), own(x, t), rtol=1e-9, atol=1e-9)
 
 
 def test_counted_and_clipped():
-    denoiser = Counted(Clipped(GaussianDenoiser(EDM(), torch.full((1, 2, 2), 3.0), torch.tensor(1.0))))
+    denoiser = CountingDenoiser(
+        ClippedDenoiser(GaussianDenoiser(EDM(), torch.full((1, 2, 2), 3.0), torch.tensor(1.0)))
+    )
     for n in (1, 5):
         assert denoiser(torch.zeros(n, 1, 2, 2), torch.tensor(10.0)).max() == 1
     assert (denoiser.calls, denoiser.evaluations) == (2, 6)

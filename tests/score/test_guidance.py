@@ -5,7 +5,7 @@ from torch.testing import assert_close
 
 from lit_gen.errors import ConfigError
 from lit_gen.rng import PerSample, keyed_generator
-from lit_gen.score.denoiser import Counted, GaussianDenoiser, GaussianMixtureDenoiser
+from lit_gen.score.denoiser import CountingDenoiser, GaussianDenoiser, GaussianMixtureDenoiser
 from lit_gen.score.guidance import (
     ClassifierGuidance,
     Guidance,
@@ -50,7 +50,7 @@ def test_classifier_free_guidance_sharpens_the_class(process):
     """p(x) p(c|x)^w: weight 0 is the unconditional denoiser, 1 the conditional one, at which the guide is not
     called.
     """
-    counted = Counted(mixture(process))
+    counted = CountingDenoiser(mixture(process))
     x, t = noisy(process)
     assert_close(classifier_free_guidance(counted, 0.0)(x, t, LABEL), counted(x, t))
     before = counted.calls
@@ -114,5 +114,5 @@ def test_dropped_labels():
 
 
 def test_guide_on_another_process_is_refused():
-    with pytest.raises(ConfigError, match="wrap it: OnProcess"):
+    with pytest.raises(ConfigError, match="wrap it: ReparameterizedDenoiser"):
         Guidance(mixture(EDM()), mixture(VP()), 2.0)

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from lit_gen.errors import ConfigError
 from lit_gen.rng import PerSample, keyed_generator
-from lit_gen.score.denoiser import Counted, GaussianDenoiser, GaussianMixtureDenoiser
+from lit_gen.score.denoiser import CountingDenoiser, GaussianDenoiser, GaussianMixtureDenoiser
 from lit_gen.score.likelihood import (
     bits_per_dim,
     dequantize,
@@ -57,7 +57,7 @@ def test_log_likelihood_is_exact_to_a_thousandth_of_a_bit(make, process):
     The prior has forgotten the mean of the data, alpha m / sigma at t_max; with the true density there in its
     place every image agrees.
     """
-    denoiser, x = Counted(make(process)), draw_from(make, 8)
+    denoiser, x = CountingDenoiser(make(process)), draw_from(make, 8)
     result = log_likelihood(denoiser, x, probes=exact_probes(x))
     start, end = (torch.tensor(t, dtype=torch.float64) for t in (process.t_min, process.t_max))
     gap = result.log_prob - denoiser.denoiser.log_prob(x, start)

@@ -40,7 +40,7 @@ class NCSNv2(nn.Module):
 
     `depth` residual stages: 4 for 32 to 64 pixels (29,694,083 parameters at 128 base channels), 5 ("deeper",
     128 pixels, 83,445,379) or 6 ("deepest", 256 pixels, 94,132,611). The division by sigma is c_out of the
-    precondition, so the network ignores its noise label. It takes [-1, 1] data.
+    preconditioning, so the network ignores its noise label. It takes [-1, 1] data.
 
     Raises ConfigError for another depth, or an image size that its 1, 2 or 3 halvings do not divide.
     """

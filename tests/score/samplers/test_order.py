@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lit_gen.rng import keyed_generator
-from lit_gen.score.denoiser import AbstractDenoiser, Counted, GaussianDenoiser
+from lit_gen.score.denoiser import AbstractDenoiser, CountingDenoiser, GaussianDenoiser
 from lit_gen.score.samplers import (
     ascending,
     ddim,
@@ -139,7 +139,7 @@ def test_number_of_evaluations_and_end(name, num_steps):
     """The documented number of evaluations; the last of a grid to noise level 0 is one denoising."""
     solver, evaluations = NFE[name]
     denoiser, x, _ = problem(PROCESSES[0])
-    counted = Counted(denoiser)
+    counted = CountingDenoiser(denoiser)
     out = solver(counted, x, num_steps=num_steps, generator=keyed_generator("nfe"))
     assert counted.calls == evaluations(num_steps)
     assert counted.evaluations == len(x) * counted.calls

@@ -17,7 +17,12 @@ import torch
 
 from lit_gen.errors import ConfigError
 from lit_gen.rng import PerSample
-from lit_gen.score.denoiser import AbstractDenoiser, Clipped, Counted, GaussianMixtureDenoiser
+from lit_gen.score.denoiser import (
+    AbstractDenoiser,
+    ClippedDenoiser,
+    CountingDenoiser,
+    GaussianMixtureDenoiser,
+)
 from lit_gen.score.guidance import Guidance
 from lit_gen.score.likelihood import bits_per_dim, kl_term, log_likelihood, variational_bound
 from lit_gen.score.restoration import Colorization, Inpainting, Replace
@@ -75,9 +80,11 @@ class Recorded(PerSample):
         return next(self.draws).to(dtype)
 
 
-def mixture(process: Process, std: float = 0.15) -> Counted:
+def mixture(process: Process, std: float = 0.15) -> CountingDenoiser:
     means = arrays(SONG)["gmm_means"]
-    return Counted(GaussianMixtureDenoiser(process, means, torch.tensor(std**2), torch.tensor([0.3, 0.7])))
+    return CountingDenoiser(
+        GaussianMixtureDenoiser(process, means, torch.tensor(std**2), torch.tensor([0.3, 0.7]))
+    )
 
 
 def start(process: Process) -> torch.Tensor:
@@ -353,7 +360,7 @@ def gd_steps(record) -> torch.Tensor:
 
 def gd_ddim(match, record):
     process = DiscreteVP(linear_betas())
-    denoiser = Clipped(mixture(process)) if match["clip"] == "1" else mixture(process)
+    denoiser = ClippedDenoiser(mixture(process)) if match["clip"] == "1" else mixture(process)
     n = int(re.sub(r"\D", "", match["spacing"]))
     # The longest list is cut in the file.
     times = gd_steps(record) if len(record["timesteps"]) == n else torch.arange(n, -1, -1).double() / n
@@ -362,7 +369,7 @@ def gd_ddim(match, record):
 
 def gd_stochastic(match, _record):
     process = DiscreteVP(linear_betas())
-    denoiser = Clipped(mixture(process)) if match["clip"] == "1" else mixture(process)
+    denoiser = ClippedDenoiser(mixture(process)) if match["clip"] == "1" else mixture(process)
     n = int(match["N"])
     noise = arrays("samplers_other_noise")[match[0]].double()
     record = load(OTHER)[f"gd_ddim_{n}_clip0"]
@@ -390,7 +397,7 @@ def gd_reverse(match, _record):
 def gd_vb(_match, record):
     process = DiscreteVP(linear_betas())
     x_0, z = arrays(SONG)["gmm_means"], arrays(OTHER)["gd_vb_noise"].double()
-    denoiser = Clipped(mixture(process))
+    denoiser = ClippedDenoiser(mixture(process))
     t = (torch.tensor(record["t"]) + 1).double() / 1000
     x0_hat = denoiser(process.marginal(x_0, t, z), t)
     bits = kl_term(process, x_0[1:], x0_hat[1:], t[1:] - 1e-3, t[1:]) / (x_0[0].numel() * np.log(2))
