@@ -20,9 +20,9 @@ from score_step import Reference
 from torch import Tensor
 
 from lit_gen import models
-from lit_gen.commands.sample import sample_images
 from lit_gen.instantiate import instantiate
 from lit_gen.metrics import Moments, digits64, frechet_distance, moments
+from lit_gen.models import sample_images
 from lit_gen.rng import PerSample
 from lit_gen.score.denoiser import CountingDenoiser
 from lit_gen.score.samplers import (

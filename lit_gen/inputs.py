@@ -15,6 +15,7 @@ from lit_gen.instantiate import instantiate
 from lit_gen.metrics import Extractor, Moments, read_images, read_reference
 from lit_gen.metrics.files import holds_statistics
 from lit_gen.rng import keyed_generator
+from lit_gen.score.module import ScoreModule
 from lit_gen.score.restoration import Inpainting, box_mask
 
 __all__ = [
@@ -68,8 +69,8 @@ def open_reference(
         if n is not None or resize is not None:
             raise ConfigError(f"reference_n and reference_resize describe a statistics file, {path} is none.")
         return open_images(path, image_size, fit)
-    missing = [name for name, x in {"reference_n": n, "reference_resize": resize}.items() if x is None]
-    if missing:
+    if n is None or resize is None:
+        missing = [name for name, x in {"reference_n": n, "reference_resize": resize}.items() if x is None]
         raise ConfigError(
             f"{path} holds statistics and does not say {' nor '.join(missing)}: give reference_n=<number of "
             f"its images> and reference_resize=<how they were resized; {extractor.id} takes "
@@ -156,7 +157,7 @@ def mask_of(spec: str, size: int) -> Tensor:
     return decode(Path(spec).read_bytes(), spec, channels=1, image_size=size) > 127
 
 
-def pictures(cfg: DictConfig, run_cfg: DictConfig | None, module: Any) -> tuple[Tensor, Tensor | None]:
+def pictures(cfg: DictConfig, run_cfg: DictConfig | None, module: ScoreModule) -> tuple[Tensor, Tensor | None]:
     """The first `cfg.num` images of what `cfg.images` names, uint8 (N, C, H, W), and what a conditional
     model is told about them, int64 (N,).
 
@@ -165,11 +166,11 @@ def pictures(cfg: DictConfig, run_cfg: DictConfig | None, module: Any) -> tuple[
     """
     channels, size = module.image_shape[0], module.image_shape[-1]
     path, own = Path(cfg.images), cfg.images == "test"
-    if own and run_cfg is None:
-        raise ConfigError(
-            "images=test are those of a run; with weights= give images=<picture, folder or zip>."
-        )
     if own:
+        if run_cfg is None:
+            raise ConfigError(
+                "images=test are those of a run; with weights= give images=<picture, folder or zip>."
+            )
         dataset = instantiate(run_cfg.data, list(cfg.allow_targets)).dataset("test")
     elif path.is_file() and path.suffix != ".zip":
         dataset = [{"image": decode(path.read_bytes(), str(path), channels=channels, image_size=size)}]
@@ -179,7 +180,7 @@ def pictures(cfg: DictConfig, run_cfg: DictConfig | None, module: Any) -> tuple[
     return torch.stack([row["image"] for row in rows]), _labels(cfg, module, rows if own else len(rows))
 
 
-def _labels(cfg: DictConfig, module: Any, rows: list[dict[str, Any]] | int) -> Tensor | None:
+def _labels(cfg: DictConfig, module: ScoreModule, rows: list[dict[str, Any]] | int) -> Tensor | None:
     """The classes of `rows`, or of so many images without one."""
     if cfg.label is not None:
         if not 0 <= cfg.label < module.num_classes:

@@ -1,14 +1,12 @@
 """Images restored from a degraded measurement, beside what they were: pictures, a table, a JSON record."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 
@@ -19,14 +17,13 @@ from lit_gen.errors import ConfigError
 from lit_gen.images import grid, save_png, to_float, to_uint8
 from lit_gen.inputs import pictures
 from lit_gen.instantiate import instantiate
-from lit_gen.metrics.distributed import from_rank_zero, gather_batches, own_batches, rank
+from lit_gen.metrics.distributed import from_rank_zero
 from lit_gen.metrics.restored import Perceptual, quality
-from lit_gen.models import open_model
-from lit_gen.rng import PerSample, keyed_generator
-from lit_gen.score.denoiser import network_precision
+from lit_gen.models import open_model, restore_images
+from lit_gen.rng import keyed_generator
 from lit_gen.score.restoration import repaint, replacement
 
-__all__ = ["restore", "restore_images"]
+__all__ = ["restore"]
 
 LARGEST_GAIN = 2.0  # of noise on a measurement that is taken as exact
 
@@ -87,44 +84,6 @@ def restore(cfg: DictConfig, out: Path) -> dict[str, Any] | None:
 def _claim(out: Path) -> None:
     if any((out / name).exists() for name in ("sheet.png", "images", "restoration.json")):
         raise ConfigError(f"{out} already holds restorations: choose another out=.")
-
-
-@torch.no_grad()
-def restore_images(
-    module: Any,
-    operator: Any,
-    measured: Tensor,
-    method: Callable[..., Tensor],
-    samples: int,
-    seed: int = 0,
-    batch_size: int = 64,
-    labels: Tensor | None = None,
-) -> Tensor | None:
-    """uint8 (N, K, C, H, W): K = `samples` restorations of each of the N measurements `measured` (N, ...).
-
-    `labels`, int64 (N,), are the classes that a conditional model is told. Of several ranks each restores
-    whole batches, and rank 0 has all; the others get None.
-    """
-    rows = [(i, k) for i in range(len(measured)) for k in range(samples)]
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("eta"))
-    parts = []
-    with Progress(*columns, TimeRemainingColumn(), disable=rank() > 0) as bar:
-        task = bar.add_task("restoring", total=len(rows))
-        for own in own_batches(len(rows), batch_size):
-            part = rows[own.start : own.stop]
-            generator = PerSample([keyed_generator(seed, "restore", i, k) for i, k in part])
-            x = module.denoiser.process.prior_sample(
-                (len(part), *module.image_shape), generator, device=module.device
-            )
-            which = [i for i, _ in part]
-            y = measured[which].to(module.device)
-            classes = None if labels is None else labels[which].to(module.device)
-            with network_precision(module.denoiser, module.sampling_precision):
-                x_0 = method(module.denoiser, x, operator, y, label=classes, generator=generator)
-            parts.append(to_uint8(x_0).cpu())
-            bar.update(task, completed=own.stop)  # the other ranks are about as far
-    restored = gather_batches(parts, len(rows), batch_size)
-    return None if restored is None else restored.unflatten(0, (len(measured), samples))
 
 
 def _measure(operator: Any, x: Tensor, noise: float, seed: int) -> Tensor:

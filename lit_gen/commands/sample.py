@@ -1,25 +1,21 @@
 """Images from a trained run, on one device or several: image i depends on the seed and i alone."""
 
 import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
 
 from lit_gen.cli import entry_point
 from lit_gen.devices import divided
 from lit_gen.errors import ConfigError
 from lit_gen.images import grid, save_png
 from lit_gen.instantiate import instantiate
-from lit_gen.metrics.distributed import all_gather, from_rank_zero, gather_batches, own_batches, rank
-from lit_gen.models import open_model
+from lit_gen.metrics.distributed import all_gather, from_rank_zero, gather_batches
+from lit_gen.models import open_model, sample_batches
 
-__all__ = ["sample", "sample_batches", "sample_images"]
+__all__ = ["sample"]
 
 
 def sample(cfg: DictConfig, out: Path) -> None:
@@ -56,51 +52,6 @@ def sample(cfg: DictConfig, out: Path) -> None:
     if cfg.format == "npz":
         np.savez_compressed(out / "images.npz", arr_0=images.permute(0, 2, 3, 1).numpy())
     print(f"{total} images of {path} in {seconds:.1f} s ({total / seconds:.1f} images/s) -> {out}")
-
-
-def sample_images(
-    module: Any,
-    indices: Sequence[int],
-    seed: int,
-    batch_size: int,
-    sampler: Any = None,
-    label: int | None = None,
-) -> Tensor | None:
-    """uint8 (N, C, H, W) on the CPU, as `sample_batches` on all ranks; of several, rank 0 has them."""
-    parts = sample_batches(module, indices, seed, batch_size, sampler, label)
-    return gather_batches([images for _, images in parts], len(indices), batch_size)
-
-
-def sample_batches(
-    module: Any,
-    indices: Sequence[int],
-    seed: int,
-    batch_size: int,
-    sampler: Any = None,
-    label: int | None = None,
-    progress: bool = False,
-) -> Iterator[tuple[range, Tensor]]:
-    """This rank's batches, each with its rows among `indices`: uint8 (B, C, H, W) on the CPU. `label`: one
-    class for all of a conditional model's images."""
-    if label is not None and not 0 <= label < module.num_classes:
-        classes = (
-            f"0 to {module.num_classes - 1}" if module.num_classes else "none: the model is unconditional"
-        )
-        raise ConfigError(f"label={label}: the model's classes are {classes}.")
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("eta"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, disable=not progress or rank() > 0) as bar:
-        task = bar.add_task("sampling", total=len(indices))
-        for rows in own_batches(len(indices), batch_size):
-            part = indices[rows.start : rows.stop]
-            classes = None if label is None else torch.full((len(part),), label)
-            yield rows, module.sample(part, seed, sampler, classes).cpu()
-            bar.update(task, completed=rows.stop)  # the other ranks are about as far
 
 
 def _claim(out: Path) -> None:

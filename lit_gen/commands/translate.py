@@ -18,7 +18,7 @@ from lit_gen.funit.networks import FewShotGenerator
 from lit_gen.images import grid, save_png, to_float
 from lit_gen.inputs import read_class_folders, read_contents
 from lit_gen.instantiate import instantiate
-from lit_gen.models import open_translator
+from lit_gen.models import open_translator, translate_images
 
 __all__ = ["translate"]
 
@@ -54,7 +54,7 @@ def translate(cfg: DictConfig, out: Path) -> dict[str, Any]:
     images = torch.stack(list(contents.values()))
     codes = {name: translator.class_code(generator, to_float(shown)) for name, shown in classes.items()}
     translated = torch.stack(
-        [_translated(generator, images, code, cfg.batch_size) for code in codes.values()], 1
+        [translate_images(generator, images, code, cfg.batch_size) for code in codes.values()], 1
     )
     for (content, row), k in _cells(contents, translated, list(classes)):
         save_png(row, out / "images" / _file_name(k) / f"{_file_name(content)}.png")
@@ -112,13 +112,6 @@ def _inputs(
         return contents, classes, None
     truth = [torch.stack([data.truth(i, name) for name in classes]) for i in numbers]
     return contents, classes, torch.stack(truth)
-
-
-def _translated(generator: FewShotGenerator, images: Tensor, code: Tensor, batch_size: int) -> Tensor:
-    parts = [
-        translator.translate(generator, to_float(batch), code).cpu() for batch in images.split(batch_size)
-    ]
-    return torch.cat(parts)
 
 
 def _cells(contents: dict[str, Tensor], translated: Tensor, classes: list[str]) -> Any:

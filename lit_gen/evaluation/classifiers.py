@@ -161,6 +161,8 @@ def _kept(path: Path) -> Verdict | None:
     except ConfigError as error:  # whatever is wrong with a cache file, the remedy is to train again
         log.warning("Training an evaluation classifier again: %s", error)
         return None
+    if right is None:
+        return None  # a file that lit_gen did not write
     return Verdict(network.requires_grad_(False), classes, right)
 
 

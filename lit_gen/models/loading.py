@@ -5,10 +5,11 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from lit_gen import checkpoints, pretrained, runs
 from lit_gen.errors import ConfigError
@@ -108,7 +109,12 @@ def _check_levels(process: Process, info: pretrained.Info) -> None:
 
 
 def load(
-    run: str | Path, checkpoint: str = "best", *, ema: bool = True, allow: Any = (), device: str | None = None
+    run: str | Path,
+    checkpoint: str = "best",
+    *,
+    ema: bool = True,
+    allow: Sequence[str] = (),
+    device: str | None = None,
 ) -> tuple[Any, DictConfig, Path]:
     """The model of a run folder (`checkpoint` is "best", "last" or a path) or of a checkpoint file: (module
     in eval mode, its configuration, the file read).
@@ -131,7 +137,7 @@ def load(
             state = checkpoints.read(path)
     else:
         state = checkpoints.read(path)
-        cfg = OmegaConf.create(state["config"])
+        cfg = DictConfig(state["config"])
     module = instantiate(cfg.model, allow)
     _load_weights(module, state["state_dict"], path)
     if ema:
@@ -157,7 +163,10 @@ def _load_weights(module: torch.nn.Module, weights: dict[str, Any], path: Path) 
     module.load_state_dict(weights)
 
 
-def guide(module: Any, cfg: DictConfig) -> Any:
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def guide(module: Module, cfg: DictConfig) -> Module:
     """The module, its denoiser wrapped by `cfg.guidance` if there is one, its networks to sample in
     `cfg.precision` where that is given.
 
@@ -171,7 +180,7 @@ def guide(module: Any, cfg: DictConfig) -> Any:
     return module
 
 
-def sample_in(module: Any, precision: str | None) -> None:
+def sample_in(module: nn.Module, precision: str | None) -> None:
     """Makes the module sample in float32, bf16 or fp16; None: as it was trained to.
 
     Raises ConfigError for any other precision, and for a model without a denoiser.
@@ -197,7 +206,7 @@ def classifier_free(
             "guidance=classifier_free needs a model that knows images without a class: train it with "
             "model.label_dropout=0.1, or take guidance=auto with another model as the guide."
         )
-    return classifier_free_guidance(module.denoiser, weight, tuple(interval))
+    return classifier_free_guidance(module.denoiser, weight, (interval[0], interval[1]))
 
 
 def autoguidance(
@@ -225,7 +234,7 @@ def autoguidance(
         guiding = Unconditional(guiding)
     if guiding.process != module.denoiser.process:
         guiding = ReparameterizedDenoiser(guiding, module.denoiser.process)
-    return Guidance(module.denoiser, guiding, weight, tuple(interval))
+    return Guidance(module.denoiser, guiding, weight, (interval[0], interval[1]))
 
 
 def classifier(

@@ -1,0 +1,232 @@
+"""lit_gen as a library: `lit_gen.load` and `lit_gen.evaluate_images`.
+
+model = lit_gen.load("runs/digits/2026-...")           # or lit_gen.load("edm-cifar10.pkl", model="edm")
+images = model.sample(64, sampler="dpm_solver", num_steps=10, seed=0)
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig, open_dict
+from torch import Tensor
+
+from lit_gen.cli import CONF_DIR
+from lit_gen.config import schema
+from lit_gen.data.images import batches
+from lit_gen.errors import ConfigError
+from lit_gen.evaluation.samples import Measurement, References, measure
+from lit_gen.funit.module import FUNITModule
+from lit_gen.funit.networks import FewShotGenerator
+from lit_gen.funit.translator import class_code
+from lit_gen.images import to_float
+from lit_gen.inputs import open_images, open_reference
+from lit_gen.instantiate import instantiate
+from lit_gen.metrics import Estimate, Extractor, check_measures
+from lit_gen.metrics.distributed import own_batches
+from lit_gen.models.generation import restore_images, sample_images, translate_images
+from lit_gen.models.loading import load as load_run
+from lit_gen.models.loading import open_model, open_translator
+from lit_gen.score.module import ScoreModule
+from lit_gen.score.restoration import LinearOperator
+
+__all__ = ["SampledModel", "Translator", "evaluate_images", "load"]
+
+Sampler = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class SampledModel:
+    """A score model in eval mode; `config` is that of its run, None for official weights, and `path` is the
+    file that was read."""
+
+    module: ScoreModule
+    config: DictConfig | None
+    path: Path
+
+    def sample(
+        self,
+        num: int | Sequence[int],
+        *,
+        seed: int = 0,
+        sampler: str | Sampler | None = None,
+        label: int | None = None,
+        batch_size: int = 256,
+        **options: Any,
+    ) -> Tensor:
+        """Images uint8 (N, C, H, W) on the CPU: the first `num`, or those of the given indices. Image i
+        depends on (seed, i) alone.
+
+        `sampler` is the name of one in conf/sampler, with `options` of that file (`num_steps=10`), or a
+        function as in `lit_gen.score.samplers`; None: the model's own. `label`: the class of all images of a
+        conditional model; None: class i mod num_classes for image i. Raises ConfigError for a sampler,
+        option, or class that there is not.
+        """
+        chosen = self._sampler(sampler, options)
+        indices = range(num) if isinstance(num, int) else list(num)
+        if len(indices) == 0:
+            raise ConfigError(f"num={num}: give at least one image to sample.")
+        images = sample_images(self.module, indices, seed, batch_size, chosen, label)
+        assert images is not None  # one process has all
+        return images
+
+    def restore(
+        self,
+        measured: Tensor,
+        operator: LinearOperator,
+        *,
+        method: str | Callable[..., Tensor] = "pigdm",
+        noise_std: float = 0.0,
+        samples: int = 1,
+        seed: int = 0,
+        label: int | Tensor | None = None,
+        batch_size: int = 64,
+        **options: Any,
+    ) -> Tensor:
+        """Restorations uint8 (N, samples, C, H, W) of measurements `operator(x) + noise_std * noise`, float
+        (N, ...), of images x in [-1, 1].
+
+        `method` is the name of one in conf/method, with `options` of that file, or a function as in
+        `lit_gen.score.restoration`. `label`: the class of all images, or int64 (N,). Raises ConfigError for a
+        method or option that there is not.
+        """
+        if isinstance(method, str):
+            restoring = _chosen("restore", "method", method, options, noise=noise_std)
+        elif not options:
+            restoring = method
+        else:
+            raise ConfigError(f"Give {', '.join(options)} to the method itself, by functools.partial.")
+        if isinstance(label, int):
+            label = torch.full((len(measured),), label)
+        restored = restore_images(self.module, operator, measured, restoring, samples, seed, batch_size, label)
+        assert restored is not None  # one process has all
+        return restored
+
+    def _sampler(self, sampler: str | Sampler | None, options: dict[str, Any]) -> Sampler | None:
+        if isinstance(sampler, str):
+            return _chosen("sample", "sampler", sampler, options)
+        if options:
+            raise ConfigError(
+                f'{", ".join(options)}: options go with the name of a sampler, sampler="heun" for instance; '
+                "give them to a function by functools.partial."
+            )
+        return sampler
+
+
+@dataclass(frozen=True)
+class Translator:
+    """A few-shot translator in eval mode; `config` is that of its run, None for official weights, and `path`
+    is the file that was read."""
+
+    generator: FewShotGenerator
+    config: DictConfig | None
+    path: Path
+
+    def translate(self, content: Tensor, classes: Tensor, *, batch_size: int = 64) -> Tensor:
+        """The content, uint8 (N, C, H, W), in the class that `classes`, uint8 (K, C, H, W), shows: uint8
+        (N, C, H, W) on the CPU."""
+        return translate_images(
+            self.generator, content, class_code(self.generator, to_float(classes)), batch_size
+        )
+
+
+def load(
+    source: str | Path,
+    *,
+    model: str | None = None,
+    checkpoint: str = "best",
+    ema: bool = True,
+    image_size: int | None = None,
+    device: str | None = None,
+    allow_targets: Sequence[str] = (),
+) -> SampledModel | Translator:
+    """The model of a run folder or checkpoint of lit_gen, or, with `model`, of an official checkpoint.
+
+    `model` says what official weights were trained with: "funit", or an option of conf/model such as "edm",
+    "vp", "ve", "ddpm", "ncsnv2". `checkpoint` ("best", "last", or a file) is that of a run folder;
+    `ema=False` takes the weights instead of their moving average; `image_size` is for official files that do
+    not say it; `device` None is a GPU if there is one. Nothing in a file is executed; a run may name only
+    what `lit_gen.instantiate` allows, `allow_targets` adds prefixes. Raises ConfigError.
+    """
+    if model is None:
+        module, config, path = load_run(source, checkpoint, ema=ema, allow=list(allow_targets), device=device)
+        if isinstance(module, FUNITModule):
+            if not ema:
+                module.generator_ema.load_state_dict(module.generator.state_dict())
+            return Translator(module.generator_ema, config, path)
+        if not isinstance(module, ScoreModule):
+            raise ConfigError(f"{source} is a run of {type(module).__name__}, which generates no images.")
+        return SampledModel(module, config, path)
+    options = {"weights": str(source), "ema": ema, "image_size": image_size, "device": device}
+    if model == "funit":
+        return Translator(*open_translator(_composed("translate", [], options)))
+    _check_choice("model", model)
+    module, config, path = open_model(_composed("sample", [f"model={model}"], options))
+    return SampledModel(module, config, path)
+
+
+def evaluate_images(
+    images: str | Path,
+    reference: str | Path,
+    *,
+    extractor: str | Extractor = "inception",
+    metrics: Sequence[str] = (),
+    reference_n: int | None = None,
+    reference_resize: str | None = None,
+    training: str | Path | None = None,
+    image_size: int | None = None,
+    fit: str = "crop",
+    k: int = 5,
+    batch_size: int = 256,
+    device: str | None = None,
+) -> dict[str, Estimate]:
+    """The metrics of images against reference images, each with its standard error, by the name that says the
+    network and the number of images; the same numbers as `lit-gen evaluate-images`.
+
+    `images`, `reference` and `training` are folders, zips, or npz files (`lit_gen.inputs.open_images`); of a
+    `reference` that is a file of statistics, say the number of its images and how they were resized.
+    `extractor` is one of conf/extractor by name, or an `Extractor`; `metrics` some of
+    `lit_gen.metrics.MEASURES`, or all that are possible. Raises ConfigError.
+    """
+    check_measures(metrics)
+    network: Extractor = (
+        _chosen("evaluate_images", "extractor", extractor, {}) if isinstance(extractor, str) else extractor
+    )
+    generated = open_images(images, image_size, fit)
+    real = open_reference(
+        reference, network, n=reference_n, resize=reference_resize, image_size=image_size, fit=fit
+    )
+    known = None if training is None else open_images(training, image_size, fit)
+    measurement = Measurement(network, tuple(metrics), k, batch_size=batch_size, device=device)
+    n = len(generated)
+    parts = batches(generated, own_batches(n, batch_size))
+    summary = measurement.summarize(parts, n, "images")
+    return measure(measurement, References(real, str(reference), known), summary).results
+
+
+def _composed(command: str, overrides: list[str], values: dict[str, Any]) -> DictConfig:
+    """The configuration of a command, with values that are set as they are."""
+    schema.register()
+    with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        cfg = hydra.compose(command, overrides)
+    for name, value in values.items():
+        cfg[name] = value
+    return cfg
+
+
+def _chosen(command: str, group: str, name: str, options: dict[str, Any], **values: Any) -> Any:
+    """The object of an option of a configuration group, with options of its own."""
+    _check_choice(group, name)
+    cfg = _composed(command, [f"{group}={name}"], values)
+    with open_dict(cfg):
+        cfg[group].update(options)
+    return instantiate(cfg[group])
+
+
+def _check_choice(group: str, name: str) -> None:
+    choices = sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+    if name not in choices:
+        raise ConfigError(f"{group}={name!r}: choose among {', '.join(choices)}.")

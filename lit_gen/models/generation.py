@@ -1,0 +1,111 @@
+"""What models generate, in batches divided among ranks; a number or index and the seed decide every image."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from lit_gen.errors import ConfigError
+from lit_gen.funit import translator
+from lit_gen.funit.networks import FewShotGenerator
+from lit_gen.images import to_float, to_uint8
+from lit_gen.metrics.distributed import gather_batches, own_batches, rank
+from lit_gen.rng import PerSample, keyed_generator
+from lit_gen.score.denoiser import network_precision
+from lit_gen.score.module import ScoreModule
+from lit_gen.score.restoration import LinearOperator
+
+__all__ = ["restore_images", "sample_batches", "sample_images", "translate_images"]
+
+
+def sample_images(
+    module: ScoreModule,
+    indices: Sequence[int],
+    seed: int,
+    batch_size: int,
+    sampler: Callable[..., Tensor] | None = None,
+    label: int | None = None,
+) -> Tensor | None:
+    """uint8 (N, C, H, W) on the CPU, as `sample_batches` on all ranks; of several, rank 0 has them."""
+    parts = sample_batches(module, indices, seed, batch_size, sampler, label)
+    return gather_batches([images for _, images in parts], len(indices), batch_size)
+
+
+def sample_batches(
+    module: ScoreModule,
+    indices: Sequence[int],
+    seed: int,
+    batch_size: int,
+    sampler: Callable[..., Tensor] | None = None,
+    label: int | None = None,
+    progress: bool = False,
+) -> Iterator[tuple[range, Tensor]]:
+    """This rank's batches, each with its rows among `indices`: uint8 (B, C, H, W) on the CPU. `label`: one
+    class for all of a conditional model's images."""
+    if label is not None and not 0 <= label < module.num_classes:
+        classes = (
+            f"0 to {module.num_classes - 1}" if module.num_classes else "none: the model is unconditional"
+        )
+        raise ConfigError(f"label={label}: the model's classes are {classes}.")
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("eta"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, disable=not progress or rank() > 0) as bar:
+        task = bar.add_task("sampling", total=len(indices))
+        for rows in own_batches(len(indices), batch_size):
+            part = indices[rows.start : rows.stop]
+            classes = None if label is None else torch.full((len(part),), label)
+            yield rows, module.sample(part, seed, sampler, classes).cpu()
+            bar.update(task, completed=rows.stop)  # the other ranks are about as far
+
+
+@torch.no_grad()
+def restore_images(
+    module: ScoreModule,
+    operator: LinearOperator,
+    measured: Tensor,
+    method: Callable[..., Tensor],
+    samples: int,
+    seed: int = 0,
+    batch_size: int = 64,
+    labels: Tensor | None = None,
+) -> Tensor | None:
+    """uint8 (N, K, C, H, W): K = `samples` restorations of each of the N measurements `measured` (N, ...).
+
+    `labels`, int64 (N,), are the classes that a conditional model is told. Of several ranks each restores
+    whole batches, and rank 0 has all; the others get None.
+    """
+    rows = [(i, k) for i in range(len(measured)) for k in range(samples)]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("eta"))
+    parts = []
+    with Progress(*columns, TimeRemainingColumn(), disable=rank() > 0) as bar:
+        task = bar.add_task("restoring", total=len(rows))
+        for own in own_batches(len(rows), batch_size):
+            part = rows[own.start : own.stop]
+            generator = PerSample([keyed_generator(seed, "restore", i, k) for i, k in part])
+            x = module.denoiser.process.prior_sample(
+                (len(part), *module.image_shape), generator, device=module.device
+            )
+            which = [i for i, _ in part]
+            y = measured[which].to(module.device)
+            classes = None if labels is None else labels[which].to(module.device)
+            with network_precision(module.denoiser, module.sampling_precision):
+                x_0 = method(module.denoiser, x, operator, y, label=classes, generator=generator)
+            parts.append(to_uint8(x_0).cpu())
+            bar.update(task, completed=own.stop)  # the other ranks are about as far
+    restored = gather_batches(parts, len(rows), batch_size)
+    return None if restored is None else restored.unflatten(0, (len(measured), samples))
+
+
+def translate_images(
+    generator: FewShotGenerator, content: Tensor, code: Tensor, batch_size: int = 64
+) -> Tensor:
+    """uint8 (N, C, H, W) on the CPU: the content, uint8 (N, C, H, W), in the class of the code
+    (`lit_gen.funit.translator.class_code`)."""
+    parts = [translator.translate(generator, to_float(x), code).cpu() for x in content.split(batch_size)]
+    return torch.cat(parts)
