@@ -157,7 +157,9 @@ def mask_of(spec: str, size: int) -> Tensor:
     return decode(Path(spec).read_bytes(), spec, channels=1, image_size=size) > 127
 
 
-def pictures(cfg: DictConfig, run_cfg: DictConfig | None, module: ScoreModule) -> tuple[Tensor, Tensor | None]:
+def pictures(
+    cfg: DictConfig, run_cfg: DictConfig | None, module: ScoreModule
+) -> tuple[Tensor, Tensor | None]:
     """The first `cfg.num` images of what `cfg.images` names, uint8 (N, C, H, W), and what a conditional
     model is told about them, int64 (N,).
 

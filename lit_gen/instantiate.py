@@ -13,7 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from lit_gen.errors import ConfigError
 
-__all__ = ["ALLOWED", "MOVED", "instantiate"]
+__all__ = ["ALLOWED", "MOVED", "config_dict", "instantiate"]
 
 ALLOWED = (
     "lit_gen.",
@@ -35,6 +35,14 @@ MOVED = {
     "lit_gen.search_tasks.": "lit_gen.search.tasks.",
 }
 """Prefixes of targets in configurations that earlier versions saved -> where the targets are now."""
+
+
+def config_dict(node: Any) -> dict[str, Any]:
+    """A mapping of a configuration as a dict of plain values, interpolations resolved. Raises OmegaConf's
+    error for a value that is missing."""
+    container = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
 
 
 def instantiate(node: Any, allow: Sequence[str] = (), **kwargs: Any) -> Any:

@@ -60,7 +60,9 @@ def reconstruct(folder: str | Path, std: float, batch: int | None = None) -> tup
     stds = [float(told["std"]) for _, told, _ in kept]
     coefficients = post_hoc_coefficients(times, stds, max(times), std)
     snapshots = [load_file(path) for *_, path in kept]
-    return {k: torch.as_tensor(v) for k, v in post_hoc_average(snapshots, coefficients).items()}, batch
+    return {
+        k: torch.as_tensor(v) for k, v in post_hoc_average(snapshots, coefficients.tolist()).items()
+    }, batch
 
 
 @entry_point("average")

@@ -130,7 +130,12 @@ def solve(
             y = samplers.rk45(denoiser, part, rtol=rtol, atol=atol, denoise=False, label=label)
         parts.append(y.cpu().to(torch.float64))
     solved = gather_batches(parts, len(x), batch_size)
-    return from_rank_zero(lambda: solved)
+
+    def whole() -> Tensor:
+        assert solved is not None  # rank 0 has all parts
+        return solved
+
+    return from_rank_zero(whole)
 
 
 def between(latents: Tensor, labels: Tensor | None, steps: int) -> tuple[Tensor, Tensor | None]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from lit_gen.augment.sheet import policy_sheet
@@ -15,7 +15,7 @@ from lit_gen.data.archive import open_store
 from lit_gen.data.decode import EXTENSIONS, decode
 from lit_gen.errors import ConfigError
 from lit_gen.images import boxed_picture, grid, one_size, save_png, to_uint8
-from lit_gen.instantiate import instantiate
+from lit_gen.instantiate import config_dict, instantiate
 from lit_gen.loggers import close, wandb
 from lit_gen.rng import keyed_generator
 
@@ -38,7 +38,7 @@ def preview(cfg: DictConfig, out: Path) -> dict[str, Path]:
     if any(out.glob("policy_*.png")) or any(out.glob("fed*.png")):
         raise ConfigError(f"{out} already holds a preview: choose another out=.")
     allow, data, shown = list(cfg.allow_targets), None, {}
-    node = OmegaConf.to_container(cfg.data, resolve=True) if cfg.data else {}
+    node = config_dict(cfg.data) if cfg.data else {}
     augmentation = instantiate(node["augment"], allow) if node.get("augment") else None
     if "_target_" in node:
         data = instantiate(node, allow)

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -141,9 +142,14 @@ def _of_sweep(folder: Path, trials: Sequence[Path], grids: int) -> list[_Section
     summaries = {path.name: _json(path / "summary.json") for path in trials}
     states = {str(t["number"]): t["state"] for t in record.get("trials", ())}
     values = {name: summary.get(record.get("objective", "fd")) for name, summary in summaries.items()}
+
+    def place(name: str) -> float:
+        value = values[name]
+        return math.inf if value is None else float(value)
+
     rows = [
         [name, states.get(name, ""), _number(values[name]), *(_number(v[name]) for v in different.values())]
-        for name in sorted(configs, key=lambda n: np.inf if values[n] is None else values[n])
+        for name in sorted(configs, key=place)
     ]
     best = record.get("best") or {}
     plots = [_picture(folder / name) for name in ("slices.png", "importance.png")]

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from lit_gen.augment import Augmentation, Policy
 from lit_gen.cli import entry_point
 from lit_gen.errors import ConfigError
-from lit_gen.instantiate import instantiate
+from lit_gen.instantiate import config_dict, instantiate
 from lit_gen.loggers import close, wandb
 from lit_gen.rng import key
 from lit_gen.search import (
@@ -65,7 +65,7 @@ def search(cfg: DictConfig, out: Path) -> dict[str, Any]:
         return _search(cfg, settings, out)
     reports = []
     for seed in range(cfg.seed, cfg.seed + cfg.seeds):
-        part = OmegaConf.merge(cfg, {"seed": seed, "seeds": 1})
+        part = _of_one_seed(cfg, seed)
         reports.append(_finished(part, out / f"seed_{seed}") or search(part, out / f"seed_{seed}"))
     report = {"unit": reports[0]["unit"], "results": print_seeds(reports, out)}
     OmegaConf.save(OmegaConf.create(settings), out / "config.yaml")
@@ -73,12 +73,17 @@ def search(cfg: DictConfig, out: Path) -> dict[str, Any]:
     return report
 
 
+def _of_one_seed(cfg: DictConfig, seed: int) -> DictConfig:
+    part = cfg.copy()
+    part.seed, part.seeds = seed, 1
+    return part
+
+
 def _finished(cfg: DictConfig, out: Path) -> dict[str, Any] | None:
     """The report of a search with these very settings that came to its end."""
     if not (out / "report.json").exists():
         return None
-    before = OmegaConf.to_container(OmegaConf.load(out / "config.yaml"))
-    now = OmegaConf.to_container(cfg, resolve=True)
+    before, now = config_dict(OmegaConf.load(out / "config.yaml")), config_dict(cfg)
     free = ("out", "workers", "wandb")
     same = all(before.get(k) == v for k, v in now.items() if k not in free)
     return json.loads((out / "report.json").read_text()) if same else None
@@ -87,7 +92,8 @@ def _finished(cfg: DictConfig, out: Path) -> dict[str, Any] | None:
 def _join(cfg: DictConfig) -> dict[str, Any]:
     """Trains children of searches that other processes report on; the numbers it returns are of all."""
     seeds = range(cfg.seed, cfg.seed + cfg.seeds)
-    for part in (OmegaConf.merge(cfg, {"seed": seed, "seeds": 1}) for seed in seeds):
+    results: dict[str, list[Result]] = {}
+    for part in (_of_one_seed(cfg, seed) for seed in seeds):
         try:
             results = _all_searches(part, *_prepared(part)[:3], None, None)
         except KeyboardInterrupt:
@@ -166,9 +172,9 @@ def _checked(cfg: DictConfig, out: Path) -> dict[str, Any]:
         raise ConfigError("seeds= compares test scores: test_children must be at least 1.")
     if (out / "policy.yaml").exists() and not list(out.glob("ledger*.jsonl")):
         raise ConfigError(f"{out} holds a policy that is no search's: choose another out=.")
-    settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    settings = config_dict(cfg)
     if (out / "config.yaml").exists():
-        before = OmegaConf.to_container(OmegaConf.load(out / "config.yaml"))
+        before = config_dict(OmegaConf.load(out / "config.yaml"))
         for name in ("strategy", "space", "reward", "data", "seed", "seeds", "storage"):
             if before.get(name) != settings[name]:
                 raise ConfigError(
@@ -254,8 +260,9 @@ def _logging(logger: Any, name: str) -> Callable[[Trial, Result], None]:
 def _best(results: Sequence[Result], top: int) -> Augmentation:
     """The `top` best of each search, merged; of augmentations that cannot be merged the best."""
     best = [policy for result in results for policy in result.top(top)]
-    if all(isinstance(policy, Policy) for policy in best):
-        return merge(best)
+    policies = [policy for policy in best if isinstance(policy, Policy)]
+    if len(policies) == len(best):
+        return merge(policies)
     return max(results, key=lambda r: r.best_reward).best
 
 

@@ -4,7 +4,7 @@ https://arxiv.org/abs/2006.09011) and the deviation of its pixels for EDM. Image
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig
@@ -100,7 +100,7 @@ def level_ratio(dimensions: int, overlap: float = 0.5) -> float:
         raise ConfigError(
             f"overlap={overlap} is too small for images of {dimensions} numbers: any two levels overlap more."
         )
-    return brentq(lambda ratio: level_overlap(ratio, dimensions) - overlap, 1.0, 100.0)
+    return cast(float, brentq(lambda ratio: level_overlap(ratio, dimensions) - overlap, 1.0, 100.0))
 
 
 def variance_ratio(ratio: float, step: float, steps_per_level: int) -> float:

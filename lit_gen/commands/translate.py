@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from lit_gen import __version__
 from lit_gen.callbacks.translations import contact_sheet
 from lit_gen.cli import entry_point
+from lit_gen.data.fewshot_module import FewShotDataModule
 from lit_gen.errors import ConfigError
 from lit_gen.funit import translator
 from lit_gen.funit.networks import FewShotGenerator
@@ -83,35 +85,39 @@ def _inputs(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]:
     """What to translate, and into what, by name; the true translations (N, T, C, H, W) where they are
     known."""
-    own = {
-        name
-        for name in ("content", "classes")
-        if cfg[name] == {"content": "source", "classes": "target"}[name]
-    }
-    data = None
-    if own:
-        if run_cfg is None:
-            name = min(own)
-            raise ConfigError(
-                f"{name}={cfg[name]} are those of a run; with weights= give {name}=<image or folder>."
-            )
-        if size != run_cfg.data.image_size:
-            raise ConfigError(f"image_size={size}: the run's own images have {run_cfg.data.image_size}.")
-        data = instantiate(run_cfg.data, list(cfg.allow_targets))
-    if "content" in own:
-        numbers = data.contents(cfg.num, cfg.seed).tolist()
-        contents = {
-            f"{data.train.classes[data.train[i]['label']]}_{i}": data.train[i]["image"] for i in numbers
-        }
-    else:
+    own = [name for name, value in {"content": "source", "classes": "target"}.items() if cfg[name] == value]
+    if own and run_cfg is None:
+        raise ConfigError(
+            f"{own[0]}={cfg[own[0]]} are those of a run; with weights= give {own[0]}=<image or folder>."
+        )
+    contents, classes = {}, {}
+    if "content" not in own:
         contents = read_contents(Path(cfg.content), cfg.num, channels, size, cfg.fit)
     if "classes" not in own:
-        return contents, read_class_folders(Path(cfg.classes), cfg.k, channels, size, cfg.fit), None
-    classes = data.examples(cfg.k or 5, seed=cfg.seed)[0]
-    if "content" not in own or data.truth(numbers[0], next(iter(classes))) is None:
+        classes = read_class_folders(Path(cfg.classes), cfg.k, channels, size, cfg.fit)
+    if not own or run_cfg is None:
         return contents, classes, None
-    truth = [torch.stack([data.truth(i, name) for name in classes]) for i in numbers]
+    if size != run_cfg.data.image_size:
+        raise ConfigError(f"image_size={size}: the run's own images have {run_cfg.data.image_size}.")
+    data: FewShotDataModule = instantiate(run_cfg.data, list(cfg.allow_targets))
+    numbers = data.contents(cfg.num, cfg.seed).tolist() if "content" in own else []
+    items = [data.train[i] for i in numbers]
+    contents |= {
+        f"{data.train.classes[item['label']]}_{i}": item["image"]
+        for i, item in zip(numbers, items, strict=True)
+    }
+    if "classes" in own:
+        classes = data.examples(cfg.k or 5, seed=cfg.seed)[0]
+    if len(own) < 2 or data.truth(numbers[0], next(iter(classes))) is None:
+        return contents, classes, None
+    truth = [_true_translations(data, i, classes) for i in numbers]
     return contents, classes, torch.stack(truth)
+
+
+def _true_translations(data: FewShotDataModule, content: int, classes: Iterable[str]) -> Tensor:
+    """uint8 (T, C, H, W), of data that know them."""
+    images = [data.truth(content, name) for name in classes]
+    return torch.stack([image for image in images if image is not None])
 
 
 def _cells(contents: dict[str, Tensor], translated: Tensor, classes: list[str]) -> Any:

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset
 
 from lit_gen.callbacks.progress import ProgressBar
 from lit_gen.data.fewshot import Selection
@@ -268,7 +267,8 @@ class _Maker:
     def _lessons(self, advance: Callable[[int], None]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """(images, labels) to learn from, and those to be examined with."""
         parts, content = self._parts(), self.kind == "content"
-        images, labels = all_images(ConcatDataset(parts), "content" if content else "label", advance)
+        sets = [all_images(part, "content" if content else "label", advance) for part in parts]
+        images, labels = (torch.cat(x) for x in zip(*sets, strict=True))
         first = len(parts[0])
         if content:
             return (images[:first], labels[:first]), (images[first:], labels[first:])

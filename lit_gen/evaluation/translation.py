@@ -201,6 +201,12 @@ def _measures(
     features = lambda images: extractor(images.to(device)).cpu()  # noqa: E731
     real = {name: _moments(data, features, place) for name, place in zip(test.examples, places, strict=True)}
     distance_name = "m" + extractor.id.key("fd", len(test.contents))
+
+    def truth(i: int, name: str) -> Tensor:
+        translation = data.truth(int(test.index[i]), name)
+        assert translation is not None  # where one is known all are
+        return translation
+
     knows = data.truth(int(test.index[0]), next(iter(test.examples))) is not None
     measures = Measures(
         judges=panel,
@@ -208,7 +214,7 @@ def _measures(
         features=features,
         distance=lambda found, name: frechet_distance(real[name], _counted(found)),
         distance_name=distance_name,
-        truth=(lambda i, name: data.truth(int(test.index[i]), name)) if knows else None,
+        truth=truth if knows else None,
         perceptual=perceptual,
         content_logits=partial(predict, judges["content"].network) if "content" in judges else None,
         content_label=test.content_label,

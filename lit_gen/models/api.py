@@ -101,7 +101,9 @@ class SampledModel:
             raise ConfigError(f"Give {', '.join(options)} to the method itself, by functools.partial.")
         if isinstance(label, int):
             label = torch.full((len(measured),), label)
-        restored = restore_images(self.module, operator, measured, restoring, samples, seed, batch_size, label)
+        restored = restore_images(
+            self.module, operator, measured, restoring, samples, seed, batch_size, label
+        )
         assert restored is not None  # one process has all
         return restored
 

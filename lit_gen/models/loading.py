@@ -259,7 +259,7 @@ def classifier(
             f"{module.num_classes}."
         )
     unconditional = not module.num_classes
-    module.num_classes = judge.num_classes
+    module.num_classes = cast(int, judge.num_classes)
     return ClassifierGuidance(module.denoiser, judge.on(module.denoiser.process), weight, unconditional)
 
 

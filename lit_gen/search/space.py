@@ -34,7 +34,8 @@ Choices = tuple[int, ...]
 class Space(Protocol):
     """`sizes[i]` is the number of values of choice i; `decode` makes the augmentation of a row of choices."""
 
-    sizes: tuple[int, ...]
+    @property
+    def sizes(self) -> tuple[int, ...]: ...
 
     def decode(self, choices: Sequence[int]) -> Augmentation: ...
 
