@@ -60,11 +60,11 @@ def test_overlap_of_one_dimension():
 
 
 def test_the_digits(compose, tmp_path):
-    record = suggesting.suggest(compose("data=digits", f"out={tmp_path}/a.json", config_name="suggest"))
+    record = suggesting.suggest(compose("data=digits", f"out={tmp_path}/a.json", config_name="suggest_noise"))
     assert record["compared"] == record["images"] == 1437
     assert record["sigma_data"] == pytest.approx(0.75, abs=0.01)
     assert (tmp_path / "a.json").is_file()
     with pytest.raises(ConfigError, match="another out"):
-        suggesting.suggest(compose("data=digits", f"out={tmp_path}/a.json", config_name="suggest"))
+        suggesting.suggest(compose("data=digits", f"out={tmp_path}/a.json", config_name="suggest_noise"))
     with pytest.raises(ConfigError, match="num=1"):
-        suggesting.suggest(compose("data=digits", "num=1", config_name="suggest"))
+        suggesting.suggest(compose("data=digits", "num=1", config_name="suggest_noise"))
