@@ -21,7 +21,6 @@ __all__ = [
     "frechet_estimate",
     "frechet_infinity",
     "inception_score",
-    "inception_score_splits",
     "mean_estimate",
     "moments",
     "moments_of_sums",
@@ -176,21 +175,6 @@ def inception_score(logits: Tensor) -> Estimate:
     divergence = (p * (log_p - p.mean(0).log())).sum(1)
     score = float(divergence.mean().exp())
     return Estimate(score, score * float(divergence.std() / math.sqrt(len(p))))
-
-
-def inception_score_splits(logits: Tensor, splits: int = 10, seed: int | None = 2020) -> tuple[float, float]:
-    """Mean and standard deviation of the score of `splits` parts, as the original paper and torch-fidelity
-    report it.
-
-    The images are shuffled as torch-fidelity does with `seed`; None keeps their order.
-    """
-    n = len(logits)
-    if not 1 <= splits <= n // 2:
-        raise ConfigError(f"splits={splits} needs at least 2 images in each, there are {n}.")
-    if seed is not None:
-        logits = logits[torch.from_numpy(np.random.RandomState(seed).permutation(n))]
-    scores = [inception_score(logits[i * n // splits : (i + 1) * n // splits]).value for i in range(splits)]
-    return float(np.mean(scores)), float(np.std(scores))
 
 
 def mean_estimate(values: Tensor) -> Estimate:

@@ -3,14 +3,13 @@
 import math
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lit_gen.errors import ConfigError
 from lit_gen.metrics.functional import Estimate, double
 
-__all__ = ["cmmd", "kernel_distance", "kernel_distance_subsets", "polynomial_kernel", "rbf_kernel"]
+__all__ = ["cmmd", "kernel_distance", "polynomial_kernel", "rbf_kernel"]
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
 BLOCK = 256  # rows of a kernel matrix held at a time; more leave the cache
@@ -51,30 +50,6 @@ def cmmd(reference: Tensor, generated: Tensor, sigma: float = 10.0) -> Estimate:
         return rbf_kernel(a, b, sigma)
 
     return _mmd(_row_means(x, x, kernel), _row_means(y, y, kernel), _row_means(y, x, kernel)).scaled(1000)
-
-
-def kernel_distance_subsets(
-    reference: Tensor,
-    generated: Tensor,
-    subsets: int = 100,
-    subset_size: int = 1000,
-    seed: int = 2020,
-    kernel: Kernel = polynomial_kernel,
-) -> tuple[float, float]:
-    """Mean and standard deviation of the unbiased MMD^2 over random subsets, drawn as torch-fidelity draws
-    them.
-    """
-    if subset_size > min(len(reference), len(generated)):
-        sizes = f"{len(reference)} and {len(generated)}"
-        raise ConfigError(f"subset_size={subset_size} is more than there are images ({sizes}).")
-    x, y = _pair(reference, generated)
-    random = np.random.RandomState(seed)
-    values = []
-    for _ in range(subsets):
-        fake = y[torch.from_numpy(random.choice(len(y), subset_size, replace=False))]
-        real = x[torch.from_numpy(random.choice(len(x), subset_size, replace=False))]
-        values.append(kernel_distance(real, fake, kernel).value)
-    return float(np.mean(values)), float(np.std(values))
 
 
 def _mmd(within_x: Tensor, within_y: Tensor, across: Tensor) -> Estimate:

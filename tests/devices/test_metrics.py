@@ -11,10 +11,9 @@ from lit_gen.metrics.functional import (
     frechet_estimate,
     frechet_infinity,
     inception_score,
-    inception_score_splits,
 )
 from lit_gen.metrics.inception import resize_pil_bicubic, resize_tf1
-from lit_gen.metrics.kernels import cmmd, kernel_distance, kernel_distance_subsets
+from lit_gen.metrics.kernels import cmmd, kernel_distance
 from lit_gen.metrics.neighbours import authenticity, nearest, precision_recall_density_coverage
 from lit_gen.rng import keyed_generator
 
@@ -31,13 +30,11 @@ METRICS = {
     "Frechet estimate": lambda x, y: frechet_estimate(moments(x), moments(y), y),
     "Frechet distance at infinity": lambda x, y: frechet_infinity(moments(x), y),
     "kernel distance": kernel_distance,
-    "kernel distance of subsets": lambda x, y: kernel_distance_subsets(x, y, subset_size=8, subsets=3),
     "CMMD": cmmd,
     "precision, recall, density, coverage": precision_recall_density_coverage,
     "AuthPct": authenticity,
     "nearest": nearest,
     "inception score": lambda x, y: inception_score(x),
-    "inception score of splits": lambda x, y: inception_score_splits(x, splits=2),
 }
 
 

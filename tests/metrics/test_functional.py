@@ -14,7 +14,6 @@ from lit_gen.metrics.functional import (
     frechet_estimate,
     frechet_infinity,
     inception_score,
-    inception_score_splits,
     moments,
     moments_of_sums,
 )
@@ -168,5 +167,3 @@ def test_inception_score_between_its_bounds():
     assert inception_score(torch.zeros(50, 10)) == pytest.approx((1, 0))
     spread, claimed = replicates(lambda seed: inception_score(2 * draws(500, seed)), runs=100)
     assert claimed == pytest.approx(spread, rel=0.25)
-    with pytest.raises(ConfigError, match="splits=10 needs at least 2 images in each, there are 12"):
-        inception_score_splits(torch.zeros(12, 10))

@@ -9,7 +9,6 @@ from lit_gen.metrics import kernels
 from lit_gen.metrics.kernels import (
     cmmd,
     kernel_distance,
-    kernel_distance_subsets,
     polynomial_kernel,
     rbf_kernel,
 )
@@ -46,12 +45,7 @@ def test_unbiased_and_its_error_is_the_spread_of_other_draws():
     assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std(values), rel=0.25)
 
 
-def test_subsets_have_the_whole_set_s_mean_and_a_seed():
+def test_a_set_of_one_image_is_refused():
     x, y = draws(200, 1), draws(200, 2, 0.5)
-    mean, sd = kernel_distance_subsets(x, y, subsets=200, subset_size=50)
-    assert mean == pytest.approx(kernel_distance(x, y).value, abs=5 * sd / np.sqrt(200))
-    assert kernel_distance_subsets(x, y, 20, 50) == kernel_distance_subsets(x, y, 20, 50)
-    with pytest.raises(ConfigError, match=r"subset_size=1000 is more than there are images \(200 and 200\)"):
-        kernel_distance_subsets(x, y)
     with pytest.raises(ConfigError, match=r"\(200, 5\) and \(1, 5\)"):
         kernel_distance(x, y[:1])

@@ -20,14 +20,13 @@ from lit_gen.metrics.functional import (
     frechet_distance_of_features,
     frechet_infinity,
     inception_score,
-    inception_score_splits,
     moments,
     moments_of_sums,
 )
 from lit_gen.metrics.kernels import (
+    Kernel,
     cmmd,
     kernel_distance,
-    kernel_distance_subsets,
     polynomial_kernel,
     rbf_kernel,
 )
@@ -36,6 +35,40 @@ from lit_gen.metrics.neighbours import authenticity, precision_recall_density_co
 pytestmark = pytest.mark.parity
 
 FLOAT32 = 2.0**-23
+
+
+def kernel_distance_subsets(
+    reference: torch.Tensor,
+    generated: torch.Tensor,
+    subsets: int = 100,
+    subset_size: int = 1000,
+    seed: int = 2020,
+    kernel: Kernel = polynomial_kernel,
+) -> tuple[float, float]:
+    """Mean and standard deviation of `kernel_distance` over random subsets, drawn as torch-fidelity draws
+    them.
+    """
+    random, values = np.random.RandomState(seed), []
+    for _ in range(subsets):
+        fake = generated[torch.from_numpy(random.choice(len(generated), subset_size, replace=False))]
+        real = reference[torch.from_numpy(random.choice(len(reference), subset_size, replace=False))]
+        values.append(kernel_distance(real, fake, kernel).value)
+    return float(np.mean(values)), float(np.std(values))
+
+
+def inception_score_splits(
+    logits: torch.Tensor, splits: int = 10, seed: int | None = 2020
+) -> tuple[float, float]:
+    """Mean and standard deviation of the score of `splits` parts, shuffled as torch-fidelity does with
+    `seed`; None keeps the order.
+    """
+    n = len(logits)
+    if seed is not None:
+        logits = logits[torch.from_numpy(np.random.RandomState(seed).permutation(n))]
+    scores = [inception_score(logits[i * n // splits : (i + 1) * n // splits]).value for i in range(splits)]
+    return float(np.mean(scores)), float(np.std(scores))
+
+
 FOLDER = Path(os.environ.get("LITGEN_GOLDENS") or Path(__file__).parents[1] / "goldens") / "metrics"
 if not (FOLDER / "expected_features.json").exists():
     pytest.skip(f"{FOLDER} holds no goldens: others are being replayed", allow_module_level=True)
