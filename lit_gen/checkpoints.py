@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from lit_gen.errors import ConfigError
+from lit_gen.errors import ConfigError, Exit
 
 __all__ = ["AtomicCheckpointIO", "folder", "newest_good", "read"]
 
@@ -31,13 +31,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             os.replace(part, path)
         except OSError as error:
             needed = _tensor_bytes(checkpoint) / 2**20
-            told = OSError(
-                error.errno,
+            raise Exit(
+                1,
                 f"{error.strerror}: could not write {path}, which needs {needed:.1f} MiB. The previous "
-                "checkpoint is untouched: free space there, then resume=<run folder>",
-            )
-            told.exit_code = 1  # the message is enough, a traceback would hide it
-            raise told from error
+                "checkpoint is untouched: free space there, then resume=<run folder>.",
+            ) from error
         finally:
             part.unlink(missing_ok=True)
         _sync_folder(path.parent)

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from lit_gen.config import schema
-from lit_gen.errors import ConfigError
+from lit_gen.errors import ConfigError, Exit
 
 __all__ = ["CONF_DIR", "entry_point", "is_main_process", "leave_nothing"]
 
@@ -79,13 +79,14 @@ def entry_point(config_name: str) -> Callable[[Callable[[Any], Any]], Callable[[
                 if failures:
                     raise failures[0]
             except Exception as error:
-                code = getattr(error, "exit_code", None)
-                message = _users_mistake(error)
-                if code is None and message is None:
-                    traceback.print_exc()
-                    sys.exit(1)
-                print(str(error) if code is not None else f"lit_gen: {message}", file=sys.stderr)
-                sys.exit(2 if code is None else code)
+                if isinstance(error, Exit):
+                    print(error, file=sys.stderr)
+                    sys.exit(error.code)
+                if message := _users_mistake(error):
+                    print(f"lit_gen: {message}", file=sys.stderr)
+                    sys.exit(2)
+                traceback.print_exc()
+                sys.exit(1)
             finally:
                 logging.captureWarnings(False)
 

@@ -113,12 +113,10 @@ def _why_alone(device: str) -> str:
 def _launched(cfg: DictConfig, local: int, nodes: int) -> Any:
     """Fabric, with the other processes started and joined."""
     from lightning.fabric import Fabric
-    from lightning.fabric.plugins.environments import (
-        LightningEnvironment,
-        SLURMEnvironment,
-        TorchElasticEnvironment,
-    )
-    from lightning.fabric.strategies import DDPStrategy
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+    from lightning.fabric.strategies.ddp import DDPStrategy
 
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -102,9 +102,8 @@ def wandb(
     `init_timeout` and `finish_timeout` are seconds. `checkpoints` sends best.ckpt and last.ckpt as an
     artifact `run-<id>` when the run ends.
     """
-    os.environ.setdefault(
-        "WANDB_SILENT", "true"
-    )  # its banner and hints; Settings(silent=True) comes too late for some
+    # Its banner and hints: Settings(silent=True) comes too late for some.
+    os.environ.setdefault("WANDB_SILENT", "true")
     import wandb as w
 
     if mode == "auto":
@@ -116,43 +115,43 @@ def wandb(
     )
     folder = Path(save_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    options = {
-        "name": name,
-        "save_dir": str(folder),
-        "project": project,
-        # wandb agent has given the run an id of its own
-        "id": None
-        if "WANDB_SWEEP_ID" in os.environ
-        else format(key("wandb", str(folder.resolve())), "x")[:12],
-        "group": group,
-        "tags": tags,
-        "settings": settings,
-    }
-    if mode == "online":
-        # said again in the settings: an earlier run of this process may have left another mode behind
-        online = options | {"settings": settings.model_copy(update={"mode": "online"})}
-        logger = _logger(checkpoints, resume="allow", **online)
-        try:
-            _ = logger.experiment
-            return logger
-        except Exception as error:  # wandb's own type, a socket's or a time-out's: the training goes on
-            warnings.warn(
-                f"W&B cannot be reached ({error}); logging offline, `wandb sync` sends it later.",
-                stacklevel=2,
-            )
-            w.teardown()  # the service keeps the failed run's id
-            mode = "offline"
+    own_id = format(key("wandb", str(folder.resolve())), "x")[:12]
+    options: dict[str, Any] = {"name": name, "save_dir": str(folder), "project": project, "group": group}
+    options |= {"tags": tags, "settings": settings, "checkpoints": checkpoints}
+    options["id"] = None if "WANDB_SWEEP_ID" in os.environ else own_id  # a sweep's agent has given one
+    if mode == "online" and (logger := _online(options)) is not None:
+        return logger
     if mode == "disabled":
         settings.mode = "disabled"
-        return _logger(checkpoints, **options)
-    return _logger(checkpoints, offline=True, **options)
+        return _Logger(**options)
+    return _Logger(**options, offline=True)
 
 
-def _logger(checkpoints: bool, **options: Any) -> WandbLogger:
-    logger = WandbLogger(**options)
-    logger.sends_checkpoints = checkpoints
-    logger._wandb_init.pop("anonymous", None)  # always handed on by Lightning, warned about by wandb
-    return logger
+class _Logger(WandbLogger):
+    """Lightning's; `checkpoints` says whether `close` sends them."""
+
+    def __init__(self, checkpoints: bool, **options: Any):
+        super().__init__(**options)
+        self.sends_checkpoints = checkpoints
+        self._wandb_init.pop("anonymous", None)  # always handed on by Lightning, warned about by wandb
+
+
+def _online(options: dict[str, Any]) -> WandbLogger | None:
+    """A logger that has reached the server; None, with a warning, where that fails."""
+    import wandb as w
+
+    # Said again in the settings: an earlier run of this process may have left another mode behind.
+    settings = options["settings"].model_copy(update={"mode": "online"})
+    logger = _Logger(**options | {"settings": settings}, resume="allow")
+    try:
+        _ = logger.experiment
+        return logger
+    except Exception as error:  # wandb's own type, a socket's or a time-out's: the training goes on
+        warnings.warn(
+            f"W&B cannot be reached ({error}); logging offline, `wandb sync` sends it later.", stacklevel=3
+        )
+        w.teardown()  # the service keeps the failed run's id
+        return None
 
 
 def close(loggers: Iterable[Logger], status: str = "success") -> None:
@@ -160,7 +159,7 @@ def close(loggers: Iterable[Logger], status: str = "success") -> None:
     for logger in loggers:
         logger.finalize(status)
         if isinstance(logger, WandbLogger) and sys.modules["wandb"].run is not None:
-            if getattr(logger, "sends_checkpoints", False):
+            if isinstance(logger, _Logger) and logger.sends_checkpoints:
                 _send_checkpoints(logger)
             sys.modules["wandb"].finish()
 
@@ -168,7 +167,7 @@ def close(loggers: Iterable[Logger], status: str = "success") -> None:
 def _send_checkpoints(logger: WandbLogger) -> None:
     import wandb as w
 
-    files = [Path(logger.save_dir) / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
+    files = [Path(logger.save_dir or ".") / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
     if files := [path for path in files if path.is_file()]:
         artifact = w.Artifact(f"run-{logger.experiment.id}", type="model")
         for path in files:

@@ -10,7 +10,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import lightning.pytorch as pl
 import torch
@@ -22,17 +22,64 @@ from torch.optim.lr_scheduler import LambdaLR
 from lit_gen.errors import ConfigError
 from lit_gen.rng import key, keyed_generator
 
-__all__ = ["BaseModule", "clip_gradients", "compiles", "lay_out_state", "optimization"]
+__all__ = [
+    "BaseModule",
+    "Results",
+    "Score",
+    "callbacks_of",
+    "clip_gradients",
+    "compiles",
+    "lay_out_state",
+    "optimization",
+]
 
 log = logging.getLogger(__name__)
+CallbackType = TypeVar("CallbackType", bound=pl.Callback)
+
+
+class Score(NamedTuple):
+    """A number by which the best checkpoint can be chosen, and the batches seen when it was measured."""
+
+    step: int
+    value: float
+
+
+class Results:
+    """What a run has measured so far. The module and the callbacks write it; the progress bar, the
+    checkpoints, `summary.json` and the closing table read it, and know no metric by name.
+
+    `logged` holds the newest value of every logged number, `scores` those that choose checkpoints, `summary`
+    what goes into `summary.json`, and `rows` the lines of the closing table, label -> text.
+    """
+
+    def __init__(self):
+        self.logged: dict[str, float] = {}
+        self.scores: dict[str, Score] = {}
+        self.summary: dict[str, Any] = {}
+        self.rows: dict[str, str] = {}
+
+    def score(self, name: str, step: int, value: float) -> None:
+        """Sets the newest value of a score, measured after `step` batches."""
+        self.scores[name] = Score(step, value)
+
+    def record(self, **values: Any) -> None:
+        """Adds entries to `summary.json`; values are what JSON can hold."""
+        self.summary |= values
+
+    def row(self, label: str, text: str) -> None:
+        """Adds a row to the closing table, below those that are there."""
+        self.rows[label] = text
 
 
 class BaseModule(pl.LightningModule):
     """Counting, keyed randomness and cheap logging.
 
     A subclass calls `self.log_scalars({...})` in its `training_step`; nothing is computed, reduced or written
-    except every `log_every`-th batch (one `self.log` per step costs half a millisecond). `ema_network()`
-    names the network that the EMA callback averages, and `guard(loss, parts)` watches for NaN.
+    except every `log_every`-th batch (one `self.log` per step costs half a millisecond). `watch(loss, parts)`
+    shows the NaN guard what to look at. `results` is what the run has measured (`Results`).
+
+    What a callback calls of a module is a Protocol in `lit_gen.callbacks.contracts`: a module that has
+    `ema_network()` can be averaged, one that has `sample(...)` can be measured.
 
     `compile` (see `compiles`) is decided when a training begins; a module that samples alone stays as it is.
     """
@@ -43,7 +90,7 @@ class BaseModule(pl.LightningModule):
         "evaluate": "lit-gen evaluate run={run}",
     }
     """What to type after a training."""
-    reads: ClassVar[frozenset[str]] = frozenset()
+    batch_keys: ClassVar[frozenset[str]] = frozenset()
     """What its steps take from a batch: `lit_gen.config.experiment` refuses data that lack it."""
 
     def __init__(self, seed: int = 0, log_every: int = 50, compile: bool | str = False):
@@ -56,13 +103,8 @@ class BaseModule(pl.LightningModule):
         self._log_clock: tuple[float, int] | None = None
         self._paced = [0.0, 0.0]  # seconds and images of all intervals between logs
         self._pending: dict[str, Tensor] = {}
-        self.last_scalars: dict[str, float] = {}
-        self.watched: dict[str, Any] | None = None
-        self.scores: dict[
-            str, tuple[int, float]
-        ] = {}  # name -> (batches seen, value): what checkpoints are chosen by
-        self.summary: dict[str, Any] = {}  # what callbacks want in summary.json
-        self.closing: dict[str, str] = {}  # what callbacks want in the closing table
+        self.results = Results()
+        self.nan_context: dict[str, Tensor] | None = None  # of the step, see `watch`
 
     # --- compiled networks ---
 
@@ -88,7 +130,7 @@ class BaseModule(pl.LightningModule):
 
     @property
     def _processed(self) -> int:
-        return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # pyright: ignore[reportAttributeAccessIssue] declared by its base class
 
     def on_train_start(self) -> None:
         self._processed_at_start = self._processed
@@ -114,10 +156,10 @@ class BaseModule(pl.LightningModule):
 
     def step_generator(self, purpose: str) -> torch.Generator:
         """This step's generator for `purpose`, the same on every rank: draw for the whole batch, then take
-        `own_part`."""
+        `local_shard`."""
         return keyed_generator(self.seed, purpose, self.batches_seen, device=self.device)
 
-    def own_part(self, rows: Tensor) -> Tensor:
+    def local_shard(self, rows: Tensor) -> Tensor:
         """This rank's rows of a tensor drawn for the batch of all ranks."""
         world_size = self.trainer.world_size if self._trainer is not None else 1
         return rows if world_size == 1 else rows.chunk(world_size)[self.global_rank]
@@ -150,7 +192,7 @@ class BaseModule(pl.LightningModule):
 
     def write(self, scalars: dict[str, float], step: int) -> None:
         """Hands numbers to the loggers (which act on rank 0 alone) at `step` batches."""
-        self.last_scalars |= scalars
+        self.results.logged |= scalars
         for logger in self.trainer.loggers:
             logger.log_metrics(scalars, step=step)
 
@@ -167,7 +209,7 @@ class BaseModule(pl.LightningModule):
         return pace
 
     def _global_batch_size(self) -> int:
-        return getattr(self.trainer.datamodule, "batch_size", 1)
+        return getattr(vars(self.trainer).get("datamodule"), "batch_size", 1)
 
     def training_pace(self) -> float:
         """Images per second of this launch, evaluations left out; 0 before the second log."""
@@ -217,23 +259,23 @@ class BaseModule(pl.LightningModule):
 
     # --- for callbacks ---
 
-    def ema_network(self) -> torch.nn.Module:
-        """The network whose weights the EMA callback averages."""
-        raise ConfigError(
-            f"{type(self).__name__} names no network for the EMA callback: leave it out (~callbacks.ema)."
-        )
-
-    def guard(self, loss: Tensor, details: dict[str, Tensor]) -> None:
+    def watch(self, loss: Tensor, details: Mapping[str, Tensor]) -> None:
         """Shows the NaN guard this step's loss and what to print if it is not finite (loss parts, noise
         levels)."""
-        self.watched = {"loss": loss.detach()} | {name: value.detach() for name, value in details.items()}
+        self.nan_context = {"loss": loss.detach()} | {name: v.detach() for name, v in details.items()}
+
+
+def callbacks_of(trainer: pl.Trainer, kind: type[CallbackType]) -> list[CallbackType]:
+    """The trainer's callbacks of a kind, in their order."""
+    callbacks: list[pl.Callback] = vars(trainer)["callbacks"]  # set by Lightning without a declaration
+    return [callback for callback in callbacks if isinstance(callback, kind)]
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], largest: float | None) -> Tensor:
     """The norm () of all gradients together, which are then scaled down to `largest` where it is more (None:
     left as they are). Works with every optimizer in bfloat16 and float32, and waits for no device."""
     parameters = [p for p in parameters if p.grad is not None]
-    norm = nn.utils.get_total_norm([p.grad for p in parameters])
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if largest is not None:
         nn.utils.clip_grads_with_norm_(parameters, largest, norm)
     return norm

@@ -5,7 +5,9 @@ A run folder holds `config.yaml` (resolved), `checkpoints/`, `grids/`, `wandb/`,
 """
 
 import csv
+import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 from lit_gen import checkpoints
 from lit_gen.errors import ConfigError
 
-__all__ = ["claim", "differences", "history", "saved_config", "write_whole"]
+__all__ = ["claim", "differences", "history", "plain", "saved_config", "summary", "write_whole"]
+
+RENAMED = {"confident_share": "confident_fraction", "fd_floor": "fd_train_test"}
+"""Names of numbers in runs of earlier versions -> their names today."""
 
 
 def claim(folder: Path, resume: bool) -> None:
@@ -37,12 +42,22 @@ def saved_config(run: str | Path) -> DictConfig:
     """The resolved configuration of a run folder or of a checkpoint file."""
     path = Path(run)
     if path.is_file():
-        return OmegaConf.create(checkpoints.read(path)["config"])
+        return DictConfig(checkpoints.read(path)["config"])
     if not path.is_dir():
         raise ConfigError(f"There is no run folder {path}.")
     if not (path / "config.yaml").is_file():
         raise ConfigError(f"{path} is not a run folder of lit_gen: it has no config.yaml.")
-    return OmegaConf.load(path / "config.yaml")
+    config = OmegaConf.load(path / "config.yaml")
+    if not isinstance(config, DictConfig):
+        raise ConfigError(f"{path / 'config.yaml'} holds a list: it is not the configuration of a run.")
+    return config
+
+
+def plain(node: DictConfig) -> dict[str, Any]:
+    """The node, resolved, as plain dictionaries and lists. Raises OmegaConf's error for a missing value."""
+    container = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
 
 
 def write_whole(path: Path, text: str) -> Path:
@@ -56,8 +71,9 @@ def write_whole(path: Path, text: str) -> Path:
 def history(run: str | Path) -> dict[str, dict[int, float]]:
     """Logged numbers of a run over all its launches: name -> {batches seen: value}; later launches win.
 
-    The run may be training meanwhile: a last line that is not written to its end is left out. Runs of
-    before `metrics.csv` have `csv/version_<launch>/metrics.csv`, a column a name.
+    Names of earlier versions are today's (`RENAMED`). The run may be training meanwhile: a last line that is
+    not written to its end is left out. Runs of before `metrics.csv` have `csv/version_<launch>/metrics.csv`,
+    a column a name.
     """
     result: dict[str, dict[int, float]] = {}
     run = Path(run)
@@ -70,11 +86,28 @@ def history(run: str | Path) -> dict[str, dict[int, float]]:
             step = int(cells.pop("step"))
             for name, value in cells.items():
                 if value:
-                    result.setdefault(name, {})[step] = float(value)
+                    result.setdefault(_renamed(name), {})[step] = float(value)
     if (run / "metrics.csv").is_file():
         for step, name, value in _whole_rows(run / "metrics.csv")[1:]:
-            result.setdefault(name, {})[int(step)] = float(value)
+            result.setdefault(_renamed(name), {})[int(step)] = float(value)
     return result
+
+
+def summary(run: str | Path) -> dict[str, Any]:
+    """`summary.json` of a run that has ended, by the names of today; empty without one. Raises ConfigError if
+    it is damaged."""
+    path = Path(run) / "summary.json"
+    try:
+        found = json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged ({error}): remove it.") from error
+    return {_renamed(name): value for name, value in found.items()}
+
+
+def _renamed(name: str) -> str:
+    for old, new in RENAMED.items():
+        name = name.replace(old, new)
+    return name
 
 
 def _whole_rows(path: Path) -> list[list[str]]:
@@ -95,7 +128,7 @@ def differences(configs: dict[str, DictConfig]) -> dict[str, dict[str, Any]]:
     return different
 
 
-def _leaves(node: Any, at: str = "") -> Any:
+def _leaves(node: Any, at: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(node, dict) and node:
         for key, value in node.items():
             yield from _leaves(value, f"{at}.{key}" if at else str(key))

@@ -44,7 +44,7 @@ def score() -> list[ws.Section]:
             line("kernel distance", regex=KERNELS),
             line("other measures", regex=OTHERS),
             wr.ScalarChart(title="final Frechet distance", metric="summary/fd", groupby_aggfunc="min"),
-            line("samples that the classifier is sure of", "samples/confident_share"),
+            line("confident fraction of the samples", "samples/confident_fraction"),
         ),
         section(
             "Pictures",

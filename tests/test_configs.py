@@ -98,7 +98,7 @@ def test_laptop_experiments_share_one_budget_and_train(compose, tmp_path, name):
     experiment = build(compose(f"experiment={name}", *short, *off, *logger), tmp_path)
     experiment.trainer.fit(experiment.module, datamodule=experiment.data)
     assert experiment.module.batches_seen == 2
-    assert experiment.module.last_scalars["train/grad_norm"] > 0
+    assert experiment.module.results.logged["train/grad_norm"] > 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -80,7 +80,7 @@ def test_more_processes_than_images_to_show_and_to_measure(tiny, fit, tmp_path):
     a, b = (runs.history(tmp_path / name) for name in ("one", "three"))
     (name,) = (n for n in a if n.startswith("fd_digits64"))
     assert b[name] == pytest.approx(a[name], rel=1e-2)
-    assert b["samples/confident_share"] == a["samples/confident_share"]
+    assert b["samples/confident_fraction"] == a["samples/confident_fraction"]
     for step in (1, 2):
         pictures = (tmp_path / run / "grids" / f"grid_{step:07d}.png" for run in ("one", "three"))
         picture, other = (np.asarray(Image.open(path)).astype(int) for path in pictures)

@@ -48,7 +48,7 @@ class Moved:
         options = *SGD, f"trainer.precision={'32-true' if watch.half else precision}", *options
         module = fit(folder, *options, callbacks=[watch]).module
         self.step = torch.cat([p.detach().flatten() for p in module.parameters()]) - watch.start
-        self.norm = module.last_scalars["train/grad_norm"]
+        self.norm = module.results.logged["train/grad_norm"]
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])

@@ -7,6 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 
+from lit_gen.callbacks.contracts import base
 from lit_gen.checkpoints import folder
 from lit_gen.errors import ConfigError
 
@@ -17,9 +18,9 @@ class Checkpoint(LightningCheckpoint):
     """Saves `last.ckpt` every `every` batches and at the end, keeps the one before as `previous.ckpt`, and
     copies the best.
 
-    `best.ckpt` is the one with the smallest (`mode="min"`) value of `monitor` among the numbers that
-    callbacks put in `module.scores`, the newest Frechet distance for one; a checkpoint is saved whenever a
-    new best appears. Batches are counted, not optimizer steps. Files are written atomically
+    `best.ckpt` is the one with the smallest (`mode="min"`) score named `monitor`
+    (`lit_gen.module.Results`), the Frechet distance for one; a checkpoint is saved whenever a new best
+    appears. Batches are counted, not optimizer steps. Files are written atomically
     (`lit_gen.checkpoints`).
     """
 
@@ -36,15 +37,17 @@ class Checkpoint(LightningCheckpoint):
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "best_step": self.best_step}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best, self.best_step = state["best"], state["best_step"]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.best_step = state_dict["best"], state_dict["best_step"]
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        step = pl_module.batches_seen
-        score = pl_module.scores.get(self.monitor) if self.monitor else None
-        better = score is not None and score[0] == step and self._is_better(score[1])
-        if better:
-            self.best, self.best_step = score[1], step
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        module = base(pl_module)
+        step, better = module.batches_seen, False
+        score = module.results.scores.get(self.monitor) if self.monitor else None
+        if score is not None and score.step == step and self._is_better(score.value):
+            self.best, self.best_step, better = score.value, step, True
         if (better or step % self.every == 0) and step % trainer.accumulate_grad_batches == 0:
             self.save(trainer)
             if better:
@@ -57,7 +60,7 @@ class Checkpoint(LightningCheckpoint):
         """Writes last.ckpt for the present batch count, once. Every rank must call it."""
         where = folder(trainer.default_root_dir)
         last, previous = where / "last.ckpt", where / "previous.ckpt"
-        step = trainer.lightning_module.batches_seen
+        step = base(trainer.lightning_module).batches_seen
         if step != self._saved_at:
             if trainer.is_global_zero and last.exists():
                 _link(last, previous)

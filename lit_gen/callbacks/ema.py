@@ -16,7 +16,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lit_gen.callbacks.contracts import HasAverage, base, of
 from lit_gen.errors import ConfigError
+from lit_gen.module import BaseModule, callbacks_of
 from lit_gen.score.phema import exponent, power_beta
 
 __all__ = ["EMA", "HalfLife", "Power", "evaluating"]
@@ -71,6 +73,8 @@ class EMA(pl.Callback):
     average of any other length.
     """
 
+    requires = HasAverage
+
     def __init__(
         self, decay: float | Callable[[int], float] = 0.9999, warmup: bool = True, keep_every: int = 0
     ):
@@ -92,26 +96,32 @@ class EMA(pl.Callback):
         return f"EMA{{'decay': {self.decay}}}"
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        weights = _weights(pl_module.ema_network())
+        weights = _weights(of(pl_module, HasAverage).ema_network())
         if not self.shadow:
             self.shadow = {name: w.detach().clone() for name, w in weights.items()}
         else:
             self.shadow = {name: self.shadow[name].to(w.device) for name, w in weights.items()}
         self._seen_steps, self._weights = trainer.global_step, weights
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
-        first = next(c for c in trainer.callbacks if isinstance(c, EMA))
-        if first is self and pl_module.should_log:
-            pl_module.log_scalars({"train/ema_decay": self.decay_of(self.num_updates + 1)})
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        module = base(pl_module)
+        if module.should_log and callbacks_of(trainer, EMA)[0] is self:
+            module.log_scalars({"train/ema_decay": self.decay_of(self.num_updates + 1)})
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.global_step != self._seen_steps:  # no update while gradients accumulate
             self._seen_steps = trainer.global_step
             self.update(self._weights)
-        if self.keep_every and trainer.is_global_zero and pl_module.batches_seen % self.keep_every == 0:
-            self._keep(Path(trainer.default_root_dir) / "averages", pl_module.batches_seen)
+        step = base(pl_module).batches_seen
+        if self.keep_every and trainer.is_global_zero and step % self.keep_every == 0:
+            self._keep(Path(trainer.default_root_dir) / "averages", step)
 
     def _keep(self, folder: Path, step: int) -> None:
+        assert isinstance(self.decay, Power)  # of a `keep_every`
         folder.mkdir(exist_ok=True)
         path = folder / f"{self.decay.std:.4f}_{step:09d}.safetensors"
         part = path.with_suffix(".part")
@@ -124,7 +134,8 @@ class EMA(pl.Callback):
         """One step towards the weights, given by name."""
         self.num_updates += 1
         decay = self.decay_of(self.num_updates)
-        torch._foreach_lerp_(list(self.shadow.values()), [weights[n] for n in self.shadow], 1 - decay)
+        shadow, own = list(self.shadow.values()), [weights[name] for name in self.shadow]
+        torch._foreach_lerp_(shadow, own, 1 - decay)  # pyright: ignore[reportPrivateImportUsage] no public name
 
     def decay_of(self, update: int) -> float:
         """The decay of an update, counted from 1."""
@@ -154,8 +165,8 @@ class EMA(pl.Callback):
             raise RuntimeError("A checkpoint was asked for while the network holds its EMA weights.")
         return {"num_updates": self.num_updates, "shadow": self.shadow}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.num_updates, self.shadow = state["num_updates"], dict(state["shadow"])
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.num_updates, self.shadow = state_dict["num_updates"], dict(state_dict["shadow"])
 
 
 @contextmanager
@@ -163,19 +174,19 @@ def evaluating(trainer: pl.Trainer) -> Iterator[pl.LightningModule]:
     """The module in eval mode, without gradients, with the EMA weights if there is an EMA callback; then as
     before."""
     module = trainer.lightning_module
-    ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)
+    averages = callbacks_of(trainer, EMA)
     training = module.training
     module.eval()
     try:
         with torch.no_grad():
-            if ema is None:
-                yield module
-            else:
-                with ema.applied(module.ema_network()):
+            if averages:
+                with averages[0].applied(of(module, HasAverage).ema_network()):
                     yield module
+            else:
+                yield module
     finally:
         module.train(training)
-        if hasattr(module, "restart_clock"):
+        if isinstance(module, BaseModule):
             module.restart_clock()
 
 
@@ -185,4 +196,5 @@ def _weights(network: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _copy(into: dict[str, Tensor], values: dict[str, Tensor]) -> None:
-    torch._foreach_copy_(list(into.values()), [values[name] for name in into])
+    own, new = list(into.values()), [values[name] for name in into]
+    torch._foreach_copy_(own, new)  # pyright: ignore[reportPrivateImportUsage] no public name

@@ -1,22 +1,22 @@
 """Pictures while training: grids of samples, and how one sample comes out of noise."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
+from lit_gen.callbacks.contracts import Periodic, Sampler, Samples, SamplesTrajectories, of
 from lit_gen.callbacks.ema import evaluating
 from lit_gen.errors import ConfigError
 from lit_gen.images import grid, save_png
+from lit_gen.module import BaseModule
 
 __all__ = ["SampleGrid", "show"]
 
 
-class SampleGrid(pl.Callback):
+class SampleGrid(Periodic):
     """Every `every` batches and at the end: a grid of `num` samples from the EMA weights, always of the same
     seeds, as `grids/samples_<batches>.png` and to W&B as `samples/grid`; at the end also
     `samples/trajectory`, one row a sample, from noise on the left to the image on the right.
@@ -28,7 +28,7 @@ class SampleGrid(pl.Callback):
     `module.sample_trajectory(indices, seed, num_frames) -> uint8 (N, F, C, H, W)`.
     """
 
-    asks = ("sample", "sample_trajectory")
+    requires = SamplesTrajectories
 
     def __init__(
         self,
@@ -38,48 +38,51 @@ class SampleGrid(pl.Callback):
         trajectories: int = 4,
         frames: int = 10,
         scale: int = 0,
-        sampler: Callable[..., Tensor] | None = None,
+        sampler: Sampler | None = None,
     ):
-        if num < 1 or every < 1:
-            raise ConfigError(f"callbacks.grid: every={every} and num={num} must be at least 1.")
-        self.every, self.num, self.seed = every, num, seed
+        super().__init__(every, "callbacks.grid")
+        if num < 1:
+            raise ConfigError(f"callbacks.grid.num={num}: must be at least 1 image.")
+        self.num, self.seed = num, seed
         self.trajectories, self.frames, self.scale = trajectories, frames, scale
         self.sampler = sampler
 
-    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self.sampler is not None:
-            pl_module.check(self.sampler)
+            of(pl_module, Samples).check(self.sampler)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
-        if pl_module.batches_seen % self.every == 0:
-            self.draw(trainer, pl_module, self.sampler)
+    def act(self, trainer: pl.Trainer, module: BaseModule) -> None:
+        self.draw(trainer, module, self.sampler)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if self.sampler is not None or pl_module.batches_seen % self.every:
-            self.draw(trainer, pl_module)
+    def finish(self, trainer: pl.Trainer, module: BaseModule) -> None:
+        if self.sampler is not None or module.batches_seen % self.every:
+            self.draw(trainer, module)
         if trainer.is_global_zero and self.trajectories:
             with evaluating(trainer):
-                frames = pl_module.sample_trajectory(range(self.trajectories), self.seed, self.frames)
+                frames = of(module, SamplesTrajectories).sample_trajectory(
+                    range(self.trajectories), self.seed, self.frames
+                )
             picture = grid(frames.flatten(0, 1), columns=frames.shape[1], scale=self._scale(frames))
             show(
                 trainer,
                 "trajectory",
                 picture,
-                pl_module.batches_seen,
+                module.batches_seen,
                 f"seeds {self.seed}:0-{self.trajectories - 1}",
             )
 
-    def draw(self, trainer: pl.Trainer, pl_module: Any, sampler: Callable[..., Tensor] | None = None) -> None:
+    def draw(self, trainer: pl.Trainer, module: BaseModule, sampler: Sampler | None = None) -> None:
         """Every rank samples its share; rank 0 puts the picture together."""
+        model = of(module, Samples)
         # Without a share, with more ranks than images, a rank draws one that `gather_rows` leaves out.
         mine = range(trainer.global_rank, self.num, trainer.world_size) or range(1)
         with evaluating(trainer):
-            images = pl_module.sample(mine, self.seed, sampler)
+            images = model.sample(mine, self.seed, sampler)
         images = gather_rows(trainer, images, self.num)
         if trainer.is_global_zero:
-            step = pl_module.batches_seen
+            step = module.batches_seen
             caption = (
-                f"batch {step}, {pl_module.sampler_name(sampler)}, seeds {self.seed}:0-{self.num - 1}, "
+                f"batch {step}, {model.sampler_name(sampler)}, seeds {self.seed}:0-{self.num - 1}, "
                 "EMA weights"
             )
             show(trainer, "grid", grid(images, scale=self._scale(images)), step, caption)

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from lit_gen.callbacks.checkpoint import Checkpoint
+from lit_gen.callbacks.contracts import base
 from lit_gen.checkpoints import folder
-from lit_gen.errors import ConfigError
+from lit_gen.errors import ConfigError, Exit
+from lit_gen.module import BaseModule, callbacks_of
 
 __all__ = ["NaNGuard", "NotFiniteError", "Signals", "Stopped"]
 
@@ -22,14 +24,15 @@ class NotFiniteError(RuntimeError):
     """A loss became NaN or infinite; the message says where and what to resume from."""
 
 
-class Stopped(RuntimeError):
-    """The run was asked to stop and saves its state. `exit_code` is 128 + the signal's number."""
+class Stopped(Exit):
+    """The run was asked to stop and saves its state. `code` is 128 + the signal's number."""
 
     def __init__(self, signum: int, step: int):
-        self.signum, self.exit_code = signum, 128 + signum
+        self.signum = signum
         super().__init__(
+            128 + signum,
             f"Stopped by {signal.Signals(signum).name} after batch {step}; "
-            "the state is saved, resume=<run folder> goes on."
+            "the state is saved, resume=<run folder> goes on.",
         )
 
 
@@ -48,10 +51,13 @@ class NaNGuard(pl.Callback):
         self.every = every
         self._bad: dict[str, Tensor] | None = None
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
-        if pl_module.watched is None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        module = base(pl_module)
+        step, shown = module.batches_seen, module.nan_context
+        if shown is None:
             return
-        step, shown = pl_module.batches_seen, pl_module.watched
         bad = ~torch.isfinite(shown["loss"]).all()
         if self._looks_at_once(bad.device):
             if bad:
@@ -76,7 +82,7 @@ class NaNGuard(pl.Callback):
             shown = {k: v for k, v in self._bad.items() if k not in ("seen", "step")}
             self._stop(trainer, int(self._bad["step"]), shown)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.check(trainer)
 
     @staticmethod
@@ -85,22 +91,19 @@ class NaNGuard(pl.Callback):
 
     @staticmethod
     def _will_save(trainer: pl.Trainer, step: int) -> bool:
-        return any(step % c.every == 0 for c in trainer.callbacks if isinstance(c, Checkpoint))
+        return any(step % c.every == 0 for c in callbacks_of(trainer, Checkpoint))
 
     @staticmethod
     def _stop(trainer: pl.Trainer, step: int, shown: dict[str, Tensor]) -> None:
         details = "; ".join(f"{name}: {_brief(value)}" for name, value in shown.items())
         last = folder(trainer.default_root_dir) / "last.ckpt"
         good = f"The last good checkpoint is {last}." if last.exists() else "No checkpoint had been saved."
+        clipping = base(trainer.lightning_module).clipping_option
         raise NotFiniteError(
             f"The loss is not finite at batch {step} (rank {trainer.global_rank}). {details}. {good} "
-            f"Try a smaller learning rate, gradient clipping ({_clipping(trainer)}=1) "
+            f"Try a smaller learning rate, gradient clipping ({clipping}=1) "
             "or trainer.precision=32-true."
         )
-
-
-def _clipping(trainer: pl.Trainer) -> str:
-    return getattr(trainer.lightning_module, "clipping_option", "trainer.gradient_clip_val")
 
 
 def _brief(value: Tensor) -> str:
@@ -132,11 +135,11 @@ class Signals(pl.Callback):
         self.requeue, self.agree_every = requeue, agree_every
         self.received = 0
         self._deferring = False
-        self._trainer: pl.Trainer | None = None
+        self._module: BaseModule | None = None  # in training
         self._before: dict[int, Callable | int | None] = {}
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self._trainer, self._deferring = trainer, trainer.world_size > 1
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._module, self._deferring = base(pl_module), trainer.world_size > 1
         # Lightning has the ranks agree before every batch, which waits for the device. SIGTERM is ours, and
         # they agree below.
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing
@@ -150,14 +153,18 @@ class Signals(pl.Callback):
         if self.received and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signum
-        if not self._deferring:
-            raise Stopped(signum, self._trainer.lightning_module.batches_seen)
+        if not self._deferring and self._module is not None:
+            raise Stopped(signum, self._module.batches_seen)
 
-    def on_train_batch_start(self, *_: Any) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         self._deferring = True
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
-        step, signum = pl_module.batches_seen, self.received
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step, signum = base(pl_module).batches_seen, self.received
         if trainer.world_size > 1:
             if step % self.agree_every:
                 return
@@ -169,7 +176,9 @@ class Signals(pl.Callback):
                 raise Stopped(signum, step)
             self._deferring = trainer.world_size > 1
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
         if isinstance(exception, Stopped):
             if trainer.world_size == 1:
                 self._save(trainer)
@@ -183,12 +192,12 @@ class Signals(pl.Callback):
 
     @staticmethod
     def _save(trainer: pl.Trainer) -> None:
-        for guard in (c for c in trainer.callbacks if isinstance(c, NaNGuard)):
+        for guard in callbacks_of(trainer, NaNGuard):
             guard.check(trainer)
-        for saver in (c for c in trainer.callbacks if isinstance(c, Checkpoint)):
+        for saver in callbacks_of(trainer, Checkpoint):
             saver.save(trainer)
 
-    def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
         self._before = {}

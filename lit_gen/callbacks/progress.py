@@ -17,6 +17,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from lit_gen.callbacks.contracts import base
+from lit_gen.module import Results, callbacks_of
+
 __all__ = ["ProgressBar", "working"]
 
 
@@ -33,29 +36,29 @@ class ProgressBar(pl.Callback):
         self._task: TaskID | None = None  # the training's
         self._drawn = 0.0
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        self._start, self._start_step, self._drawn = (
-            time.monotonic(),
-            pl_module.batches_seen,
-            time.monotonic(),
-        )
+        self._start_step = base(pl_module).batches_seen
+        self._start = self._drawn = time.monotonic()
         self._open()
         if self._bar is not None:
             self._task = self._bar.add_task(
                 "training", total=self._total(trainer), completed=self._start_step, numbers=""
             )
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         now = time.monotonic()
         if not trainer.is_global_zero or now - self._drawn < (
             self.interval if self._bar else self.line_seconds
         ):
             return
         self._drawn = now
-        step, numbers = pl_module.batches_seen, self._numbers(pl_module)
-        if self._bar is not None:
+        module = base(pl_module)
+        step, numbers = module.batches_seen, self._numbers(module.results)
+        if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=step, numbers=numbers)
         else:
             total, pace = self._total(trainer), (step - self._start_step) / (now - self._start)
@@ -68,7 +71,9 @@ class ProgressBar(pl.Callback):
         alone = self._bar is None
         self._open()
         try:
-            yield self._line(what, total, announce) if self._bar is None else self._row(what, total)
+            yield (
+                self._line(what, total, announce) if self._bar is None else self._row(self._bar, what, total)
+            )
         finally:
             if alone:
                 self._close()
@@ -77,15 +82,16 @@ class ProgressBar(pl.Callback):
                     if task != self._task:
                         self._bar.remove_task(task)
 
-    def _row(self, what: str, total: int) -> Callable[[int], None]:
+    @staticmethod
+    def _row(bar: Progress, what: str, total: int) -> Callable[[int], None]:
         """Advances a second row of the bar."""
-        task, start, done = self._bar.add_task(what, total=total, numbers=""), time.monotonic(), 0
+        task, start, done = bar.add_task(what, total=total, numbers=""), time.monotonic(), 0
 
         def advance(n: int) -> None:
             nonlocal done
             done += n
             pace = done / max(time.monotonic() - start, 1e-9)
-            self._bar.update(task, completed=done, numbers=f"{pace:.3g}/s")
+            bar.update(task, completed=done, numbers=f"{pace:.3g}/s")
 
         return advance
 
@@ -112,21 +118,25 @@ class ProgressBar(pl.Callback):
         return None if trainer.max_steps < 0 else trainer.max_steps * trainer.accumulate_grad_batches
 
     @staticmethod
-    def _numbers(pl_module: Any) -> str:
-        scalars = pl_module.last_scalars
+    def _numbers(results: Results) -> str:
+        scalars = results.logged
         shown = {
             n.removeprefix("train/"): v for n, v in scalars.items() if n.endswith("/loss") and n != "val/loss"
         }
-        shown["img/s"] = scalars.get("throughput/images_per_second")
-        shown |= {name: value for name, (_, value) in pl_module.scores.items()}
-        return ", ".join(f"{name} {value:.4g}" for name, value in shown.items() if value is not None)
+        if (pace := scalars.get("throughput/images_per_second")) is not None:
+            shown["img/s"] = pace
+        shown |= {name: score.value for name, score in results.scores.items()}
+        return ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if self._bar is not None:
-            self._bar.update(self._task, completed=pl_module.batches_seen, numbers=self._numbers(pl_module))
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._bar is not None and self._task is not None:
+            module = base(pl_module)
+            self._bar.update(self._task, completed=module.batches_seen, numbers=self._numbers(module.results))
         self._close()
 
-    def on_exception(self, *_: Any) -> None:
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
         self._close()
 
     def _open(self) -> None:
@@ -162,9 +172,9 @@ def working(
     On a terminal it is a row of the bar; elsewhere a line before the first item, unless `announce` is False,
     and one every `line_seconds`.
     """
-    bar = next((c for c in trainer.callbacks if isinstance(c, ProgressBar)), None)
-    if bar is None or not trainer.is_global_zero:
+    bars = callbacks_of(trainer, ProgressBar)
+    if not bars or not trainer.is_global_zero:
         yield lambda n: None
     else:
-        with bar.work(what, total, announce) as advance:
+        with bars[0].work(what, total, announce) as advance:
             yield advance

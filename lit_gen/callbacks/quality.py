@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_gen.callbacks.checkpoint import Checkpoint
+from lit_gen.callbacks.contracts import ImageData, Periodic, Sampler, Samples, data_of, of
 from lit_gen.callbacks.ema import evaluating
 from lit_gen.callbacks.progress import working
 from lit_gen.errors import ConfigError
@@ -27,10 +28,10 @@ from lit_gen.metrics import (
     reference_summary,
 )
 from lit_gen.metrics.distributed import own_batches
+from lit_gen.module import BaseModule, callbacks_of
 
 __all__ = ["SampleQuality"]
 
-Sampler = Callable[..., Tensor]
 CLASSES = 1024  # of a classifier, at most
 
 
@@ -41,17 +42,17 @@ class _Drawn:
     step: int
     sampler: Sampler | None
     evaluation: Evaluation
-    sure: Tensor  # how many samples the classifier is sure of, for each class; the last: it is not
+    confident: Tensor  # how many samples of each class have p > 0.9; the last: of none
     n: int = 0
 
 
-class SampleQuality(pl.Callback):
+class SampleQuality(Periodic):
     """Every `every` batches the Frechet distance of `num_images` samples (EMA weights, seeds fixed) to the
-    test split; at the end that of `final_images` (None: as many as the training split has) beside its floor,
-    the distance of the training split itself to the test split.
+    test split; at the end that of `final_images` (None: as many as the training split has) beside the
+    train-test FD, the distance of the training split itself to the test split.
 
     Logged under the extractor's full name (`ExtractorId.key`), because distances by different networks do not
-    compare, and kept as `module.scores["fd"]` for the choice of the best checkpoint. Image i is sampled by
+    compare, and kept as the score `fd`, which chooses the best checkpoint. Image i is sampled by
     rank i mod W and depends on its seed alone, so the distance does not depend on the number of devices.
 
     `sampler` is the one of the distances while training, None the module's own. A recipe whose own takes a
@@ -63,11 +64,11 @@ class SampleQuality(pl.Callback):
     the samples. Beside each stands its standard error as `se/<name>`, where it has one. `reservoir` images at
     most are kept as features for those that need them.
 
-    `classifier`, an extractor with logits trained on the same classes, adds the share of the final samples
-    whose class it is sure of (p > 0.9) and the number of classes found.
+    `classifier`, an extractor with logits trained on the same classes, adds the confident fraction, the
+    fraction of samples with p > 0.9, and the number of classes found among those.
     """
 
-    asks = ("sample",)
+    requires = Samples
 
     def __init__(
         self,
@@ -87,12 +88,11 @@ class SampleQuality(pl.Callback):
             raise ConfigError(f"callbacks.quality.measures={list(measures)}: fd must be among them.")
         if "fdclass" in measures:
             raise ConfigError("fdclass is measured after the training: lit-gen evaluate per_class=true.")
-        if every < 1 or num_images < 2:
-            raise ConfigError(
-                f"callbacks.quality: every={every} must be at least 1 and num_images={num_images} at least 2."
-            )
+        super().__init__(every, "callbacks.quality")
+        if num_images < 2:
+            raise ConfigError(f"callbacks.quality.num_images={num_images}: must be at least 2.")
         self.extractor, self.classifier, self.sampler = extractor, classifier, sampler
-        self.every, self.num_images, self.final_images = every, num_images, final_images
+        self.num_images, self.final_images = num_images, final_images
         self.seed, self.batch_size = seed, batch_size
         self.measures, self.reservoir = tuple(measures), reservoir
         self._reference: Moments | Summary | None = None
@@ -101,9 +101,9 @@ class SampleQuality(pl.Callback):
         self._pace: dict[Sampler | None, tuple[int, float]] = {}  # samples so far, and the time they took
         self._running_name = ""  # of the distances while training
 
-    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self.sampler is not None:
-            pl_module.check(self.sampler)
+            of(pl_module, Samples).check(self.sampler)
         known_by_moments = {"fd", "fdinf", "is", "authpct"}.issuperset(self.measures)
         self._reference = (self.moments_of if known_by_moments else self.summary_of)(trainer, "test")
         self._training = self.summary_of(trainer, "train") if "authpct" in self.measures else None
@@ -111,25 +111,25 @@ class SampleQuality(pl.Callback):
     def state_dict(self) -> dict[str, Any]:
         return {"running_name": self._running_name}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._running_name = state["running_name"]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._running_name = state_dict["running_name"]
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         before = self._running_name
         own = self.extractor.id.key("fd", self.num_images)
-        self._running_name = own + self._suffix(pl_module, self.sampler)
+        self._running_name = own + self._suffix(of(pl_module, Samples), self.sampler)
         if before and before != self._running_name:
             rank_zero_warn(
                 f"The best checkpoint is chosen anew: the run measured {before} until now, which does not "
                 f"compare with {self._running_name}."
             )
-            for callback in trainer.callbacks:
-                if isinstance(callback, Checkpoint) and callback.monitor == "fd":
+            for callback in callbacks_of(trainer, Checkpoint):
+                if callback.monitor == "fd":
                     callback.best = callback.best_step = None
 
     def moments_of(self, trainer: pl.Trainer, split: str) -> Moments:
         """Moments of a split's features, from the cache where they are known. Every rank must call it."""
-        dataset = trainer.datamodule.dataset(split)
+        dataset = data_of(trainer, ImageData).dataset(split)
         return reference_moments(
             lambda: self._images(trainer, split),
             self.extractor,
@@ -140,7 +140,7 @@ class SampleQuality(pl.Callback):
 
     def summary_of(self, trainer: pl.Trainer, split: str) -> Summary:
         """As `moments_of`, with a random part of the features."""
-        dataset = trainer.datamodule.dataset(split)
+        dataset = data_of(trainer, ImageData).dataset(split)
         return reference_summary(
             lambda: self._images(trainer, split),
             self.extractor,
@@ -152,74 +152,86 @@ class SampleQuality(pl.Callback):
 
     def _images(self, trainer: pl.Trainer, split: str) -> Iterator[tuple[range, Tensor, Tensor]]:
         """This rank's share of a split, on its device; in `setup` the module is not there yet."""
-        dataset, device = trainer.datamodule.dataset(split), trainer.strategy.root_device
+        data, device = data_of(trainer, ImageData), trainer.strategy.root_device
+        dataset = data.dataset(split)
         parts = own_batches(len(dataset), self.batch_size)
-        loader = trainer.datamodule.in_order(dataset, parts)
+        loader = data.in_order(dataset, parts)
         what = f"{self.extractor.id.name} features of the {split} images, computed once"
         with working(trainer, what, sum(map(len, parts))) as advance:
             for rows, batch in zip(parts, loader, strict=True):
                 yield rows, batch["image"].to(device, non_blocking=True), batch["label"]
                 advance(len(rows))
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
-        if pl_module.batches_seen % self.every == 0:
-            value = self.measure(trainer, pl_module, self.num_images, self.sampler)
-            pl_module.scores["fd"] = (pl_module.batches_seen, value)
+    def act(self, trainer: pl.Trainer, module: BaseModule) -> None:
+        value = self.measure(trainer, module, self.num_images, self.sampler)
+        module.results.score("fd", module.batches_seen, value)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        n = self.final_images or len(trainer.datamodule.train)
-        value = self.measure(trainer, pl_module, n)
+    def finish(self, trainer: pl.Trainer, module: BaseModule) -> None:
+        assert self._reference is not None  # since `setup`
+        n = self.final_images or len(data_of(trainer, ImageData).train)
+        value = self.measure(trainer, module, n)
         reference = self._reference if isinstance(self._reference, Moments) else self._reference.moments
-        floor = frechet_distance(reference, self.moments_of(trainer, "train"))
+        train_test = frechet_distance(reference, self.moments_of(trainer, "train"))
         drawn, seconds = self._pace[None]
-        pl_module.summary |= {
-            "fd": value,
-            "fd_floor": floor,
-            "fd_name": self.extractor.id.key("fd", n),
-            "fd_sampler": pl_module.sampler_name(),
-            "samples": n,
-            "samples_per_second": round(drawn / seconds, 1),
-        }
+        name, results = self.extractor.id.key("fd", n), module.results
+        results.record(
+            fd=value,
+            fd_train_test=train_test,
+            fd_name=name,
+            fd_sampler=of(module, Samples).sampler_name(),
+            samples=n,
+            samples_per_second=round(drawn / seconds, 1),
+        )
+        results.row(name, f"{value:.4f}")
+        results.row("  train-test FD (training split against test split)", f"{train_test:.4f}")
+        results.row("samples/s", f"{drawn / seconds:.0f}")
         if self.classifier is not None:
-            confident, classes = self._judged
-            pl_module.summary |= {"confident_share": confident, "classes_found": classes}
+            fraction, classes = self._confidence
+            results.record(confident_fraction=fraction, classes_found=classes)
+            results.row("confident fraction (samples with p > 0.9)", f"{100 * fraction:.1f} %")
+            results.row("classes found", str(classes))
 
-    def measure(self, trainer: pl.Trainer, pl_module: Any, n: int, sampler: Sampler | None = None) -> float:
+    def measure(
+        self, trainer: pl.Trainer, module: BaseModule, n: int, sampler: Sampler | None = None
+    ) -> float:
         """The distance of n samples by the sampler (None: the module's own), on every rank the same. Samples
         of it measured at this step before are not drawn again.
         """
-        kept = self._draw(trainer, pl_module, n, sampler)
+        assert self._reference is not None  # since `setup`
+        kept = self._draw(trainer, module, n, sampler)
         summary = kept.evaluation.summary()
         results = compare(self._reference, summary, training=self._training, only=self.measures)
-        suffix = self._suffix(pl_module, sampler)
+        suffix = self._suffix(of(module, Samples), sampler)
         scores = {name + suffix: estimate.value for name, estimate in results.items()}
         scores |= {
             f"se/{name}{suffix}": estimate.se for name, estimate in results.items() if estimate.se is not None
         }
         if self.classifier is not None:
-            self._judged = self._judge(trainer, kept.sure, n)
-            scores[f"samples/confident_share{suffix}"] = self._judged[0]
-        pl_module.write(scores, kept.step)
+            self._confidence = self._confident(trainer, kept.confident, n)
+            scores[f"samples/confident_fraction{suffix}"] = self._confidence[0]
+        module.write(scores, kept.step)
         return results[self.extractor.id.key("fd", n)].value
 
-    def _draw(self, trainer: pl.Trainer, pl_module: Any, n: int, sampler: Sampler | None) -> _Drawn:
+    def _draw(self, trainer: pl.Trainer, module: BaseModule, n: int, sampler: Sampler | None) -> _Drawn:
         """This rank's share of the n samples, in an `Evaluation`."""
-        step, kept = pl_module.batches_seen, self._drawn
+        model, step, kept = of(module, Samples), module.batches_seen, self._drawn
         if kept is None or (kept.step, kept.sampler) != (step, sampler) or kept.n > n:
-            sure = torch.zeros(CLASSES + 1, device=pl_module.device)
-            kept = _Drawn(step, sampler, Evaluation(self.extractor, reservoir=self.reservoir), sure)
+            confident = torch.zeros(CLASSES + 1, device=module.device)
+            kept = _Drawn(step, sampler, Evaluation(self.extractor, reservoir=self.reservoir), confident)
         begun = time.perf_counter()
         mine = [i for i in range(kept.n, n) if i % trainer.world_size == trainer.global_rank]
-        name = self.extractor.id.key("fd", n) + self._suffix(pl_module, sampler)
+        name = self.extractor.id.key("fd", n) + self._suffix(model, sampler)
         show = working(trainer, f"sampling for {name}", len(mine), announce=n != self.num_images)
         with evaluating(trainer), show as advance:
             for start in range(0, len(mine), self.batch_size):
                 indices = mine[start : start + self.batch_size]
-                images = pl_module.sample(indices, self.seed, sampler)
+                images = model.sample(indices, self.seed, sampler)
                 kept.evaluation.update(images, torch.tensor(indices))
                 if self.classifier is not None:
-                    p, found = self.classifier.with_logits(images)[1].softmax(1).max(1)
-                    kept.sure.index_add_(0, found.where(p > 0.9, CLASSES), torch.ones_like(p))
+                    logits = self.classifier.with_logits(images)[1]
+                    assert logits is not None  # of a classifier
+                    p, predicted = logits.softmax(1).max(1)
+                    kept.confident.index_add_(0, predicted.where(p > 0.9, CLASSES), torch.ones_like(p))
                 advance(len(indices))
         drawn, seconds = self._pace.get(sampler, (0, 0.0))
         self._pace[sampler] = (drawn + n - kept.n, seconds + time.perf_counter() - begun)
@@ -227,12 +239,14 @@ class SampleQuality(pl.Callback):
         self._drawn = kept
         return kept
 
-    def _suffix(self, pl_module: Any, sampler: Sampler | None) -> str:
+    @staticmethod
+    def _suffix(model: Samples, sampler: Sampler | None) -> str:
         """What tells the numbers of a sampler from those of the module's own."""
-        return "" if sampler is None else "_" + re.sub(r"[ ()]", "", pl_module.sampler_name(sampler))
+        return "" if sampler is None else "_" + re.sub(r"[ ()]", "", model.sampler_name(sampler))
 
-    def _judge(self, trainer: pl.Trainer, sure: Tensor, n: int) -> tuple[float, int]:
-        """The share of the n samples that are sure, and how many classes those have, over all ranks."""
+    @staticmethod
+    def _confident(trainer: pl.Trainer, confident: Tensor, n: int) -> tuple[float, int]:
+        """The confident fraction of the n samples, and how many classes those have, over all ranks."""
         if trainer.world_size > 1:
-            sure = trainer.strategy.reduce(sure.clone(), reduce_op="sum")
-        return float(sure[:CLASSES].sum() / n), int((sure[:CLASSES] > 0).sum())
+            confident = trainer.strategy.reduce(confident.clone(), reduce_op="sum")
+        return float(confident[:CLASSES].sum() / n), int((confident[:CLASSES] > 0).sum())

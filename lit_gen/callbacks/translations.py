@@ -4,26 +4,28 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from lit_gen.callbacks.contracts import Periodic, Translates, data_of, of
 from lit_gen.callbacks.ema import evaluating
 from lit_gen.callbacks.grid import show
 from lit_gen.callbacks.progress import working
+from lit_gen.data.fewshot_module import FewShotDataModule
 from lit_gen.errors import ConfigError
 from lit_gen.evaluation.classifiers import Schooling, has_contents, judge
 from lit_gen.funit.classifier import predict
 from lit_gen.funit.evaluation import Judge, Measures, copy_content, evaluate, paste_example
 from lit_gen.images import grid, to_float
+from lit_gen.module import BaseModule, Results
 from lit_gen.rng import keyed_generator
 
 __all__ = ["Translations", "contact_sheet"]
 
 
-class Translations(pl.Callback):
+class Translations(Periodic):
     """Every `every` batches and at the end, with the averaged generator: translations of source images into
     every target class, which K images show.
 
@@ -43,7 +45,7 @@ class Translations(pl.Callback):
         seed: of the content images and of the pasted images in the baseline.
     """
 
-    asks = ("translate",)
+    requires = Translates
 
     def __init__(
         self,
@@ -56,13 +58,8 @@ class Translations(pl.Callback):
         batch_size: int = 64,
         seed: int = 0,
     ):
-        counts = {
-            "every": every,
-            "contents": contents,
-            "rows": rows,
-            "columns": columns,
-            "batch_size": batch_size,
-        }
+        super().__init__(every, "callbacks.translations")
+        counts = {"contents": contents, "rows": rows, "columns": columns, "batch_size": batch_size}
         for name, value in counts.items():
             if value < 1:
                 raise ConfigError(f"callbacks.translations.{name}={value}: must be at least 1.")
@@ -70,18 +67,18 @@ class Translations(pl.Callback):
             raise ConfigError(
                 f"callbacks.translations.ks={list(ks)}: give numbers of class images, such as [1, 5]."
             )
-        self.every, self.ks, self.num_contents = every, sorted(set(ks)), contents
+        self.ks, self.num_contents = sorted(set(ks)), contents
         self.rows, self.columns, self.judging = rows, columns, judging
         self.batch_size, self.seed = batch_size, seed
         self._done, self.judged = -1, {}  # accuracies of the classifiers, once they are there
 
-    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self.num_contents < trainer.world_size:
             raise ConfigError(
                 f"callbacks.translations.contents={self.num_contents}: fewer than devices; "
                 f"give each of the {trainer.world_size} one."
             )
-        data = trainer.datamodule
+        data = data_of(trainer, FewShotDataModule)
         self.examples, _ = data.examples(self.ks[-1])
         self.content_index = data.contents(self.num_contents, self.seed)
         self._items = [data.train[int(i)] for i in self.content_index]
@@ -92,7 +89,7 @@ class Translations(pl.Callback):
 
     def _judge(self, trainer: pl.Trainer) -> None:
         """Adds the classifiers to what is measured."""
-        data = trainer.datamodule
+        data = data_of(trainer, FewShotDataModule)
         made = partial(
             judge,
             data,
@@ -114,52 +111,47 @@ class Translations(pl.Callback):
                 content_label=torch.tensor([item["content"] for item in self._items]),
             )
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
-        if pl_module.batches_seen % self.every == 0:
-            self.look(trainer, pl_module)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def finish(self, trainer: pl.Trainer, module: BaseModule) -> None:
         start = time.perf_counter()
-        if self._done != pl_module.batches_seen:
-            self.look(trainer, pl_module)
-        pl_module.summary |= {f"k_shot/{name}": round(value, 5) for name, value in self.newest.items()}
-        k = self.ks[-1]
+        if self._done != module.batches_seen:
+            self.act(trainer, module)
+        results, k = module.results, self.ks[-1]
+        results.record(**{f"k_shot/{name}": round(value, 5) for name, value in self.newest.items()})
         paste = partial(paste_example, generator=keyed_generator(self.seed, "paste"))
         for name, baseline in {"copying": copy_content, "pasting": paste}.items():
-            found = self._numbers(trainer, baseline, k)
-            pl_module.summary |= {f"{name}/{key}": round(value, 5) for key, value in found.items()}
-        pl_module.summary |= self.judged
-        pl_module.summary["k_shot/seconds"] = round(time.perf_counter() - start, 1)
-        pl_module.closing |= self._closing(k, pl_module.summary)
+            numbers = self._numbers(trainer, baseline, k)
+            results.record(**{f"{name}/{key}": round(value, 5) for key, value in numbers.items()})
+        results.record(**self.judged, **{"k_shot/seconds": round(time.perf_counter() - start, 1)})
+        self._rows(k, results)
 
-    def look(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def act(self, trainer: pl.Trainer, module: BaseModule) -> None:
         """Measures and draws. Every rank translates its share of the contents; rank 0 draws."""
-        step = pl_module.batches_seen
+        step, model = module.batches_seen, of(module, Translates)
         self._done, self.newest = step, {}
         with evaluating(trainer):
             if self.judging is not None and not self.judged:
                 self._judge(trainer)
             for k in self.ks:
-                found = self._numbers(trainer, pl_module.translate, k)
-                self.newest |= {f"{name}_k{k}": value for name, value in found.items()}
+                numbers = self._numbers(trainer, model.translate, k)
+                self.newest |= {f"{name}_k{k}": value for name, value in numbers.items()}
             if trainer.is_global_zero:
-                self._draw(trainer, pl_module)
-        pl_module.write({f"k_shot/{name}": value for name, value in self.newest.items()}, step)
+                self._draw(trainer, model, step)
+        module.write({f"k_shot/{name}": value for name, value in self.newest.items()}, step)
         for name in ("top1", "l1", "content"):
-            if f"{name}_k{self.ks[-1]}" in self.newest:
-                pl_module.scores[name] = (step, self.newest[f"{name}_k{self.ks[-1]}"])
+            if (value := self.newest.get(f"{name}_k{self.ks[-1]}")) is not None:
+                module.results.score(name, step, value)
 
     def _numbers(
         self, trainer: pl.Trainer, translate: Callable[[Tensor, Tensor], Tensor], k: int
     ) -> dict[str, float]:
         """Means over all contents and target classes, on every rank the same."""
-        measures = self.measures
-        if not measures.judges and measures.truth is None:
+        measures, truth = self.measures, self.measures.truth
+        if not measures.judges and truth is None:
             return {}
         mine = torch.arange(trainer.global_rank, self.num_contents, trainer.world_size)
         chosen = replace(
             measures,
-            truth=measures.truth and (lambda i, name: measures.truth(int(mine[i]), name)),
+            truth=None if truth is None else (lambda i, name: truth(int(mine[i]), name)),
             content_label=None if measures.content_label is None else measures.content_label[mine],
         )
         shown = {name: images[:k] for name, images in self.examples.items()}
@@ -172,29 +164,29 @@ class Translations(pl.Callback):
             found = dict(zip(found, (total[:-1] / total[-1]).tolist(), strict=True))
         return found
 
-    def _draw(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        step, k = pl_module.batches_seen, self.ks[-1]
+    def _draw(self, trainer: pl.Trainer, model: Translates, step: int) -> None:
+        k = self.ks[-1]
         names = list(self.examples)[:: max(1, len(self.examples) // self.columns)][: self.columns]
         contents = self.contents[: self.rows]
-        columns = [
-            pl_module.translate(to_float(contents), to_float(self.examples[name])).cpu() for name in names
-        ]
+        columns = [model.translate(to_float(contents), to_float(self.examples[name])).cpu() for name in names]
         picture = contact_sheet(contents, [self.examples[name] for name in names], torch.stack(columns, 1))
         show(trainer, "translations", picture, step, f"batch {step}, K = {k}, {', '.join(names)}")
 
-    def _closing(self, k: int, summary: dict[str, Any]) -> dict[str, str]:
+    @staticmethod
+    def _rows(k: int, results: Results) -> None:
         """Rows of the closing table: what was reached, and what copying and pasting reach."""
         titles = {
             "top1": f"translations that the classifier puts into the target class (K = {k})",
             "content": "translations whose content is read",
             "l1": "mean difference to the true translation",
         }
-        return {
-            title: f"{summary[f'k_shot/{name}_k{k}']:.3f} (copying {summary[f'copying/{name}']:.3f}, "
-            f"pasting {summary[f'pasting/{name}']:.3f})"
-            for name, title in titles.items()
-            if f"k_shot/{name}_k{k}" in summary
-        }
+        for name, title in titles.items():
+            if f"k_shot/{name}_k{k}" in results.summary:
+                reached, copying, pasting = (
+                    results.summary[key]
+                    for key in (f"k_shot/{name}_k{k}", f"copying/{name}", f"pasting/{name}")
+                )
+                results.row(title, f"{reached:.3f} (copying {copying:.3f}, pasting {pasting:.3f})")
 
 
 def contact_sheet(

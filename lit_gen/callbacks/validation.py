@@ -7,9 +7,10 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader
 
+from lit_gen.callbacks.contracts import Data, Periodic, Validates, data_of, of
 from lit_gen.callbacks.ema import evaluating
 from lit_gen.callbacks.progress import working
-from lit_gen.errors import ConfigError
+from lit_gen.module import BaseModule
 
 __all__ = ["TestBatches", "ValidationLoss"]
 
@@ -24,15 +25,14 @@ class TestBatches:
     def __init__(self):
         self._loader: DataLoader | None = None
 
-    def __call__(self, trainer: pl.Trainer, pl_module: Any) -> Iterator[dict[str, Any]]:
+    def __call__(self, trainer: pl.Trainer, module: BaseModule) -> Iterator[dict[str, Any]]:
         """`index` stays on the CPU, where a module keys its random numbers by it without a wait."""
-        data = trainer.datamodule
-        if self._loader is None:
-            self._loader = data.val_dataloader()
-        with working(trainer, "passing over the test images", len(self._loader), announce=False) as advance:
-            for batch in self._loader:
+        data = data_of(trainer, Data)
+        loader = self._loader = self._loader or data.val_dataloader()
+        with working(trainer, "passing over the test images", len(loader), announce=False) as advance:
+            for batch in loader:
                 index = {"index": batch["index"]} if "index" in batch else {}
-                moved = pl_module.transfer_batch_to_device(batch, pl_module.device, 0)
+                moved = module.transfer_batch_to_device(batch, module.device, 0)
                 yield data.on_after_batch_transfer(moved, 0) | index
                 advance(1)
 
@@ -41,7 +41,7 @@ class TestBatches:
         self._loader = None
 
 
-class ValidationLoss(pl.Callback):
+class ValidationLoss(Periodic):
     """Every `every` batches, `val/loss`: the mean over the test images of `module.validation_loss(batch) ->
     (B,)`.
 
@@ -49,30 +49,23 @@ class ValidationLoss(pl.Callback):
     number of devices and its changes are the network's alone.
     """
 
-    asks = ("validation_loss",)
+    requires = Validates
 
     def __init__(self, every: int = 500):
-        if every < 1:
-            raise ConfigError(f"callbacks.validation.every={every}: must be at least 1 batch.")
-        self.every = every
+        super().__init__(every, "callbacks.validation")
         self._batches = TestBatches()
 
-    def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._batches.close()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
-        if pl_module.batches_seen % self.every == 0:
-            self.measure(trainer, pl_module)
-
-    def measure(self, trainer: pl.Trainer, pl_module: Any) -> float:
-        total = torch.zeros(2, device=pl_module.device)
+    def act(self, trainer: pl.Trainer, module: BaseModule) -> None:
+        total = torch.zeros(2, device=module.device)
         with evaluating(trainer):
-            for batch in self._batches(trainer, pl_module):
-                losses = pl_module.validation_loss(batch)
+            for batch in self._batches(trainer, module):
+                losses = of(module, Validates).validation_loss(batch)
                 total += torch.stack([losses.sum(), torch.ones_like(losses).sum()])
         if trainer.world_size > 1:
             total = trainer.strategy.reduce(total, reduce_op="sum")
         value = float(total[0] / total[1])
-        pl_module.write({"val/loss": value}, pl_module.batches_seen)
-        pl_module.scores["val/loss"] = (pl_module.batches_seen, value)
-        return value
+        module.write({"val/loss": value}, module.batches_seen)
+        module.results.score("val/loss", module.batches_seen, value)

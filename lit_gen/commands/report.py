@@ -118,7 +118,7 @@ def _trials(folder: Path) -> list[Path]:
 
 def _of_run(folder: Path, grids: int) -> list[_Section]:
     config, history = runs.saved_config(folder), runs.history(folder)
-    summary = _json(folder / "summary.json")
+    summary = runs.summary(folder)
     return [
         _Section(
             "Result", table=[[name, _number(value)] for name, value in summary.items() if name != "fd_name"]
@@ -139,7 +139,7 @@ def _of_sweep(folder: Path, trials: Sequence[Path], grids: int) -> list[_Section
     record = _json(folder / "sweep.json")
     configs = {path.name: runs.saved_config(path) for path in trials}
     different = redacted(runs.differences(configs)) if len(configs) > 1 else {}
-    summaries = {path.name: _json(path / "summary.json") for path in trials}
+    summaries = {path.name: runs.summary(path) for path in trials}
     states = {str(t["number"]): t["state"] for t in record.get("trials", ())}
     values = {name: summary.get(record.get("objective", "fd")) for name, summary in summaries.items()}
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lit_gen.augment import Augmentation, Policy
 from lit_gen.cli import entry_point
-from lit_gen.errors import ConfigError
+from lit_gen.errors import ConfigError, Exit
 from lit_gen.instantiate import config_dict, instantiate
 from lit_gen.loggers import close, wandb
 from lit_gen.rng import key
@@ -40,10 +40,11 @@ __all__ = ["Interrupted", "search"]
 WINDOW = 50  # trials over which op frequencies and mean rewards are logged
 
 
-class Interrupted(RuntimeError):
+class Interrupted(Exit):
     """The search was stopped by Ctrl-C; its ledger is complete."""
 
-    exit_code = 128 + signal.SIGINT
+    def __init__(self, message: str):
+        super().__init__(128 + signal.SIGINT, message)
 
 
 def search(cfg: DictConfig, out: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from lightning.pytorch import LightningDataModule
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -18,6 +19,7 @@ from lit_gen.config.schema import TrainSchema
 from lit_gen.errors import ConfigError
 from lit_gen.figures import curves
 from lit_gen.loggers import close, environment
+from lit_gen.module import BaseModule
 
 __all__ = ["train"]
 
@@ -38,7 +40,8 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str], main: bool = True
     elif main:
         runs.claim(folder, resume=cfg.resume is not None)
     experiment = build(cfg, folder)
-    module, trainer = experiment.module, experiment.trainer
+    module, data, trainer = experiment.module, experiment.data, experiment.trainer
+    assert isinstance(data, LightningDataModule)  # `build` has seen to it
     if main:
         runs.write_whole(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(experiment.config)))
         _introduce(cfg, experiment, folder, checkpoint)
@@ -48,19 +51,20 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str], main: bool = True
             logger.log_hyperparams(experiment.config | {"environment": around})
     start, status = time.perf_counter(), "failed"
     try:
-        trainer.fit(module, datamodule=experiment.data, ckpt_path=checkpoint, weights_only=True)
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         seconds = time.perf_counter() - start
         if trainer.is_global_zero:
             _finish(experiment, folder, seconds)
         status = "success"
     finally:
         close(trainer.loggers, status)
-    return module.summary.get("fd")
+    return module.results.summary.get("fd")
 
 
 def _resumed(cfg: DictConfig, folder: Path, overrides: list[str], main: bool) -> tuple[DictConfig, Path]:
     """The saved configuration with this command's changes, and the newest checkpoint that loads."""
     saved = OmegaConf.merge(OmegaConf.structured(TrainSchema), runs.saved_config(folder))
+    assert isinstance(saved, DictConfig)
     if main:
         runs.claim(folder, resume=True)
     for change in OverridesParser.create().parse_overrides(overrides):
@@ -69,7 +73,7 @@ def _resumed(cfg: DictConfig, folder: Path, overrides: list[str], main: bool) ->
     path, state, bad = checkpoints.newest_good(folder)
     for problem in bad:
         log.warning("%s Resuming from %s instead.", problem, path)
-    was, now = state["config"]["model"], OmegaConf.to_container(saved.model, resolve=True)
+    was, now = state["config"]["model"], runs.plain(saved.model)
     for part in ("_target_", "net", "process", "precondition", "generator", "discriminator"):
         if was.get(part) != now.get(part):
             raise ConfigError(
@@ -143,7 +147,7 @@ def _finish(experiment: Experiment, folder: Path, seconds: float) -> None:
         "steps": steps,
         "train_seconds": round(seconds, 2),
         "images_per_second": round(module.training_pace(), 1),
-        **module.summary,
+        **module.results.summary,
         "batch_size": data.batch_size,
         "parameters": sum(p.numel() for p in module.parameters()),
     }
@@ -158,22 +162,15 @@ def _finish(experiment: Experiment, folder: Path, seconds: float) -> None:
     _table(summary, module, folder)
 
 
-def _table(summary: dict[str, Any], module: Any, folder: Path) -> None:
+def _table(summary: dict[str, Any], module: BaseModule, folder: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table(show_header=False, title="result")
     rows = {"batches": f"{summary['steps']:,}", "seconds": f"{summary['train_seconds']:.1f}"}
     rows["images/s while training"] = f"{summary['images_per_second']:,.0f}"
-    if "fd" in summary:
-        rows[summary["fd_name"]] = f"{summary['fd']:.4f}"
-        rows["  its floor (training split against test split)"] = f"{summary['fd_floor']:.4f}"
-        rows["samples/s"] = f"{summary['samples_per_second']:.0f}"
-    if "confident_share" in summary:
-        rows["samples that the classifier is sure of (p > 0.9)"] = f"{100 * summary['confident_share']:.1f} %"
-        rows["classes found"] = str(summary["classes_found"])
-    for name, value in (rows | module.closing).items():
-        table.add_row(name, value)
+    for label, text in (rows | module.results.rows).items():
+        table.add_row(label, text)
     console = Console()
     console.print(table)
     console.print(f"run folder: {folder}", soft_wrap=True, highlight=False)

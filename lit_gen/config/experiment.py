@@ -6,12 +6,14 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from lit_gen import __version__, checkpoints
+from lit_gen import __version__, checkpoints, runs
 from lit_gen.callbacks import EMA, NaNGuard, Signals
+from lit_gen.callbacks.contracts import Data, HasKeyedTrain, Samples, missing
 from lit_gen.errors import ConfigError
 from lit_gen.instantiate import instantiate
+from lit_gen.module import BaseModule
 
 __all__ = ["Experiment", "SaveConfig", "build", "trainer_for"]
 
@@ -23,7 +25,9 @@ class SaveConfig(pl.Callback):
     def __init__(self, config: dict[str, Any]):
         self.config = config
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         checkpoint["config"] = self.config
         checkpoint["lit_gen_version"] = __version__
 
@@ -32,8 +36,8 @@ class SaveConfig(pl.Callback):
 class Experiment:
     """`config` is the resolved configuration, without the callbacks and loggers that are switched off."""
 
-    module: Any
-    data: pl.LightningDataModule
+    module: BaseModule
+    data: Data
     trainer: pl.Trainer
     config: dict[str, Any]
 
@@ -45,16 +49,15 @@ def build(cfg: DictConfig, folder: Path) -> Experiment:
     images that the network does not take, targets that are not allowed.
     """
     allow = list(cfg.allow_targets)
-    config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    config = runs.plain(cfg)
     config |= {group: _switched_on(group, config[group]) for group in ("callbacks", "logger")}
     data = instantiate(config["data"], allow)
     torch.manual_seed(cfg.seed)  # the initial weights
     module = instantiate(config["model"], allow)
     # Averages and guards first: what measures or saves after them finds the batch completed.
     callbacks = [instantiate(c, allow) for c in config["callbacks"].values()]
-    if hasattr(module, "check"):
-        module.check()
-    _check_answers(module, dict(zip(config["callbacks"], callbacks, strict=True)))
+    _check_kinds(module, data)
+    _check_requirements(module, dict(zip(config["callbacks"], callbacks, strict=True)))
     callbacks.sort(key=lambda c: not isinstance(c, EMA | NaNGuard | Signals))
     loggers = []
     if _is_rank_zero():
@@ -81,27 +84,40 @@ def _switched_on(group: str, nodes: dict[str, Any]) -> dict[str, Any]:
     return {name: node for name, node in nodes.items() if node and node["_target_"]}
 
 
-def _check_answers(module: Any, callbacks: dict[str, Any]) -> None:
-    """Callbacks name in `asks` the methods of the module that they call."""
+def _check_kinds(module: object, data: object) -> None:
+    if not isinstance(module, BaseModule):
+        raise ConfigError(
+            f"model._target_ is {type(module).__name__}: a model must derive from lit_gen.module.BaseModule."
+        )
+    if not (isinstance(data, pl.LightningDataModule) and hasattr(type(data), "check")):
+        raise ConfigError(
+            f"data._target_ is {type(data).__name__}: data must be a LightningDataModule with what "
+            "lit_gen.callbacks.contracts.Data lists."
+        )
+
+
+def _check_requirements(module: BaseModule, callbacks: dict[str, pl.Callback]) -> None:
+    """Callbacks name in `requires` the Protocol of the module that they use; its sampler has to fit."""
+    if isinstance(module, Samples):
+        module.check()
     for name, callback in callbacks.items():
-        if isinstance(callback, EMA):
-            module.ema_network()
-        for method in getattr(callback, "asks", ()):
-            if not hasattr(module, method):
-                raise ConfigError(
-                    f"callbacks.{name} ({type(callback).__name__}) calls {method} of the model, a "
-                    f"{type(module).__name__}, which has none: leave it out (~callbacks.{name}), or take the "
-                    "callbacks of the model's family (callbacks=default, classifier, detection, funit)."
-                )
+        requires = getattr(callback, "requires", None)
+        if requires is not None and not isinstance(module, requires):
+            raise ConfigError(
+                f"callbacks.{name} ({type(callback).__name__}) calls {', '.join(missing(module, requires))} "
+                f"of the model, a {type(module).__name__}, which has none: leave it out "
+                f"(~callbacks.{name}), or take the callbacks of the model's family (callbacks=default, "
+                "classifier, detection, funit)."
+            )
 
 
-def _check_batch(module: Any, data: Any) -> None:
-    if not hasattr(data, "keyed_train"):
+def _check_batch(module: BaseModule, data: object) -> None:
+    if not isinstance(data, HasKeyedTrain):
         return  # a data module of the user's
     given = set(data.keyed_train()[0, 0])
-    if missing := getattr(module, "reads", frozenset()) - given:
+    if lacking := module.batch_keys - given:
         raise ConfigError(
-            f"A {type(module).__name__} needs {', '.join(sorted(missing))} in a batch; the data, a "
+            f"A {type(module).__name__} needs {', '.join(sorted(lacking))} in a batch; the data, a "
             f"{type(data).__name__}, give {', '.join(sorted(given))}: they are of different families. Take "
             "an experiment of the model's (experiment=digits, funit_glyphs, detector_scenes), or its data."
         )
@@ -110,7 +126,7 @@ def _check_batch(module: Any, data: Any) -> None:
 def _is_rank_zero() -> bool:
     from lightning.pytorch.utilities import rank_zero_only
 
-    return rank_zero_only.rank == 0
+    return vars(rank_zero_only)["rank"] == 0  # Lightning sets it without a declaration
 
 
 def trainer_for(

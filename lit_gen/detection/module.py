@@ -25,7 +25,7 @@ class DetectorModule(BaseModule):
     """
 
     next_commands: ClassVar[dict[str, str]] = {}
-    reads = frozenset({"image", "boxes", "labels"})
+    batch_keys = frozenset({"image", "boxes", "labels"})
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class DetectorModule(BaseModule):
         ]
         parts = self.net(list(batch["image"]), targets)
         loss = reduce(torch.add, parts.values())
-        self.guard(loss, parts)
+        self.watch(loss, parts)
         if self.should_log:
             self.log_scalars({f"train/{name}": value for name, value in parts.items()})
             self.log_scalars(

@@ -43,7 +43,7 @@ class FUNITModule(BaseModule):
         convolutions prefer.
     """
 
-    reads = frozenset({"content", "classes"})
+    batch_keys = frozenset({"content", "classes"})
     clipping_option = "model.gradient_clip_val"
     next_commands: ClassVar[dict[str, str]] = {
         "translate": "lit-gen translate run={run} content=<image or folder> classes=<folder>",
@@ -134,12 +134,12 @@ class FUNITModule(BaseModule):
             self._backward,
             self._update,
             self.micro_batches,
-            None if draws is None else self.own_part(draws),
+            None if draws is None else self.local_shard(draws),
         )
         average_(self.generator_ema, self.generator, self.ema_decay)
         for scheduler in self._schedulers():
             scheduler.step()
-        self.guard(parts["discriminator/loss"] + parts["generator/loss"], parts)
+        self.watch(parts["discriminator/loss"] + parts["generator/loss"], parts)
         if self.should_log:
             scalars = parts | self._norms | self._rates()
             self.log_scalars({f"train/{name}": value for name, value in scalars.items()})

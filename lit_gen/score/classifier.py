@@ -30,7 +30,7 @@ class ClassifierModule(BaseModule):
         "guide": "lit-gen sample run=<a score model's run> guidance=classifier guidance.run={run}",
     }
 
-    reads = frozenset({"image", "label"})
+    batch_keys = frozenset({"image", "label"})
 
     def __init__(
         self,
@@ -72,10 +72,10 @@ class ClassifierModule(BaseModule):
         whole = x_0.new_empty(()).expand(len(x_0) * self.trainer.world_size, *x_0.shape[1:])
         t = self.times(self.process, whole, generator)
         z = randn(whole.shape, generator, device=x_0.device)
-        t, z = self.own_part(t), self.own_part(z)
+        t, z = self.local_shard(t), self.local_shard(z)
         logits = self(self.process.marginal(wide(x_0), t, wide(z)), t)
         loss = F.cross_entropy(logits, label)
-        self.guard(loss, {"noise levels of the batch": self.process.noise_level(t)})
+        self.watch(loss, {"noise levels of the batch": self.process.noise_level(t)})
         if self.should_log:
             right = (logits.argmax(1) == label).float().mean()
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]

@@ -35,7 +35,7 @@ class ScoreModule(BaseModule):
     where there is CUDA: on CPUs the steps of U-Nets are faster without (docs/benchmarks.md).
     """
 
-    reads = frozenset({"image", "label"})
+    batch_keys = frozenset({"image", "label"})
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class ScoreModule(BaseModule):
         draws = self._draw(x_0)
         losses = self.loss(self.denoiser, x_0, *draws, label=self._labels(batch), augment_label=augment_label)
         loss = losses.mean()
-        self.guard(loss, {"noise levels of the batch": self.denoiser.process.noise_level(draws[0])})
+        self.watch(loss, {"noise levels of the batch": self.denoiser.process.noise_level(draws[0])})
         if self.should_log:
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
             self.log_scalars({"train/loss": loss, "train/lr": rate})
@@ -128,13 +128,13 @@ class ScoreModule(BaseModule):
         draws = self.augment.draw(
             len(x_0) * self.trainer.world_size, self.step_generator("augment"), x_0.device
         )
-        return self.augment.apply(x_0, {name: self.own_part(rows) for name, rows in draws.items()})
+        return self.augment.apply(x_0, {name: self.local_shard(rows) for name, rows in draws.items()})
 
     def _draw(self, x_0: Tensor) -> list[Tensor]:
         """This rank's part of the loss's draws, times first, which depend on the seed and the step alone."""
         whole = x_0.new_empty(()).expand(len(x_0) * self.trainer.world_size, *x_0.shape[1:])
         draws = self.loss.draw(self.denoiser.process, whole, self.step_generator("noise"))
-        return [self.own_part(rows) for rows in draws]
+        return [self.local_shard(rows) for rows in draws]
 
     def _labels(self, batch: dict[str, Tensor]) -> Tensor | None:
         if not self.num_classes:
@@ -146,7 +146,7 @@ class ScoreModule(BaseModule):
                 torch.rand(len(rows) * self.trainer.world_size, generator=generator, device=rows.device)
                 >= self.label_dropout
             )
-            rows = rows * self.own_part(kept)[:, None]
+            rows = rows * self.local_shard(kept)[:, None]
         return rows
 
     def _by_noise_level(self, losses: Tensor, t: Tensor) -> dict[str, Tensor]:

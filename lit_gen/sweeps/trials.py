@@ -4,13 +4,14 @@ Inside one process, Lightning's DDP launcher would start its other ranks with th
 each rank would run a sweep of its own.
 """
 
-import json
 import os
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+from lit_gen import runs
 
 __all__ = ["TrialFailed", "TrialStopped", "command_of", "result", "run_trial"]
 
@@ -91,8 +92,8 @@ def run_trial(
 
 def result(folder: Path, objective: str = "fd") -> float | None:
     """`objective` of the summary of a run that has ended; None without one."""
-    summary = folder / "summary.json"
-    return json.loads(summary.read_text()).get(objective) if summary.is_file() else None
+    summary = runs.summary(folder)
+    return summary.get(runs.RENAMED.get(objective, objective))
 
 
 def _wait(process: subprocess.Popen, watch: Callable[[], bool] | None, interval: float) -> int:

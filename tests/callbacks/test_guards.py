@@ -82,7 +82,7 @@ def test_signals_save_whole_steps_and_resume_exactly(fit, tmp_path, signum, code
     step = 10 if evaluation else 7
     with pytest.raises(Stopped) as caught:
         fit(tmp_path / "cut", callbacks=[Signal(step, signum, evaluation)])
-    assert caught.value.exit_code == code and f"after batch {step}" in str(caught.value)
+    assert caught.value.code == code and f"after batch {step}" in str(caught.value)
     assert signal.getsignal(signum) is before
     last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
     assert checkpoints.read(last)["batches_seen"] == step

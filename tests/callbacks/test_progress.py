@@ -7,6 +7,7 @@ import pytest
 from lit_gen.callbacks import ProgressBar
 from lit_gen.callbacks import progress as module
 from lit_gen.callbacks.progress import working
+from lit_gen.module import BaseModule
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def test_a_terminal_has_one_bar_with_a_row_for_the_work(monkeypatch, capsys):
     with working(alone, "features", 4) as advance:
         advance(4)
     assert bar._bar is None  # closed: there is no training yet
-    run = SimpleNamespace(batches_seen=0, last_scalars={}, scores={})
+    run = BaseModule()
     one = SimpleNamespace(is_global_zero=True, max_steps=5, accumulate_grad_batches=1, callbacks=[bar])
     bar.on_train_start(one, run)
     with pytest.raises(RuntimeError), working(one, "sampling", 8) as advance:

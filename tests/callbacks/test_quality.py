@@ -29,13 +29,13 @@ def test_logged_distances_are_those_of_the_ema_samples(trained):
     features = digits64()
     reference = moments(features(digits("test").images))
     expected = frechet_distance(reference, moments(features(samples)))
-    assert module.summary["fd"] == pytest.approx(expected, rel=1e-5)
+    assert module.results.summary["fd"] == pytest.approx(expected, rel=1e-5)
     name = features.id.key("fd", 32)
     logged = runs.history(trainer.default_root_dir)[name][10]
     assert logged == pytest.approx(frechet_distance(reference, moments(features(samples[:32]))), rel=1e-5)
     floor = frechet_distance(reference, moments(features(digits("train").images)))
-    assert module.summary["fd_floor"] == pytest.approx(floor, rel=1e-9)
-    assert module.summary["fd_name"] == features.id.key("fd", 64)
+    assert module.results.summary["fd_train_test"] == pytest.approx(floor, rel=1e-9)
+    assert module.results.summary["fd_name"] == features.id.key("fd", 64)
 
 
 def test_the_best_checkpoint_is_the_one_with_the_smallest_distance(fit, tmp_path):
@@ -50,8 +50,8 @@ def test_the_best_checkpoint_is_the_one_with_the_smallest_distance(fit, tmp_path
 
 def test_the_pace_of_sampling_is_known_where_the_end_draws_nothing_new(fit, tmp_path):
     experiment = fit(tmp_path, "callbacks.quality.final_images=32")  # those of the evaluation at batch 20
-    assert experiment.module.summary["samples"] == 32
-    assert experiment.module.summary["samples_per_second"] > 0
+    assert experiment.module.results.summary["samples"] == 32
+    assert experiment.module.results.summary["samples_per_second"] > 0
 
 
 def test_a_distance_needs_two_samples():
@@ -63,7 +63,7 @@ def test_callbacks_that_average_come_first(trained):
     order = [type(c).__name__ for c in trained.trainer.callbacks]
     assert order.index("EMA") < order.index("SampleQuality") < order.index("Checkpoint")
     assert sum(isinstance(c, EMA) for c in trained.trainer.callbacks) == 1
-    json.dumps(trained.module.summary)
+    json.dumps(trained.module.results.summary)
 
 
 RUNNING = [
@@ -90,9 +90,10 @@ def test_a_run_is_followed_by_one_sampler_and_measured_at_the_end_by_its_own(fit
             expected = frechet_distance(reference, moments(digits64()(samples)))
             assert history[name][20] == pytest.approx(expected, rel=1e-5), name
     assert history[own][20] != pytest.approx(history[own + "_euler4steps"][20], rel=1e-3)
-    assert module.scores["fd"] == (20, pytest.approx(history[own + "_euler4steps"][20]))
-    assert (module.summary["fd"], module.summary["fd_name"]) == (pytest.approx(history[own][20]), own)
-    assert module.summary["fd_sampler"].startswith("heun (")
+    assert module.results.scores["fd"] == (20, pytest.approx(history[own + "_euler4steps"][20]))
+    summary = module.results.summary
+    assert (summary["fd"], summary["fd_name"]) == (pytest.approx(history[own][20]), own)
+    assert module.results.summary["fd_sampler"].startswith("heun (")
     best = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)
     running = history[own + "_euler4steps"]
     assert best["batches_seen"] == min(running, key=running.get)

@@ -83,9 +83,11 @@ def test_experiments_compose_and_train(compose, tmp_path):
     experiment = build(compose("experiment=detector_scenes", *short), tmp_path)
     module, trainer = experiment.module, experiment.trainer
     trainer.fit(module, datamodule=experiment.data)
-    assert module.batches_seen == 3 and set(module.summary) == {"map", "map50", "map75"}
-    assert module.last_scalars["train/loss"] == pytest.approx(
-        sum(module.last_scalars[f"train/{p}"] for p in ("classification", "bbox_regression", "bbox_ctrness"))
+    assert module.batches_seen == 3 and set(module.results.summary) == {"map", "map50", "map75"}
+    assert module.results.logged["train/loss"] == pytest.approx(
+        sum(
+            module.results.logged[f"train/{p}"] for p in ("classification", "bbox_regression", "bbox_ctrness")
+        )
     )
     assert {p.name for p in (tmp_path / "grids").iterdir()} == {f"detections_000000{i}.png" for i in (2, 3)}
     assert (tmp_path / "checkpoints" / "best.ckpt").exists()

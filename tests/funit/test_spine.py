@@ -71,7 +71,7 @@ def test_trains_shows_and_chooses(fit_glyphs, tmp_path, capsys):
     expected = np.mean([paired_l1(made[name], truth[name]).mean().item() for name in shown])
     assert logged["k_shot/l1_k2"][4] == pytest.approx(expected, rel=1e-5)
     copied = np.mean([paired_l1(callback.contents, truth[name]).mean().item() for name in shown])
-    assert module.summary["copying/l1"] == pytest.approx(copied, abs=1e-5)
+    assert module.results.summary["copying/l1"] == pytest.approx(copied, abs=1e-5)
     picture = np.asarray(Image.open(tmp_path / "grids" / "translations_0000004.png"))
     # Two class images (of K = 2) stand above.
     cell = picture[1 + 2 * 65 :, 1 + 65 :][:64:2, :64:2, 0]
