@@ -27,6 +27,9 @@ ALLOWED = (
 )
 """Prefixes of what a configuration may name; `allow_targets=[mine.]` or $LITGEN_ALLOW_TARGETS adds more."""
 
+HOMES = ("lightning.", "torchvision.")
+"""Where what `ALLOWED` names may be defined, beside those packages themselves."""
+
 MOVED = {
     "lit_gen.augment.search.": "lit_gen.search.",
     "lit_gen.guiding.": "lit_gen.models.",
@@ -57,7 +60,7 @@ def instantiate(node: Any, allow: Sequence[str] = (), **kwargs: Any) -> Any:
     )
     container = _moved(container)
     for target in _targets(container):
-        if not target.startswith(prefixes):
+        if not target.startswith(prefixes) or _leads_elsewhere(target, prefixes):
             raise ConfigError(
                 f"_target_ {target!r} is outside the packages that "
                 f"a configuration may call ({', '.join(prefixes)}). "
@@ -73,6 +76,15 @@ def instantiate(node: Any, allow: Sequence[str] = (), **kwargs: Any) -> Any:
             called = str(error.__cause__).split("(")[0]
             raise ConfigError(_no_option(called, unknown[1], where[1] if where else "")) from error
         raise
+
+
+def _leads_elsewhere(target: str, prefixes: tuple[str, ...]) -> bool:
+    """Whether the name reaches through an allowed module for what that module imported from another package
+    (`lit_gen.cli.os.system`). What a user has allowed is trusted whole."""
+    if not target.startswith(ALLOWED):
+        return False
+    home = getattr(hydra.utils.get_object(target), "__module__", None) or ""
+    return not f"{home}.".startswith((*prefixes, *HOMES))
 
 
 def _no_option(called: str, name: str, at: str) -> str:

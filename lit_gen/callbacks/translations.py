@@ -84,7 +84,12 @@ class Translations(Periodic):
         self._items = [data.train[int(i)] for i in self.content_index]
         self.contents = torch.stack([item["image"] for item in self._items])
         known = data.truth(int(self.content_index[0]), next(iter(self.examples))) is not None
-        truth = lambda i, name: data.truth(int(self.content_index[i]), name)  # noqa: E731
+
+        def truth(i: int, name: str) -> Tensor:
+            translation = data.truth(int(self.content_index[i]), name)
+            assert translation is not None  # one is known of every image or of none
+            return translation
+
         self.measures = Measures(truth=truth if known else None)
 
     def _judge(self, trainer: pl.Trainer) -> None:
