@@ -3,7 +3,7 @@
 
 `scripts/train_digits_extractor.py` trained them on the train split of scikit-learn's digits, from different
 seeds and with different widths: `digits64` gives the features of Frechet distances, `digits-classifier`
-judges samples independently of it.
+classifies samples independently of it.
 """
 
 import torch

@@ -117,8 +117,8 @@ def digits64() -> Extractor:
 
 
 def digits_classifier() -> Extractor:
-    """The embedded judge of digits, trained independently of `digits64`; its logits (B, 10) give confident
-    shares.
+    """The embedded classifier of digits, trained independently of `digits64`; its logits (B, 10) give the
+    fraction of confident samples.
     """
     return _embedded("digits-classifier")
 

@@ -29,8 +29,8 @@ class _Bytes(nn.Module):
 def clip(model: str = "clip-vit-l-14-336px", weights: str | Path | None = None) -> Extractor:
     """OpenAI's image embeddings; `compare` adds CMMD to their metrics. https://arxiv.org/abs/2103.00020
 
-    `model` is torch-fidelity's name of one; the default is CMMD's. Raises `ConfigError` if the weights cannot
-    be had.
+    `model` is torch-fidelity's name of one; the default is CMMD's. Raises `ConfigError` if the weights
+    could not be found or downloaded.
     """
     from torch_fidelity.feature_extractor_clip import MODEL_METADATA, MODEL_URLS, FeatureExtractorCLIP
 
@@ -52,8 +52,8 @@ def dinov2(model: str = "dinov2-vit-l-14") -> Extractor:
     """The class token of DINOv2, on which FD-DINOv2 stands (https://arxiv.org/abs/2306.04675).
 
     torch.hub brings network and weights from facebookresearch/dinov2: its code runs on this machine. The
-    weights' sha256 is of their tensors in the order of their names. Raises `ConfigError` if they cannot be
-    had.
+    weights' sha256 is of their tensors in the order of their names. Raises `ConfigError` if they could not be
+    found or downloaded.
     """
     from torch_fidelity.feature_extractor_dinov2 import MODEL_METADATA, FeatureExtractorDinoV2
 

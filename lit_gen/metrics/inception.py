@@ -33,7 +33,7 @@ WEIGHTS = Published(
 
 def inception2015(weights: str | Path | None = None) -> Extractor:
     """The extractor of FID as TTUR, EDM, ADM and torch-fidelity report it; raises `ConfigError` if the
-    weights cannot be had.
+    weights could not be found or downloaded.
 
     Features (B, 2048) of the last pool; logits (B, 1008) without bias, as the Inception Score takes them.
     """

@@ -30,7 +30,7 @@ def quality(images: Tensor, originals: Tensor) -> dict[str, float]:
 
 class Perceptual:
     """LPIPS (Zhang et al. 2018, https://arxiv.org/abs/1801.03924) with AlexNet, the mean over the images:
-    {"lpips": value}, or {} where it cannot be had.
+    {"lpips": value}, or {} where it cannot be computed.
 
     `weights` is torchvision's file alexnet-owt-7be5be79.pth; None: from torch's cache if it is there. Nothing
     is downloaded. `name` is the file, or why there is none. Raises ConfigError for a file that is missing.

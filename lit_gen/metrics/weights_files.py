@@ -98,6 +98,6 @@ def _absent(published: Published, cache: Path, error: OSError) -> str:
     return (
         f"This metric needs {published.what} ({' or '.join(published.files)}, {published.size}). "
         f"Looked in: weights=<unset>, $LITGEN_WEIGHTS={own}, {cache} (absent); "
-        f"{published.url} could not be had ({error}). "
+        f"{published.url} could not be downloaded ({error}). "
         f"Copy the file to one of these places, or {published.instead}."
     )

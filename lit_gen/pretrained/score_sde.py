@@ -196,7 +196,7 @@ def _averaged(state: dict[str, Tensor], shadow: list[Tensor]) -> dict[str, Tenso
 def config_arguments(
     config: Mapping[str, Any],
 ) -> tuple[type[NCSNpp] | type[DDPM], dict[str, Any]]:
-    """The class and constructor arguments that an official config says: nested mappings, or its ConfigDict.
+    """The class and constructor arguments of an official config: nested mappings, or its ConfigDict.
 
     Raises ConfigError for what the official code cannot run or has no network for here.
     """

@@ -25,7 +25,7 @@ def drop_labels(label: Tensor, num_classes: int, probability: float, generator: 
 
 
 class Unconditional(AbstractDenoiser):
-    """A conditional denoiser that is told no class."""
+    """A conditional denoiser without its class label."""
 
     def __init__(self, denoiser: AbstractDenoiser):
         super().__init__()
@@ -83,7 +83,7 @@ class ClassifierGuidance(AbstractDenoiser):
     https://arxiv.org/abs/2105.05233).
 
     `classifier(x_t, t) -> logits (B, num_classes)` is trained on noisy images; without a label nothing is
-    added. The gradient is taken at x_t. With `unconditional` the denoiser itself is not told the class.
+    added. The gradient is taken at x_t. With `unconditional` the denoiser itself gets no class label.
     """
 
     def __init__(

@@ -30,9 +30,9 @@ class ScoreModule(BaseModule):
     (`lit_gen.score.denoiser.network_precision`); the sampler's state is float64 in each.
 
     `augment` has `draw(n, generator, device)` -> {name: rows} and `apply(images, draws) -> (images,
-    labels)`; the network is told the labels (`lit_gen.augment.conditional`). `compile` is true, false or
-    "auto" (`lit_gen.module.compiles`). `channels_last` is the memory layout of the network; "auto" takes it
-    where there is CUDA: on CPUs the steps of U-Nets are faster without (docs/benchmarks.md).
+    labels)`; the network is conditioned on the labels (`lit_gen.augment.conditional`). `compile` is true,
+    false or "auto" (`lit_gen.module.compiles`). `channels_last` is the memory layout of the network;
+    "auto" takes it where there is CUDA: on CPUs the steps of U-Nets are faster without (docs/benchmarks.md).
     """
 
     batch_keys = frozenset({"image", "label"})
