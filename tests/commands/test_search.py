@@ -262,7 +262,7 @@ def test_curves_go_to_wandb(compose, tmp_path):
         assert {f"{prefix}/{k}" for k in ("mean_of_50", "cpu_seconds", "images")} <= names.keys()
     assert names["trainer/global_step"][:6] == [1, 2, 3, 4, 5, 6]
     assert names["test/found"] == [pytest.approx(report["results"]["found"]["test"])]
-    table = (Path(__file__).parents[1] / "docs" / "augment.md").read_text().split("| logged, to W&B |")[1]
+    table = (Path(__file__).parents[2] / "docs" / "augment.md").read_text().split("| logged, to W&B |")[1]
     rows = [re.findall(r"`([^`]+)`", row.split("|")[1]) for row in table.split("\n\n")[0].splitlines()[2:]]
     known = [re.sub("<[^>]+>", ".+", name) for row in rows for name in row]
     details = r"\.(?:_type|format|count|filenames|captions|width|height).*"  # of a picture
