@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from lit_gen import checkpoints
 from lit_gen.errors import ConfigError
 
-__all__ = ["claim", "differences", "history", "plain", "saved_config", "summary", "write_whole"]
+__all__ = ["claim", "differences", "history", "saved_config", "summary", "write_whole"]
 
 RENAMED = {"confident_share": "confident_fraction", "fd_floor": "fd_train_test"}
 """Names of numbers in runs of earlier versions -> their names today."""
@@ -51,13 +51,6 @@ def saved_config(run: str | Path) -> DictConfig:
     if not isinstance(config, DictConfig):
         raise ConfigError(f"{path / 'config.yaml'} holds a list: it is not the configuration of a run.")
     return config
-
-
-def plain(node: DictConfig) -> dict[str, Any]:
-    """The node, resolved, as plain dictionaries and lists. Raises OmegaConf's error for a missing value."""
-    container = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
-    assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items()}
 
 
 def write_whole(path: Path, text: str) -> Path:

@@ -118,7 +118,7 @@ class _Predictions:
         """Of the n samples of all ranks; every rank must call."""
         confident, right = all_gather(self.confident).sum(0), int(all_gather(self.right).sum())
         found = {
-            "confident_share": int(confident.sum()) / n,
+            "confident_fraction": int(confident.sum()) / n,
             "classes_found": int((confident > 0).sum()),
         }
         return found | ({"class_accuracy": right / n} if self.num_classes else {})

@@ -8,11 +8,11 @@ import lightning.pytorch as pl
 import torch
 from omegaconf import DictConfig
 
-from lit_gen import __version__, checkpoints, runs
+from lit_gen import __version__, checkpoints
 from lit_gen.callbacks import EMA, NaNGuard, Signals
 from lit_gen.callbacks.contracts import Data, HasKeyedTrain, Samples, missing
 from lit_gen.errors import ConfigError
-from lit_gen.instantiate import instantiate
+from lit_gen.instantiate import config_dict, instantiate
 from lit_gen.module import BaseModule
 
 __all__ = ["Experiment", "SaveConfig", "build", "trainer_for"]
@@ -49,7 +49,7 @@ def build(cfg: DictConfig, folder: Path) -> Experiment:
     images that the network does not take, targets that are not allowed.
     """
     allow = list(cfg.allow_targets)
-    config = runs.plain(cfg)
+    config = config_dict(cfg)
     config |= {group: _switched_on(group, config[group]) for group in ("callbacks", "logger")}
     data = instantiate(config["data"], allow)
     torch.manual_seed(cfg.seed)  # the initial weights

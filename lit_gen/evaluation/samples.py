@@ -192,7 +192,7 @@ def report(
     if key in measured.results:
         record["fd"] = measured.results[key].value
     if training is not None:
-        record["fd_floor"] = frechet_distance(measured.moments, training.moments)
+        record["fd_train_test"] = frechet_distance(measured.moments, training.moments)
     results = measured.results | (likelihoods or {})
     entries = records(
         results,
@@ -262,11 +262,11 @@ def _print(record: dict[str, Any], results: dict[str, Estimate], out: Path) -> N
     table.add_column("value ± standard error", justify="right")
     for name, estimate in results.items():
         table.add_row(name, with_error(estimate))
-        if name == record["key"] and "fd_floor" in record:
-            table.add_row("  train-test FD (training against reference)", f"{record['fd_floor']:.4f}")
-    if "confident_share" in record:
+        if name == record["key"] and "fd_train_test" in record:
+            table.add_row("  train-test FD (training against reference)", f"{record['fd_train_test']:.4f}")
+    if "confident_fraction" in record:
         table.add_row(
-            "confident fraction (p > 0.9) of the samples", f"{100 * record['confident_share']:.1f} %"
+            "confident fraction (p > 0.9) of the samples", f"{100 * record['confident_fraction']:.1f} %"
         )
         table.add_row("classes found", str(record["classes_found"]))
     if "class_accuracy" in record:
