@@ -217,7 +217,7 @@ class EvaluateSchema(MeasuringSchema):
 @dataclass
 class EvaluateImagesSchema(MeasuringSchema):
     images: str = MISSING
-    reference: str = MISSING
+    reference: str | None = MISSING
 
 
 @dataclass
