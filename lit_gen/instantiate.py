@@ -34,6 +34,7 @@ MOVED = {
     "lit_gen.augment.search.": "lit_gen.search.",
     "lit_gen.guiding.": "lit_gen.models.",
     "lit_gen.judging.": "lit_gen.evaluation.classifiers.",
+    "lit_gen.evaluation.classifiers.Schooling": "lit_gen.evaluation.classifiers.ClassifierTraining",
     "lit_gen.restoring.": "lit_gen.inputs.",
     "lit_gen.search_tasks.": "lit_gen.search.tasks.",
 }

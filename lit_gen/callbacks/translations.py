@@ -15,7 +15,7 @@ from lit_gen.callbacks.grid import show
 from lit_gen.callbacks.progress import working
 from lit_gen.data.fewshot_module import FewShotDataModule
 from lit_gen.errors import ConfigError
-from lit_gen.evaluation.classifiers import Schooling, has_contents, judge
+from lit_gen.evaluation.classifiers import ClassifierTraining, evaluation_classifier, has_contents
 from lit_gen.funit.classifier import predict
 from lit_gen.funit.evaluation import Judge, Measures, copy_content, evaluate, paste_example
 from lit_gen.images import grid, to_float
@@ -54,7 +54,7 @@ class Translations(Periodic):
         contents: int = 32,
         rows: int = 8,
         columns: int = 8,
-        judging: Schooling | None = None,
+        judging: ClassifierTraining | None = None,
         batch_size: int = 64,
         seed: int = 0,
     ):
@@ -96,9 +96,9 @@ class Translations(Periodic):
         """Adds the classifiers to what is measured."""
         data = data_of(trainer, FewShotDataModule)
         made = partial(
-            judge,
+            evaluation_classifier,
             data,
-            schooling=self.judging,
+            training=self.judging,
             device=trainer.strategy.root_device,
             report=partial(working, trainer, announce=False),
         )

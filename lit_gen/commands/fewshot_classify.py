@@ -14,8 +14,8 @@ from lit_gen import __version__
 from lit_gen.cli import entry_point
 from lit_gen.data.fewshot_module import FewShotDataModule
 from lit_gen.errors import ConfigError
-from lit_gen.evaluation.classifiers import all_images, judge
-from lit_gen.evaluation.translation import schooling_of
+from lit_gen.evaluation.classifiers import all_images, evaluation_classifier
+from lit_gen.evaluation.translation import classifier_training
 from lit_gen.funit.classifier import Classifier, load_classifier
 from lit_gen.funit.fewshot import few_shot_accuracy, generated_set
 from lit_gen.instantiate import instantiate
@@ -74,7 +74,7 @@ def _features(
     """A network, on the device, that has seen the source classes alone. Raises ConfigError if it knows a
     target class."""
     if cfg.features is None:
-        return judge(data, "source", schooling_of(run_cfg), device=device).network
+        return evaluation_classifier(data, "source", classifier_training(run_cfg), device=device).network
     network, classes, _ = load_classifier(cfg.features)
     if seen := set(classes) & set(data.test.classes):
         raise ConfigError(f"features={cfg.features} was trained on the target class {min(seen)!r}.")

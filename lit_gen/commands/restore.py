@@ -38,8 +38,8 @@ def restore(cfg: DictConfig, out: Path) -> dict[str, Any] | None:
     for name in ("num", "samples", "batch_size"):
         if cfg[name] < 1:
             raise ConfigError(f"{name}={cfg[name]}: must be at least 1.")
-    if cfg.noise < 0:
-        raise ConfigError(f"noise={cfg.noise}: a deviation is not negative.")
+    if cfg.noise_std < 0:
+        raise ConfigError(f"noise_std={cfg.noise_std}: a standard deviation cannot be negative.")
     from_rank_zero(lambda: _claim(out))
     module, run_cfg, path = open_model(cfg)
     OmegaConf.update(cfg, "image_size", module.image_shape[-1])
@@ -47,8 +47,8 @@ def restore(cfg: DictConfig, out: Path) -> dict[str, Any] | None:
     operator, method = instantiate(cfg.operator, allow), instantiate(cfg.method, allow)
     originals, labels = pictures(cfg, run_cfg, module)
     _check_noise(cfg, operator, method, module.image_shape)
-    judge = Perceptual(cfg.lpips, originals.shape[-1])
-    measured = _measure(operator, to_float(originals), cfg.noise, cfg.seed)
+    lpips = Perceptual(cfg.lpips, originals.shape[-1])
+    measured = _measure(operator, to_float(originals), cfg.noise_std, cfg.seed)
     restored = restore_images(
         module, operator, measured, method, cfg.samples, cfg.seed, cfg.batch_size, labels
     )
@@ -62,11 +62,11 @@ def restore(cfg: DictConfig, out: Path) -> dict[str, Any] | None:
         "images": cfg.images,
         "num": len(originals),
         "samples": cfg.samples,
-        "noise": cfg.noise,
+        "noise_std": cfg.noise_std,
         "guidance": None if cfg.guidance is None else str(cfg.guidance),
         "seed": cfg.seed,
         "labels": None if labels is None else labels.tolist(),
-        "lpips": judge.name,
+        "lpips": lpips.name,
         "version": __version__,
     }
     repeated = originals.repeat_interleave(cfg.samples, 0)
@@ -75,7 +75,7 @@ def restore(cfg: DictConfig, out: Path) -> dict[str, Any] | None:
         ("restored", restored.flatten(0, 1), repeated),
         ("mean_of_restorations", to_uint8(to_float(restored).mean(1)), originals),
     ):
-        record[name] = quality(a, b) | judge(a, b)
+        record[name] = quality(a, b) | lpips(a, b)
     _write(out, originals, shown, restored, record)
     _print(record, out)
     return record
@@ -86,29 +86,29 @@ def _claim(out: Path) -> None:
         raise ConfigError(f"{out} already holds restorations: choose another out=.")
 
 
-def _measure(operator: Any, x: Tensor, noise: float, seed: int) -> Tensor:
-    """y = A x + noise n, the noise of image i drawn from (seed, i)."""
+def _measure(operator: Any, x: Tensor, noise_std: float, seed: int) -> Tensor:
+    """y = A x + noise_std n, the noise n of image i drawn from (seed, i)."""
     y = operator(x)
-    if noise == 0:
+    if noise_std == 0:
         return y
     rows = [
         torch.randn(y.shape[1:], generator=keyed_generator(seed, "measurement", i)) for i in range(len(y))
     ]
-    return y + noise * torch.stack(rows)
+    return y + noise_std * torch.stack(rows)
 
 
 def _check_noise(cfg: DictConfig, operator: Any, method: Any, image_shape: tuple[int, ...]) -> None:
     """Raises ConfigError for a method that takes the measurement as exact, where undoing the operator would
     blow its noise up."""
-    if cfg.noise == 0 or getattr(method, "func", method) not in (repaint, replacement):
+    if cfg.noise_std == 0 or getattr(method, "func", method) not in (repaint, replacement):
         return
     noise = torch.randn(operator(torch.zeros(1, *image_shape)).shape, generator=keyed_generator(0, "gain"))
     gain = float(operator.pseudo_inverse(noise).square().mean().sqrt())
     if gain > LARGEST_GAIN:
         raise ConfigError(
-            f"noise={cfg.noise}: method={method.func.__name__} takes what was measured as exact, and undoing "
-            f"this operator would make the noise {gain:.0f} times larger. Take method=dps or method=pigdm, "
-            "which know of noise."
+            f"noise_std={cfg.noise_std}: method={method.func.__name__} takes what was measured as exact, "
+            f"and undoing this operator would make the noise {gain:.0f} times larger. Take method=dps "
+            "or method=pigdm, which model the noise."
         )
 
 

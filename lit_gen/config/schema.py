@@ -82,7 +82,7 @@ class RestoreSchema:
     samples: int = 4
     operator: Any = None
     mask: str = "center"
-    noise: float = 0.0
+    noise_std: float = 0.0
     method: Any = None
     seed: int = 0
     label: int | None = None

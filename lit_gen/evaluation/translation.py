@@ -2,7 +2,7 @@
 
 Liu et al. 2019, section 4 (https://arxiv.org/abs/1905.01723): source images are translated into every target
 class, shown by K images that are the same for all methods; classifiers, feature networks and, where the data
-know it, the true translation judge the results.
+know it, the true translation measure the results.
 """
 
 import json
@@ -22,12 +22,12 @@ from lit_gen import __version__
 from lit_gen.data.fewshot_module import FewShotDataModule
 from lit_gen.errors import ConfigError
 from lit_gen.evaluation.classifiers import (
-    Schooling,
-    Verdict,
+    ClassifierTraining,
+    TrainedClassifier,
     all_images,
+    evaluation_classifier,
     extractor_id,
     has_contents,
-    judge,
     weights_of,
 )
 from lit_gen.funit.classifier import Classifier, accuracy, load_classifier, predict
@@ -42,7 +42,7 @@ from lit_gen.metrics.restored import Perceptual
 from lit_gen.models import funit_run
 from lit_gen.rng import keyed_generator
 
-__all__ = ["evaluate_translator", "judges_of", "schooling_of"]
+__all__ = ["classifier_training", "evaluate_translator", "evaluation_classifiers"]
 
 TITLES = {
     "top1_all": "Top1-all",
@@ -79,8 +79,10 @@ def evaluate_translator(cfg: DictConfig, out: Path) -> dict[str, Any]:
         raise ConfigError(f"num={cfg.num}: give at least 2 content images.")
     test = _Test.of(data, cfg.num, max(ks), cfg.seed, cfg.on_error)
     device = module.device
-    judges = judges_of(data, schooling_of(run_cfg), dict(cfg.classifiers), device, cfg.inception)
-    measures, names = _measures(cfg, data, test, judges, device)
+    classifiers = evaluation_classifiers(
+        data, classifier_training(run_cfg), dict(cfg.classifiers), device, cfg.inception
+    )
+    measures, names = _measures(cfg, data, test, classifiers, device)
     rows = {"copying": evaluate(copy_content, test.contents, test.examples, measures, cfg.batch_size)}
     paste = partial(paste_example, generator=keyed_generator(cfg.seed, "paste"))
     rows["pasting"] = evaluate(paste, test.contents, test.examples, measures, cfg.batch_size)
@@ -95,7 +97,7 @@ def evaluate_translator(cfg: DictConfig, out: Path) -> dict[str, Any]:
         "k": ks,
         "seed": cfg.seed,
         "classifiers": {
-            n: {"id": str(extractor_id(v, n)), "accuracy": v.accuracy} for n, v in judges.items()
+            n: {"id": str(extractor_id(v, n)), "accuracy": v.accuracy} for n, v in classifiers.items()
         },
         "names": names,
         "results": rows,
@@ -128,19 +130,19 @@ class _Test:
         return cls(index, torch.stack([item["image"] for item in items]), label, examples, left_out)
 
 
-def schooling_of(run_cfg: DictConfig) -> Schooling:
-    """How the run's own judges were trained, or the default."""
+def classifier_training(run_cfg: DictConfig) -> ClassifierTraining:
+    """How the run's own classifiers were trained, or the default."""
     callback = run_cfg.callbacks.get("translations") or {}
-    return instantiate(callback["judging"]) if callback.get("judging") else Schooling()
+    return instantiate(callback["judging"]) if callback.get("judging") else ClassifierTraining()
 
 
-def judges_of(
+def evaluation_classifiers(
     data: FewShotDataModule,
-    schooling: Schooling,
+    training: ClassifierTraining,
     files: dict[str, str],
     device: torch.device | str = "cpu",
     inception: str | None = None,
-) -> dict[str, Verdict]:
+) -> dict[str, TrainedClassifier]:
     """The classifiers "test", "all" and, where the data know contents, "content", on a device: from `files`
     {kind: path}, from the cache, or trained; with `inception`, torchvision's weights (a file or "auto"), the
     first two are fine-tuned from it.
@@ -151,17 +153,17 @@ def judges_of(
     if unknown := set(files) - set(kinds):
         raise ConfigError(f"classifiers.{min(unknown)}: these data have the classifiers {', '.join(kinds)}.")
     start = None if inception is None else weights_of("inception", inception)
-    judges = {}
+    classifiers = {}
     for kind in kinds:
         if kind in files:
-            judges[kind] = _read(data, kind, files[kind], device)
+            classifiers[kind] = _read(data, kind, files[kind], device)
         else:
             begin = None if kind == "content" else start
-            judges[kind] = judge(data, kind, schooling, inception=begin, device=device)
-    return judges
+            classifiers[kind] = evaluation_classifier(data, kind, training, inception=begin, device=device)
+    return classifiers
 
 
-def _read(data: FewShotDataModule, kind: str, path: str, device: torch.device | str) -> Verdict:
+def _read(data: FewShotDataModule, kind: str, path: str, device: torch.device | str) -> TrainedClassifier:
     network, classes, _ = load_classifier(path)
     network.to(device)
     wanted = {"test": data.test.classes, "all": data.classes}.get(kind, classes)
@@ -172,30 +174,30 @@ def _read(data: FewShotDataModule, kind: str, path: str, device: torch.device | 
     images, labels = all_images(data.test, "content" if kind == "content" else "label")
     if kind == "all":
         labels = labels + len(data.train.classes)
-    return Verdict(network.requires_grad_(False), classes, accuracy(network, images, labels))
+    return TrainedClassifier(network.requires_grad_(False), classes, accuracy(network, images, labels))
 
 
 def _measures(
     cfg: DictConfig,
     data: FewShotDataModule,
     test: _Test,
-    judges: dict[str, Verdict],
+    classifiers: dict[str, TrainedClassifier],
     device: torch.device,
 ) -> tuple[Measures, dict[str, str]]:
     """All that can be measured, and by which networks."""
-    maps, maps_name = _content_maps(judges, cfg.vgg, device)
+    maps, maps_name = _content_maps(classifiers, cfg.vgg, device)
     perceptual, lpips_name = _perceptual(cfg.lpips, test.contents.shape[-1])
     sources = len(data.train.classes)
     places = [data.test.classes.index(name) for name in test.examples]
     panel = {
-        "test": Judge(partial(predict, judges["test"].network), places),
-        "all": Judge(partial(predict, judges["all"].network), [sources + p for p in places]),
+        "test": Judge(partial(predict, classifiers["test"].network), places),
+        "all": Judge(partial(predict, classifiers["all"].network), [sources + p for p in places]),
     }
     extractor = (
         instantiate(cfg.extractor, list(cfg.allow_targets))
         if cfg.extractor
         else Extractor(
-            extractor_id(judges["all"], "all"), _Pooled(judges["all"].network), data.train.channels
+            extractor_id(classifiers["all"], "all"), _Pooled(classifiers["all"].network), data.train.channels
         )
     )
     features = lambda images: extractor(images.to(device)).cpu()  # noqa: E731
@@ -216,23 +218,23 @@ def _measures(
         distance_name=distance_name,
         truth=truth if knows else None,
         perceptual=perceptual,
-        content_logits=partial(predict, judges["content"].network) if "content" in judges else None,
+        content_logits=partial(predict, classifiers["content"].network) if "content" in classifiers else None,
         content_label=test.content_label,
     )
     return measures, {"dipd": maps_name, "lpips": lpips_name, distance_name: str(extractor.id)}
 
 
 def _content_maps(
-    judges: dict[str, Verdict], vgg: str | None, device: torch.device
+    classifiers: dict[str, TrainedClassifier], vgg: str | None, device: torch.device
 ) -> tuple[Callable[[Tensor], Tensor], str]:
-    """What DIPD compares, and of which network: VGG's maps, or else those of the judge of contents, or of
-    all classes."""
+    """What DIPD compares, and of which network: VGG's maps, or else those of the classifier of contents,
+    or of all classes."""
     if vgg is not None:
         path = weights_of("vgg", vgg)
         network = VGG16Maps(path).to(device)
         return network, f"VGG-16, relu5_3 ({path.name})"
-    kind = "content" if "content" in judges else "all"
-    return partial(_maps, judges[kind].network), str(extractor_id(judges[kind], kind))
+    kind = "content" if "content" in classifiers else "all"
+    return partial(_maps, classifiers[kind].network), str(extractor_id(classifiers[kind], kind))
 
 
 def _perceptual(given: str | None, image_size: int) -> tuple[Callable[[Tensor, Tensor], Tensor] | None, str]:
@@ -244,7 +246,7 @@ def _perceptual(given: str | None, image_size: int) -> tuple[Callable[[Tensor, T
 
 
 class _Pooled(torch.nn.Module):
-    """A judge behind an extractor's door: float images in [0, 255] -> (features, logits)."""
+    """A classifier as an extractor calls it: float images in [0, 255] -> (features, logits)."""
 
     def __init__(self, network: Classifier):
         super().__init__()
@@ -334,9 +336,9 @@ def _print(record: dict[str, Any], out: Path) -> None:
     console = Console()
     console.print(table)
     say = partial(console.print, soft_wrap=True, highlight=False)
-    for kind, verdict in record["classifiers"].items():
-        accuracy = f"{100 * verdict['accuracy']:.1f} % accuracy on held-out images"
-        say(f"classifier {kind}: {verdict['id']}, {accuracy}")
+    for kind, classifier in record["classifiers"].items():
+        accuracy = f"{100 * classifier['accuracy']:.1f} % accuracy on held-out images"
+        say(f"classifier {kind}: {classifier['id']}, {accuracy}")
     say(f"DIPD: {record['names']['dipd']}")
     say(f"LPIPS: {record['names']['lpips']}")
     say(f"{distance}: {record['names'][distance]}")

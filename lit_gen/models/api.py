@@ -94,7 +94,7 @@ class SampledModel:
         method or option that there is not.
         """
         if isinstance(method, str):
-            restoring = _chosen("restore", "method", method, options, noise=noise_std)
+            restoring = _chosen("restore", "method", method, options, noise_std=noise_std)
         elif not options:
             restoring = method
         else:

@@ -247,20 +247,20 @@ def classifier(
     """
     from lit_gen.score.classifier import ClassifierModule
 
-    judge, _, path = load(run, checkpoint, device=str(module.device))
-    if not isinstance(judge, ClassifierModule) or judge.image_shape != module.image_shape:
+    network, _, path = load(run, checkpoint, device=str(module.device))
+    if not isinstance(network, ClassifierModule) or network.image_shape != module.image_shape:
         raise ConfigError(
             f"{path} cannot guide: it is no classifier of noisy images {module.image_shape}. "
             "Train one with experiment=digits_noisy_classifier, or one like it."
         )
-    if module.num_classes not in (0, judge.num_classes):
+    if module.num_classes not in (0, network.num_classes):
         raise ConfigError(
-            f"{path} cannot guide: it tells {judge.num_classes} classes apart, the model has "
+            f"{path} cannot guide: it tells {network.num_classes} classes apart, the model has "
             f"{module.num_classes}."
         )
     unconditional = not module.num_classes
-    module.num_classes = cast(int, judge.num_classes)
-    return ClassifierGuidance(module.denoiser, judge.on(module.denoiser.process), weight, unconditional)
+    module.num_classes = cast(int, network.num_classes)
+    return ClassifierGuidance(module.denoiser, network.on(module.denoiser.process), weight, unconditional)
 
 
 def _check_interval(interval: Sequence[float]) -> None:

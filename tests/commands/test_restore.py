@@ -99,9 +99,9 @@ def test_noise_that_would_be_blown_up_is_refused(tiny_run, compose, tmp_path, me
         out = tmp_path / str(len(list(tmp_path.iterdir())))
         return restoring.restore(compose(*given, *more, f"out={out}", config_name="restore"), out)
 
-    with pytest.raises(ConfigError, match=r"noise=0.1: .* times larger. Take method=dps"):
-        restore("noise=0.1", "operator=blur")
-    restore("noise=0.1", "operator=inpaint")
+    with pytest.raises(ConfigError, match=r"noise_std=0.1: .* times larger. Take method=dps"):
+        restore("noise_std=0.1", "operator=blur")
+    restore("noise_std=0.1", "operator=inpaint")
     restore("operator=blur")
 
 

@@ -99,13 +99,13 @@ def glyphs() -> FewShotDataModule:
 
 
 def test_a_fine_tuned_judge_starts_from_the_weights(inception, tmp_path):
-    data, schooling = glyphs(), judging.Schooling(steps=1, batch_size=2, held_out=0.3)
-    verdict = judging.judge(data, "test", schooling, tmp_path, inception[1])
-    assert isinstance(verdict.network, InceptionV3) and verdict.classes == data.test.classes
+    data, training = glyphs(), judging.ClassifierTraining(steps=1, batch_size=2, held_out=0.3)
+    classifier = judging.evaluation_classifier(data, "test", training, tmp_path, inception[1])
+    assert isinstance(classifier.network, InceptionV3) and classifier.classes == data.test.classes
     before = torch.load(inception[1], weights_only=True)["Mixed_6a.branch3x3.conv.weight"]
-    after = verdict.network.blocks.Mixed_6a.branch3x3.conv.weight
+    after = classifier.network.blocks.Mixed_6a.branch3x3.conv.weight
     assert 0 < (after - before).abs().max() <= 2 * InceptionV3.fine_tuning_lr  # one step of AdamW
-    key = judging.extractor_id(verdict, "test").key("fd", 7)
+    key = judging.extractor_id(classifier, "test").key("fd", 7)
     assert key.startswith("fd_inception-v3-test_") and key.endswith("_n7")
 
 
@@ -113,8 +113,8 @@ def test_the_papers_networks_judge_where_they_are_given(vgg, tmp_path, monkeypat
     """DIPD is VGG's, LPIPS AlexNet's; without them other networks', or none, and the names say so."""
     torch.manual_seed(0)
     torch.save(models.alexnet(weights=None).state_dict(), tmp_path / "alexnet.pth")
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
-    judges = {"all": judging.Verdict(torch.nn.Linear(1, 1), [], 1.0)}
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "home"))
+    judges = {"all": judging.TrainedClassifier(torch.nn.Linear(1, 1), [], 1.0)}
     images = torch.randint(0, 256, (3, 1, 32, 32), dtype=torch.uint8)
     maps, name = translation_evaluation._content_maps(judges, str(vgg[1]), torch.device("cpu"))
     assert name == "VGG-16, relu5_3 (vgg.pth)" and torch.equal(maps(images), VGG16Maps(vgg[1])(images))

@@ -11,11 +11,12 @@ from lit_gen.data.fewshot_module import FewShotDataModule
 from lit_gen.data.glyphs import Glyphs
 from lit_gen.errors import ConfigError
 from lit_gen.evaluation import classifiers as judging
-from lit_gen.evaluation.classifiers import Schooling, judge
+from lit_gen.evaluation.classifiers import ClassifierTraining, evaluation_classifier
 from lit_gen.funit.classifier import accuracy, load_classifier, save_classifier
 from lit_gen.funit.module import FUNITModule
+from lit_gen.instantiate import instantiate
 
-SCHOOLING = Schooling(steps=2, width=4)
+TRAINING = ClassifierTraining(steps=2, width=4)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 
 
 def test_is_trained_once(data, trainings, tmp_path):
-    first, again = (judge(data, "all", SCHOOLING, tmp_path) for _ in range(2))
+    first, again = (evaluation_classifier(data, "all", TRAINING, tmp_path) for _ in range(2))
     assert trainings == ["classifier"]
     assert first.classes == again.classes == data.classes
     assert same(first.network, again.network)
@@ -57,34 +58,34 @@ def test_is_trained_once(data, trainings, tmp_path):
 
 
 @pytest.mark.parametrize("other", [{"steps": 3}, {"width": 5}, {"seed": 1}, {"flip": True}])
-def test_another_schooling_is_another_judge(data, trainings, tmp_path, other):
-    judge(data, "test", SCHOOLING, tmp_path)
-    judge(data, "test", Schooling(**{"steps": 2, "width": 4} | other), tmp_path)
+def test_another_training_is_another_classifier(data, trainings, tmp_path, other):
+    evaluation_classifier(data, "test", TRAINING, tmp_path)
+    evaluation_classifier(data, "test", ClassifierTraining(**{"steps": 2, "width": 4} | other), tmp_path)
     assert trainings == 2 * ["classifier"]
 
 
-def test_other_kinds_and_other_images_are_other_judges(data, trainings, tmp_path):
+def test_other_kinds_and_other_images_are_other_classifiers(data, trainings, tmp_path):
     for kind in judging.KINDS:
-        judge(data, kind, SCHOOLING, tmp_path)
+        evaluation_classifier(data, kind, TRAINING, tmp_path)
     fewer = FewShotDataModule(Glyphs(32, 1, "ABCDE", classes=["DejaVuSans", "cmr10", "cmss10"]), target=2)
-    judge(fewer, "test", SCHOOLING, tmp_path)
+    evaluation_classifier(fewer, "test", TRAINING, tmp_path)
     assert trainings == 5 * ["classifier"]
-    with pytest.raises(ConfigError, match="no judge 'style'"):
-        judge(data, "style", SCHOOLING, tmp_path)
+    with pytest.raises(ConfigError, match="no classifier 'style'"):
+        evaluation_classifier(data, "style", TRAINING, tmp_path)
 
 
 def test_a_damaged_file_is_trained_again(data, trainings, tmp_path, caplog):
-    first = judge(data, "test", SCHOOLING, tmp_path)
+    first = evaluation_classifier(data, "test", TRAINING, tmp_path)
     (file,) = tmp_path.iterdir()
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
-    again = judge(data, "test", SCHOOLING, tmp_path)
+    again = evaluation_classifier(data, "test", TRAINING, tmp_path)
     assert trainings == 2 * ["classifier"] and "again" in caplog.text and file.name in caplog.text
     assert same(first.network, again.network) and load_classifier(file)[1] == data.test.classes
 
 
 def test_a_file_is_written_whole_or_not_at_all(data, tmp_path, monkeypatch):
-    network = judge(data, "test", SCHOOLING, tmp_path / "cache").network
+    network = evaluation_classifier(data, "test", TRAINING, tmp_path / "cache").network
     kept = save_classifier(network, tmp_path / "one.pt", ["a", "b"], 0.5)
     save = torch.save
 
@@ -101,23 +102,24 @@ def test_a_file_is_written_whole_or_not_at_all(data, tmp_path, monkeypatch):
 
 def test_a_cache_that_cannot_be_written_is_said(data, tmp_path, caplog):
     (tmp_path / "file").touch()
-    verdict = judge(data, "test", SCHOOLING, tmp_path / "file")
-    assert verdict.classes == data.test.classes and "the next run trains it again" in caplog.text
+    classifier = evaluation_classifier(data, "test", TRAINING, tmp_path / "file")
+    assert classifier.classes == data.test.classes and "the next run trains it again" in caplog.text
 
 
 def test_global_random_numbers_are_left_alone(data, tmp_path):
-    """When it trains and when it reads; and they do not make another judge."""
-    judges = []
+    """When it trains and when it reads; and they do not make another classifier."""
+    networks = []
     for folder in ("one", "one", "two"):
-        torch.manual_seed(len(judges))
+        torch.manual_seed(len(networks))
         before = torch.get_rng_state()
-        judges.append(judge(data, "test", SCHOOLING, tmp_path / folder).network)
+        networks.append(evaluation_classifier(data, "test", TRAINING, tmp_path / folder).network)
         assert torch.equal(torch.get_rng_state(), before)
-    assert same(judges[0], judges[1]) and same(judges[0], judges[2])
+    assert same(networks[0], networks[1]) and same(networks[0], networks[2])
 
 
 def test_says_what_it_does_and_how_long(data, tmp_path, capsys):
-    judge(data, "test", SCHOOLING, tmp_path, report=partial(ProgressBar(line_seconds=0).work, announce=False))
+    report = partial(ProgressBar(line_seconds=0).work, announce=False)
+    evaluation_classifier(data, "test", TRAINING, tmp_path, report=report)
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith(
         "Training an evaluation classifier (test) on the target classes: 2 steps, once;"
@@ -127,7 +129,7 @@ def test_says_what_it_does_and_how_long(data, tmp_path, capsys):
         f"evaluation classifier (test): {i} of 2" for i in (1, 2)
     ]
     assert said[-2].endswith(" s left") and said[-1].endswith("/s")
-    judge(data, "test", SCHOOLING, tmp_path)
+    evaluation_classifier(data, "test", TRAINING, tmp_path)
     assert capsys.readouterr().out == ""
 
 
@@ -158,3 +160,8 @@ def test_with_nothing_to_measure_there_are_pictures(fit_glyphs, trainings, tmp_p
     assert not [name for name in runs.history(tmp_path) if name.startswith("k_shot")]
     assert (tmp_path / "grids" / "translations_0000004.png").exists()
     assert checkpoints.newest_good(tmp_path)[1]["batches_seen"] == 4
+
+
+@pytest.mark.parametrize("module", ["lit_gen.judging", "lit_gen.evaluation.classifiers"])
+def test_configurations_of_earlier_versions_are_read(module):
+    assert instantiate({"_target_": f"{module}.Schooling", "steps": 3}) == ClassifierTraining(steps=3)
