@@ -78,7 +78,9 @@ class ClassifierModule(BaseModule):
         self.watch(loss, {"noise levels of the batch": self.process.noise_level(t)})
         if self.should_log:
             right = (logits.argmax(1) == label).float().mean()
-            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+            optimizer = self.optimizers()
+            assert not isinstance(optimizer, list)
+            rate = optimizer.param_groups[0]["lr"]
             self.log_scalars({"train/loss": loss, "train/accuracy": right, "train/lr": rate})
         return loss
 

@@ -115,7 +115,9 @@ class ScoreModule(BaseModule):
         loss = losses.mean()
         self.watch(loss, {"noise levels of the batch": self.denoiser.process.noise_level(draws[0])})
         if self.should_log:
-            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+            optimizer = self.optimizers()
+            assert not isinstance(optimizer, list)
+            rate = optimizer.param_groups[0]["lr"]
             self.log_scalars({"train/loss": loss, "train/lr": rate})
             self.log_scalars(self._by_noise_level(losses, draws[0]))
         return loss
