@@ -1,9 +1,14 @@
 """Learning-rate factors: `factor(step) -> float`, for `torch.optim.lr_scheduler.LambdaLR`. Steps are
-optimizer steps."""
+optimizer steps. And the short training, under a one-cycle rate, of the networks that serve as a measure."""
 
 import math
+from collections.abc import Callable, Iterable
 
-__all__ = ["inverse_sqrt", "warmup", "warmup_cosine"]
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import OneCycleLR
+
+__all__ = ["inverse_sqrt", "train_one_cycle", "warmup", "warmup_cosine"]
 
 
 def warmup(step: int, *, steps: int) -> float:
@@ -23,3 +28,27 @@ def inverse_sqrt(step: int, *, steps: int, constant: int) -> float:
     """`warmup`, constant up to step `constant`, then 1 / sqrt(step / constant) (EDM2,
     https://arxiv.org/abs/2312.02696)."""
     return warmup(step, steps=steps) / math.sqrt(max((step + 1) / max(constant, 1), 1.0))
+
+
+def train_one_cycle(
+    network: nn.Module,
+    optimizer: Optimizer,
+    losses: Iterable[Tensor],
+    steps: int,
+    advance: Callable[[int], None] = lambda n: None,
+) -> None:
+    """A step of the optimizer for each of `steps` losses, its rate rising and falling once (Smith and Topin
+    2017, https://arxiv.org/abs/1708.07120); the network is left in eval mode.
+
+    `losses` computes each loss () when it is asked for, by the weights of that moment. `advance(1)` is called
+    after every step.
+    """
+    rate = OneCycleLR(optimizer, optimizer.param_groups[0]["lr"], total_steps=max(2, steps))
+    network.train()
+    for loss in losses:
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        rate.step()
+        advance(1)
+    network.eval()

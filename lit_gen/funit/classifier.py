@@ -7,7 +7,7 @@ classes (appendix).
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from lit_gen.errors import ConfigError
 from lit_gen.funit.imagenet import InceptionV3
 from lit_gen.images import to_float
 from lit_gen.rng import keyed_generator
+from lit_gen.schedules import train_one_cycle
 
 __all__ = [
     "Classifier",
@@ -121,20 +122,17 @@ def train_classifier(
             f"Label {int(labels.max())} for a classifier of {network.head.out_features} classes."
         )
     device = network.head.weight.device
+
+    def losses() -> Iterator[Tensor]:
+        for step in range(steps):
+            generator = keyed_generator(seed, "classifier", step)
+            rows = torch.randint(len(images), (batch_size,), generator=generator)
+            batch = _augmented(images[rows], shift, flip, generator).to(device)
+            yield F.cross_entropy(network(batch), labels[rows].to(device), label_smoothing=label_smoothing)
+
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
-    network.train()
-    for step in range(steps):
-        generator = keyed_generator(seed, "classifier", step)
-        rows = torch.randint(len(images), (batch_size,), generator=generator)
-        batch = _augmented(images[rows], shift, flip, generator).to(device)
-        loss = F.cross_entropy(network(batch), labels[rows].to(device), label_smoothing=label_smoothing)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        advance(1)
-    return network.eval()
+    train_one_cycle(network, optimizer, losses(), steps, advance)
+    return network
 
 
 def _augmented(images: Tensor, shift: int, flip: bool, generator: torch.Generator) -> Tensor:

@@ -3,7 +3,7 @@
 Plain loops on data in memory, without Lightning, so that a worker process starts in a second.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from lit_gen import rng
+from lit_gen.augment import Augmentation
 from lit_gen.detection.networks import small_fcos
 from lit_gen.errors import ConfigError
 from lit_gen.images import to_float
 from lit_gen.metrics.detection import mean_average_precision, precision_scores
+from lit_gen.schedules import train_one_cycle
 
 __all__ = ["Boxed", "DetectorReward", "boxed", "detection_scores", "train_detector"]
 
@@ -43,7 +45,7 @@ def boxed(dataset: Any, rows: Sequence[int]) -> Boxed:
 
 def train_detector(
     data: Boxed,
-    augmentation: Any,
+    augmentation: Augmentation | None,
     *,
     classes: int,
     steps: int = 300,
@@ -54,35 +56,28 @@ def train_detector(
 ) -> nn.Module:
     """`small_fcos` trained with Adam and a one-cycle schedule, in eval mode.
 
-    `augmentation` has `sample_batch(numbers of boxes, generator)` and `apply_batch(images, boxes, draws,
-    box_format=)` (`lit_gen.augment.Augmentation`), or is None; it is drawn anew for every image of a batch.
+    The augmentation, if there is one, is drawn anew for every image of a batch.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.key(seed, "child") % 2**63)
         net = small_fcos(classes, data.images.shape[-1], width)
-    optimizer = torch.optim.Adam(net.parameters(), lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=max(2, steps))
-    net.train()
-    for step in range(steps):
-        generator = rng.keyed_generator(seed, "child", step)
-        rows = torch.randint(len(data), (batch_size,), generator=generator)
-        images, boxes, labels = (
-            data.images[rows],
-            [data.boxes[i] for i in rows],
-            [data.labels[i] for i in rows],
-        )
-        if augmentation is not None:
-            draws = augmentation.sample_batch([len(b) for b in boxes], generator)
-            images, boxes, keeps = augmentation.apply_batch(images, boxes, draws, box_format="xyxy")
-            boxes = [b[keep] for b, keep in zip(boxes, keeps, strict=True)]
-            labels = [y[keep] for y, keep in zip(labels, keeps, strict=True)]
-        targets = [{"boxes": b, "labels": y} for b, y in zip(boxes, labels, strict=True)]
-        loss = reduce(torch.add, net(list(to_float(images)), targets).values())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return net.eval()
+
+    def losses() -> Iterator[Tensor]:
+        for step in range(steps):
+            generator = rng.keyed_generator(seed, "child", step)
+            rows = torch.randint(len(data), (batch_size,), generator=generator)
+            images, boxes = data.images[rows], [data.boxes[i] for i in rows]
+            labels = [data.labels[i] for i in rows]
+            if augmentation is not None:
+                draws = augmentation.sample_batch([len(b) for b in boxes], generator)
+                images, boxes, keeps = augmentation.apply_batch(images, boxes, draws, box_format="xyxy")
+                boxes = [b[keep] for b, keep in zip(boxes, keeps, strict=True)]
+                labels = [y[keep] for y, keep in zip(labels, keeps, strict=True)]
+            targets = [{"boxes": b, "labels": y} for b, y in zip(boxes, labels, strict=True)]
+            yield reduce(torch.add, net(list(to_float(images)), targets).values())
+
+    train_one_cycle(net, torch.optim.Adam(net.parameters(), lr=learning_rate), losses(), steps)
+    return net
 
 
 @torch.no_grad()
@@ -109,12 +104,12 @@ class DetectorReward:
         self.seeds, self.training = seeds, training
         self.images = training.get("steps", 300) * training.get("batch_size", 8) * len(seeds)
 
-    def __call__(self, augmentation: Any) -> float:
+    def __call__(self, augmentation: Augmentation | None) -> float:
         scores = [
             detection_scores(self.child(augmentation, seed), self.validation)["map50"] for seed in self.seeds
         ]
         return sum(scores) / len(scores)
 
-    def child(self, augmentation: Any, seed: int) -> nn.Module:
+    def child(self, augmentation: Augmentation | None, seed: int) -> nn.Module:
         """The child of this seed; None trains without augmentation."""
         return train_detector(self.train, augmentation, classes=self.classes, seed=seed, **self.training)

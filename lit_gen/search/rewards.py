@@ -17,6 +17,8 @@ from lit_gen import rng
 from lit_gen.augment.families import augmix_loss
 from lit_gen.augment.policy import Augmentation, Policy
 from lit_gen.errors import ConfigError
+from lit_gen.images import to_float
+from lit_gen.schedules import train_one_cycle
 from lit_gen.search.space import PolicySpace
 
 __all__ = ["ClassifierReward", "DensityReward", "Labelled", "PlantedReward", "accuracy", "train_classifier"]
@@ -58,10 +60,6 @@ def small_cnn(channels: int, classes: int, width: int = 16) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(width * 16, classes))
 
 
-def _floats(images: Tensor) -> Tensor:
-    return images.float().div_(127.5).sub_(1)
-
-
 def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
     order = torch.randperm(count, generator=generator).split(size)
     return (rows for rows in order if len(rows) > 1 or count == 1)  # batch normalisation needs two
@@ -91,25 +89,22 @@ def train_classifier(
         torch.manual_seed(rng.key(seed, "child") % 2**63)
         net = small_cnn(data.images.shape[1], classes, width)
     steps = epochs * sum(1 for _ in _batches(len(data), batch_size, torch.Generator()))
-    optimizer = torch.optim.Adam(net.parameters(), lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=max(2, steps))
-    net.train()
-    for epoch in range(epochs):
-        generator = rng.keyed_generator(seed, "child", epoch)
-        for rows in _batches(len(data), batch_size, generator):
-            images, labels = data.images[rows], data.labels[rows]
-            if augmentation is not None and consistency:
-                views = [images, *(_augmented(augmentation, images, generator) for _ in range(2))]
-                loss = augmix_loss(net(_floats(torch.cat(views))).chunk(3), labels, consistency)
-            else:
+
+    def losses() -> Iterator[Tensor]:
+        for epoch in range(epochs):
+            generator = rng.keyed_generator(seed, "child", epoch)
+            for rows in _batches(len(data), batch_size, generator):
+                images, labels = data.images[rows], data.labels[rows]
+                if augmentation is not None and consistency:
+                    views = [images, *(_augmented(augmentation, images, generator) for _ in range(2))]
+                    yield augmix_loss(net(to_float(torch.cat(views))).chunk(3), labels, consistency)
+                    continue
                 if augmentation is not None:
                     images = _augmented(augmentation, images, generator)
-                loss = F.cross_entropy(net(_floats(images)), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-    return net.eval()
+                yield F.cross_entropy(net(to_float(images)), labels)
+
+    train_one_cycle(net, torch.optim.Adam(net.parameters(), lr=learning_rate), losses(), steps)
+    return net
 
 
 def _check_consistency(weight: float) -> None:
@@ -125,7 +120,7 @@ def _augmented(augmentation: Augmentation, images: Tensor, generator: torch.Gene
 def accuracy(net: nn.Module, data: Labelled, batch_size: int = 500) -> float:
     """The share of images recognised."""
     hits = [
-        (net(_floats(images)).argmax(1) == labels).sum()
+        (net(to_float(images)).argmax(1) == labels).sum()
         for images, labels in zip(data.images.split(batch_size), data.labels.split(batch_size), strict=True)
     ]
     return float(torch.stack(hits).sum()) / len(data)

@@ -5,7 +5,6 @@ policies for detection (https://arxiv.org/abs/1906.11172), (16 x 11 x 10)^10 for
 (https://arxiv.org/abs/1805.09501).
 """
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -74,11 +73,6 @@ class PolicySpace:
     def sizes(self) -> tuple[int, ...]:
         triple = (len(self.ops), len(self.probabilities), len(self.levels))
         return triple * (self.num_sub_policies * self.num_ops)
-
-    @property
-    def cardinality(self) -> int:
-        """How many policies there are."""
-        return math.prod(self.sizes)
 
     def decode(self, choices: Sequence[int]) -> Policy:
         """The policy of a row of choices."""

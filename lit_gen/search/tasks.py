@@ -69,13 +69,7 @@ def classifier(
     """Accuracy of small CNNs; `child` goes to `train_classifier`."""
     train, validation, test = _labelled(data, seed, train_size, validation_size, test_size, scale)
     reward = ClassifierReward(train, validation, len(data.train.classes), **child or {})
-    return Task(
-        [reward],
-        lambda augmentation, k: accuracy(reward.child(augmentation, 1000 + k), test),
-        "accuracy",
-        (train.images[0], None),
-        {"RandAugment (2, 9)": RandAugment(2, 9, **_options(space))},
-    )
+    return _classification([reward], reward, test, space)
 
 
 def density(
@@ -97,12 +91,19 @@ def density(
     both = Labelled(
         torch.cat([train.images, validation.images]), torch.cat([train.labels, validation.labels])
     )
-    judge = ClassifierReward(train, validation, classes, **child or {})
+    rewards = density_folds(both, classes, seed=seed, **folding, **child or {})
+    return _classification(rewards, ClassifierReward(train, validation, classes, **child or {}), test, space)
+
+
+def _classification(
+    rewards: Sequence[Reward], tested: ClassifierReward, test: Labelled, space: Space
+) -> Task:
+    """The task whose result is tested by the accuracy of the child models of `tested`."""
     return Task(
-        density_folds(both, classes, seed=seed, **folding, **child or {}),
-        lambda augmentation, k: accuracy(judge.child(augmentation, 1000 + k), test),
+        rewards,
+        lambda augmentation, k: accuracy(tested.child(augmentation, 1000 + k), test),
         "accuracy",
-        (train.images[0], None),
+        (tested.train.images[0], None),
         {"RandAugment (2, 9)": RandAugment(2, 9, **_options(space))},
     )
 
