@@ -61,7 +61,7 @@ def _blend(a: Floats, b: Floats, m: Magnitudes) -> Floats:
 def _write(values: Floats, out: Tensor) -> None:
     """Truncates values 0..255 into bytes."""
     if isinstance(values, Tensor) and out.device.type != "cpu":
-        out.copy_(values)
+        out.copy_(torch.as_tensor(values))
     else:  # torch converts floats to bytes one by one: 6 times slower
         out.numpy()[...] = values
 
