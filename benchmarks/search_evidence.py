@@ -1,7 +1,7 @@
 """Does the search find an effect where there is one, and none where there is none? The tables of
 docs/augment.md, measured on one thread:
 
-    python benchmarks/search_evidence.py planted      # PPO against random search on a synthetic reward
+    python benchmarks/search_evidence.py synthetic    # PPO against random search on a synthetic reward
     python benchmarks/search_evidence.py invariance   # upright digits, rotated tests; 6 against 9: control
     python benchmarks/search_evidence.py digits       # no policy, RandAugment, random search at equal budgets
 """
@@ -21,7 +21,7 @@ from lit_gen.search.density import density_folds, fast_autoaugment
 from lit_gen.search.loop import Result, run
 from lit_gen.search.methods import TPE, Grid, Random
 from lit_gen.search.ppo import PPO
-from lit_gen.search.rewards import ClassifierReward, Labelled, PlantedReward, accuracy
+from lit_gen.search.rewards import ClassifierReward, Labelled, SyntheticReward, accuracy
 from lit_gen.search.space import (
     PolicySpace,
     RandAugmentSpace,
@@ -30,7 +30,7 @@ from lit_gen.search.space import (
     merge,
 )
 
-__all__ = ["digit_splits", "digits_table", "invariance_table", "planted_table"]
+__all__ = ["digit_splits", "digits_table", "invariance_table", "synthetic_table"]
 
 CHILD = {"epochs": 5, "width": 8, "batch_size": 32}
 # Few images and many passes over them: with fewer passes these children underfit and any augmentation harms.
@@ -73,11 +73,11 @@ def rotated(data: Labelled, seed: int, degrees: float = 40) -> Labelled:
     return Labelled(warps.warp(data.images, warps.rotation(angles.tolist(), *size), 0), data.labels)
 
 
-def planted_table(seeds: Sequence[int]) -> None:
+def synthetic_table(seeds: Sequence[int]) -> None:
     space = detection_space()
     print("seed | PPO, mean of the last 100 | best random of 2,000 | random, mean")
     for seed in seeds:
-        reward = PlantedReward(space, seed)
+        reward = SyntheticReward(space, seed)
         exact = {}
         for method in (PPO(space, seed), Random(space, seed)):
             trials = run(space, reward, method, 2000).trials
@@ -176,14 +176,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("planted", "invariance", "digits"))
+    parser.add_argument("what", choices=("synthetic", "invariance", "digits"))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--budget", type=int, default=60, help="children a search")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     seeds = range(arguments.seeds)
-    if arguments.what == "planted":
-        planted_table(seeds)
+    if arguments.what == "synthetic":
+        synthetic_table(seeds)
     elif arguments.what == "invariance":
         invariance_table(seeds, arguments.budget)
     else:

@@ -50,7 +50,7 @@ MISTAKES = {
     "callbacks/averages=[power]": "callbacks.ema={'decay': 0.999} names no class",
     "data=folder": "data.train.path is missing: give data.train.path=...",
     "data=bccd": "model.net.channels takes its value from there",
-    "data=cifar10": "data.train: the images cannot be had",
+    "data=cifar10": "data.train: the images could not be found or downloaded",
     "data=glyphs": "needs image, label in a batch; the data, a FewShotDataModule, give",
     "experiment=funit_glyphs metrics=digits": "callbacks.quality (SampleQuality) calls sample of the model",
     "experiment=digits_edm sampler=pc sampler.S_churn=1": "Could not override 'sampler.S_churn'",

@@ -62,7 +62,7 @@ def usable(boxes: ndarray, h: int, w: int) -> ndarray:
 def transform_boxes(boxes: ndarray, t: Sequence[float], h: int, w: int) -> tuple[ndarray, ndarray]:
     """Boxes around the warped boxes' corners, clipped to the image, and the share (N,) of each that is left.
 
-    Repair: corners go through the inverse of the image's own map t at pixel centres, unrounded; the official
+    Repair: corners go through the inverse of the image's own map t at pixel centers, unrounded; the official
     code rounds every corner to a whole pixel, outward on two sides, and rotates about (W/2, H/2) where its
     image rotates about ((W-1)/2, (H-1)/2).
     """

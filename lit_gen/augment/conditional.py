@@ -138,7 +138,7 @@ class ConditionalAugment:
         """(images, labels float32) under the drawn parameters; differentiable in the images.
 
         In float32 or wider whatever the autocast: bfloat16 filters would move images that nothing was drawn
-        for by a grey level. Waits for no device.
+        for by a gray level. Waits for no device.
         """
         if images.ndim != 4 or not images.is_floating_point():
             raise ConfigError(
@@ -174,7 +174,7 @@ class ConditionalAugment:
         return w.view(len(w), -1)
 
     def _inverse_map(self, draws: dict[str, Tensor], images: Tensor) -> Tensor:
-        """(B, 3, 3): output to input pixel coordinates about the image's centre."""
+        """(B, 3, 3): output to input pixel coordinates about the image's center."""
         h, w = images.shape[-2:]
         m = torch.eye(3, device=images.device).expand(len(images), 3, 3)
         if "scale" in draws:
@@ -353,7 +353,7 @@ def _downsample(images: Tensor, taps: Tensor, dim: int) -> Tensor:
 
 
 def _recolor(images: Tensor, m: Tensor) -> Tensor:
-    if images.shape[1] == 1:  # grey stays grey: the mean over the channels of its map
+    if images.shape[1] == 1:  # gray stays gray: the mean over the channels of its map
         m = torch.cat([m[..., :3].sum((1, 2))[:, None, None] / 3, m[..., 3:].mean(1, keepdim=True)], 2)
     flat = images.flatten(2)
     return (m[..., :-1].to(images.dtype) @ flat + m[..., -1:].to(images.dtype)).view(images.shape)

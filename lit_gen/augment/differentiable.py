@@ -17,7 +17,7 @@ __all__ = ["DifferentiableAugment"]
 
 @dataclass(frozen=True)
 class DifferentiableAugment:
-    """Colour, translation and cut-out of float images (B, C, H, W), any value range; uncovered pixels are 0.
+    """Color, translation and cut-out of float images (B, C, H, W), any value range; uncovered pixels are 0.
 
     `color`: brightness + U(-.5, .5), saturation x U(0, 2), contrast x U(.5, 1.5); `translation`, `cutout`:
     the share of the side by which an image moves at most, and which is blanked. 0 turns one off. Defaults are

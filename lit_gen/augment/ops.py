@@ -253,7 +253,7 @@ Region = tuple[int, int, int, int]  # top, bottom, left, right; bottom and right
 
 @dataclass(frozen=True)
 class BoxCutoutOp(Op):
-    """A rectangle of `magnitude` times one box's size, centred in the box. `regions(boxes, H, W)` gives a
+    """A rectangle of `magnitude` times one box's size, centered in the box. `regions(boxes, H, W)` gives a
     Region or None a box.
     """
 
@@ -374,7 +374,7 @@ def regions_official(boxes: ndarray, h: int, w: int, clip: bool = True) -> list[
 
 
 def regions_official_unclipped(boxes: ndarray, h: int, w: int) -> list[Region | None]:
-    """As `regions_official` without clipping: BBox_Cutout's centre may lie one pixel below or right of the
+    """As `regions_official` without clipping: BBox_Cutout's center may lie one pixel below or right of the
     image.
     """
     return regions_official(boxes, h, w, clip=False)

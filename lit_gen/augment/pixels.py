@@ -164,7 +164,7 @@ def _grey(values: Floats) -> Floats:
 
 
 def color(images: Tensor, m: Magnitudes) -> Tensor:
-    """Blend of the grey image (m = 0) and the image (m = 1)."""
+    """Blend of the gray image (m = 0) and the image (m = 1)."""
     if images.shape[1] == 1:
         return images.clone()
     out = torch.empty_like(images)
@@ -187,7 +187,7 @@ def brightness(images: Tensor, m: Magnitudes) -> Tensor:
 
 
 def contrast(images: Tensor, m: Magnitudes) -> Tensor:
-    """Blend of the mean grey, trunc(mean(grey)), and the image (repair: see `contrast_official`)."""
+    """Blend of the mean gray, trunc(mean(gray)), and the image (repair: see `contrast_official`)."""
     n, _, h, w = images.shape
     parts = [_sums(_grey(_floats(images[..., rows, :]))) for rows in _tiles(h, n * w, images.device)]
     return _blend_to(images, np.sum(parts, 0) // (h * w), m)
@@ -203,7 +203,7 @@ def _sums(values: Floats) -> ndarray:
 
 
 def contrast_official(images: Tensor, m: Magnitudes) -> Tensor:
-    """Blend of grey min(255, trunc(H W / 256)) and the image.
+    """Blend of gray min(255, trunc(H W / 256)) and the image.
 
     Officially the mean is taken over the histogram's counts.
     """

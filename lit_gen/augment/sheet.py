@@ -31,7 +31,7 @@ def policy_sheet(
     text.
 
     `image` is uint8 (C, H, W), `boxes` (N, 4) in the policy's format; kept boxes are drawn in green, lost
-    ones in grey; SamplePairing mixes in the mirrored image. Augmentations without sub-policies show `rows`
+    ones in gray; SamplePairing mixes in the mirrored image. Augmentations without sub-policies show `rows`
     rows of draws. `scale` enlarges the images without smoothing; `largest` is how many pixels the longer side
     of a picture has at most in the sheet.
     """

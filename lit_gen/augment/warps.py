@@ -1,6 +1,6 @@
-"""Nearest-neighbour affine warps of images and the same maps on boxes.
+"""Nearest-neighbor affine warps of images and the same maps on boxes.
 
-A map is six float32 numbers `t`, from output to input, on pixel indices (the centre of the first pixel is
+A map is six float32 numbers `t`, from output to input, on pixel indices (the center of the first pixel is
 the origin): in_x = t0 x + t1 y + t2, in_y = t3 x + t4 y + t5. What falls outside the image is filled.
 """
 
@@ -51,7 +51,7 @@ def shear_y(s: Sequence[float], h: int, w: int) -> ndarray:
 
 
 def rotation(degrees: Sequence[float], h: int, w: int) -> ndarray:
-    """About the image's centre, counter-clockwise on the screen; (n, 6). In float32 like the official one."""
+    """About the image's center, counter-clockwise on the screen; (n, 6). In float32 like the official one."""
     c, s = cos_sin(degrees)
     x, y = np.float32(w - 1), np.float32(h - 1)
     return _maps(

@@ -21,11 +21,11 @@ from lit_gen.rng import key
 from lit_gen.search import (
     TPE,
     Method,
-    PlantedReward,
     PolicySpace,
     Random,
     Result,
     Space,
+    SyntheticReward,
     Trial,
     merge,
     run,
@@ -41,21 +41,21 @@ WINDOW = 50  # trials over which op frequencies and mean rewards are logged
 
 
 class Interrupted(Exit):
-    """The search was stopped by Ctrl-C; its ledger is complete."""
+    """The search was stopped by Ctrl-C; its trial log is complete."""
 
     def __init__(self, message: str):
         super().__init__(128 + signal.SIGINT, message)
 
 
 def search(cfg: DictConfig, out: Path) -> dict[str, Any]:
-    """Searches as `cfg` says, in `out`: a ledger a search (`ledger.jsonl`, of random control
+    """Searches as `cfg` says, in `out`: a trial log per search (`ledger.jsonl`, of the random baseline
     `random.jsonl`), `policy.yaml`, `augment/found.yaml` (`--config-dir=<out> augment=found` uses it),
     `report.json`, `curve.png`, `sheet.png`. Prints the report and returns it. With `seeds` above 1 each seed
     has a folder `seed_<k>` like that, and `out` the report over them.
 
-    What is in the ledgers is not done again. With `storage` several processes share a search: one writes
-    `out`, the others (`join`) train children for it and return when there is nothing left to train. Raises
-    ConfigError for what does not fit, and if `out` holds another search.
+    What is in the trial logs is not done again. With `storage` several processes share a search: one writes
+    `out`, the others (`join`) train child models for it and return when there is nothing left to train.
+    Raises ConfigError for what does not fit, and if `out` holds another search.
     """
     settings = _checked(cfg, out)
     if cfg.join:
@@ -91,7 +91,7 @@ def _finished(cfg: DictConfig, out: Path) -> dict[str, Any] | None:
 
 
 def _join(cfg: DictConfig) -> dict[str, Any]:
-    """Trains children of searches that other processes report on; the numbers it returns are of all."""
+    """Trains child models of searches that other processes report on; the numbers it returns are of all."""
     seeds = range(cfg.seed, cfg.seed + cfg.seeds)
     results: dict[str, list[Result]] = {}
     for part in (_of_one_seed(cfg, seed) for seed in seeds):
@@ -99,7 +99,7 @@ def _join(cfg: DictConfig) -> dict[str, Any]:
             results = _all_searches(part, *_prepared(part)[:3], None, None)
         except KeyboardInterrupt:
             raise Interrupted("Stopped; another process takes the place of this one.") from None
-        print(f"{cfg.name}-seed{part.seed} in {cfg.storage}: every child is trained", flush=True)
+        print(f"{cfg.name}-seed{part.seed} in {cfg.storage}: every child model is trained", flush=True)
     return {name: [result.cost for result in parts] for name, parts in results.items()}
 
 
@@ -120,8 +120,10 @@ def _prepared(cfg: DictConfig) -> tuple[Space, Task, Callable[..., Method], floa
     task: Task = instantiate(cfg.reward, allow)(space, data, cfg.seed)
     compared = {name: _augmentation(name, node, allow) for name, node in cfg.compare.items()}
     task.compared = (task.compared or {}) | compared
-    if (cfg.randaugment or cfg.compare) and any(isinstance(r, PlantedReward) for r in task.rewards):
-        raise ConfigError("randaugment= and compare=: the planted reward knows policies of its space alone.")
+    if (cfg.randaugment or cfg.compare) and any(isinstance(r, SyntheticReward) for r in task.rewards):
+        raise ConfigError(
+            "randaugment= and compare=: the synthetic reward knows the policies of its space only."
+        )
     return space, task, strategy, time.process_time() - start
 
 
@@ -193,7 +195,7 @@ def _all_searches(
     out: Path | None,
     logger: Any,
 ) -> dict[str, list[Result]]:
-    """The search, and its controls."""
+    """Runs the policy search and its random-search baseline."""
     results = {"found": _searches(cfg, space, task, strategy, out, logger, "ledger")}
     if cfg.control and getattr(strategy, "func", strategy) is not Random:
         results["best of random"] = _searches(cfg, space, task, Random, out, logger, "random")
@@ -223,7 +225,7 @@ def _searches(
         described |= {"strategy": _plain(cfg.strategy) if ledger == "ledger" else ledger, "part": part}
         books: dict[str, Any] = {"description": described, "progress": name}
         if out:
-            books |= {"ledger": out / f"{name}.jsonl"}
+            books |= {"trial_log": out / f"{name}.jsonl"}
             books |= {"on_trial": _logging(logger, name if ledger != "ledger" or many else "search")}
         made = getattr(strategy, "func", strategy)
         if cfg.storage and made is not grid:

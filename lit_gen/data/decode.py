@@ -1,8 +1,8 @@
-"""Bytes of anybody's picture -> uint8 (C, H, W), or one error that names the file and what is wrong with it.
+"""Bytes of any picture -> uint8 (C, H, W), or one error that names the file and what is wrong with it.
 
 What is decoded and how: the format told by the content, never by the extension; the EXIF rotation applied;
 palettes and CMYK converted to RGB; transparency laid over white; 16-bit samples cut to their high byte; the
-first picture of an animation; colour profiles ignored. Refused: corrupt, truncated and empty files, float and
+first picture of an animation; color profiles ignored. Refused: corrupt, truncated and empty files, float and
 32-bit samples, and pictures of more than 64 million pixels, which are told by their header and never unpacked
 (decompression bombs).
 """
@@ -198,9 +198,9 @@ def fit_to(picture: Image.Image, image_size: int, fit: str) -> Image.Image:
     """The picture at `image_size`, in one of the ways of the official data-set tools; square but for the
     last.
 
-    - "crop": the centre square, then Lanczos (center-crop of https://github.com/NVlabs/edm, dataset_tool.py);
+    - "crop": the center square, then Lanczos (center-crop of https://github.com/NVlabs/edm, dataset_tool.py);
     - "stretch": Lanczos of the whole, aspect ratio lost (the same tool without --transform);
-    - "adm": halved by box filter while the short side is >= 2 `image_size`, then bicubic, then the centre
+    - "adm": halved by box filter while the short side is >= 2 `image_size`, then bicubic, then the center
       square (https://arxiv.org/abs/2105.05233, guided-diffusion; "center-crop-dhariwal" of EDM2);
     - "shorter": the short side to `image_size`, bilinear, aspect ratio kept (FUNIT,
       https://github.com/NVlabs/FUNIT).

@@ -1,4 +1,4 @@
-"""The handwritten digits that ship with scikit-learn: 1,797 grey images of 8x8, no download.
+"""The handwritten digits that ship with scikit-learn: 1,797 gray images of 8x8, no download.
 
 Source: UCI Optical Recognition of Handwritten Digits, https://archive.ics.uci.edu/dataset/80
 """

@@ -71,7 +71,7 @@ def _drawn(classes: Sequence[str], target: int | float, seed: int) -> list[str]:
 class Selection:
     """Some images of a data set under new class numbers; `indices[i]` is image i's number there.
 
-    `transform(image, None)` (deterministic: a centre crop, say) is applied to every image.
+    `transform(image, None)` (deterministic: a center crop, say) is applied to every image.
     """
 
     def __init__(

@@ -30,7 +30,7 @@ class FewShotDataModule(KeyedDataModule):
     - `split_seed` draws the target classes, their examples and the content images, so that runs of other
       `seed` can be compared.
     - `augment(image, generator)`: training images only (official: flip, crop of 128 out of 140). `view(image,
-      None)`: what makes every other use of an image of its size (official: the centre crop).
+      None)`: what makes every other use of an image of its size (official: the center crop).
     - `own_class_image`: training batches hold another image of each content image's class, "own", from
       which the reconstruction then takes the class (see `lit_gen.funit.step.run_generator`; paper: false).
     - `restyle(image, generator)`: makes "seen", what the content encoder sees in place of a training

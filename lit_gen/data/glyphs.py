@@ -225,8 +225,8 @@ def _code_point(character: str, alphabet: str) -> str:
 
 @lru_cache(maxsize=256)  # a run and its evaluation make the same faces
 def _render(face: Face, characters: str, image_size: int) -> np.ndarray:
-    """Ink 0..255, uint8 (len(characters), S, S): one scale and one baseline per face, every letter centred by
-    its ink."""
+    """Ink 0..255, uint8 (len(characters), S, S): one scale and one baseline per face, every letter centered
+    by its ink."""
     side = image_size * OVERSAMPLING
     codes = tuple(_code_point(c, face.alphabet) for c in characters)
     cap, rise, fall, sizes = _extent(face.file, _code_point("H", face.alphabet), codes)

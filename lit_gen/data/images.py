@@ -1,4 +1,4 @@
-"""What a data set of images is, and how anybody's becomes one.
+"""What a data set of images is, and how any other data set becomes one.
 
 `ds[i] -> {"image": uint8 (C, H, W), "label": int}`, without randomness; `ds.labels` (int64 (N,)) or None,
 `ds.classes`, `ds.channels`, `ds.image_size`, and `ds.fingerprint()`, a name for caches that changes when the
@@ -47,7 +47,7 @@ class TensorImages:
 
 
 class WrappedImages:
-    """A (picture, class index) data set of anybody's, torchvision's for one, under our contract.
+    """Any data set of (picture, class index), such as torchvision's, under our contract.
 
     Pictures may be PIL images, uint8 arrays (H, W[, C]) or uint8 tensors (C, H, W).
     """

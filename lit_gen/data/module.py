@@ -58,7 +58,9 @@ class ImageDataModule(KeyedDataModule):
                 OSError,
                 RuntimeError,
             ) as error:  # no network, no package to download with, a broken archive
-                raise ConfigError(f"data.{split}: the images cannot be had: {error}") from error
+                raise ConfigError(
+                    f"data.{split}: the images could not be found or downloaded: {error}"
+                ) from error
         return self._sets[split]
 
     @property

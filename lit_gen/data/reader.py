@@ -19,7 +19,7 @@ from lit_gen.rng import key
 __all__ = ["ON_ERROR", "ImageReader", "check_on_error", "summary"]
 
 ON_ERROR = ("raise", "skip", "replace")
-HEADER = 1 << 14  # bytes; a header that goes on (a thumbnail, a colour profile) is read with the whole file
+HEADER = 1 << 14  # bytes; a header that goes on (a thumbnail, a color profile) is read with the whole file
 TRIES = 100
 T = TypeVar("T")
 Size = tuple[int, int]  # (height, width)
@@ -74,7 +74,7 @@ class ImageReader:
     def read_or_replace(
         self, names: Sequence[str], i: int, others: Callable[[int], Sequence[int]], seed: int
     ) -> tuple[int, Tensor]:
-        """(i, the pixels of names[i]); with `on_error="replace"`, where these cannot be had, (j, those of
+        """(i, the pixels of names[i]); with `on_error="replace"`, where these cannot be read, (j, those of
         names[j]): j is drawn from `others(i)` by (seed, i), the same in every epoch and process.
 
         A picture that is replaced is warned about once a process. Raises UnreadableImage where 100 draws

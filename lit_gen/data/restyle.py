@@ -51,7 +51,7 @@ class RestyleStrokes:
         )
 
     def apply(self, image: Tensor, width: float, height: float, slant: float, weight: float) -> Tensor:
-        """The image with these factors, this slant and this weight in pixels; the centre stays."""
+        """The image with these factors, this slant and this weight in pixels; the center stays."""
         ink = image.float() if self.inverted else 255 - image.float()
         rows, columns = ((ink > 64).any(0).any(axis).nonzero() for axis in (1, 0))
         if not len(rows):

@@ -1,4 +1,4 @@
-"""Scenes: handwritten digits in cluttered colour pictures, with boxes; a detection set without a download.
+"""Scenes: handwritten digits in cluttered color pictures, with boxes; a detection set without a download.
 
 Scene i depends on (seed, split, i) alone. Training scenes show scikit-learn's training digits, test scenes
 its test digits.
@@ -19,7 +19,7 @@ __all__ = ["Scenes"]
 
 SIZES = (0.2, 0.42)  # a digit's height, in parts of the image's side
 COVER = 0.15  # part of a digit's box that another may cover
-CONTRAST = 70  # grey levels between a digit and what lies below it
+CONTRAST = 70  # gray levels between a digit and what lies below it
 Box = tuple[int, int, int, int]
 
 
@@ -93,7 +93,7 @@ class Scenes:
 
 
 def _background(rng: np.random.Generator, side: int) -> np.ndarray:
-    """A smooth colour field with grain, float32 (S, S, 3), darker or lighter than the middle."""
+    """A smooth color field with grain, float32 (S, S, 3), darker or lighter than the middle."""
     coarse = rng.integers(20, 150, (4, 4, 3)).astype(np.uint8)
     smooth = np.asarray(Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC), np.float32)
     field = smooth if rng.random() < 0.5 else 255 - smooth
@@ -147,7 +147,7 @@ def _shared(a: Box, b: Box) -> int:
 
 
 def _paint(rng: np.random.Generator, canvas: np.ndarray, ink: np.ndarray, box: Box) -> None:
-    """Lays a colour over the canvas where there is ink, CONTRAST or more lighter or darker than what lies
+    """Lays a color over the canvas where there is ink, CONTRAST or more lighter or darker than what lies
     there."""
     x0, y0, x1, y1 = box
     below = canvas[y0:y1, x0:x1]

@@ -21,12 +21,12 @@ __all__ = ["PyramidBackbone", "small_fcos"]
 class PyramidBackbone(nn.Module):
     """Feature maps at strides 4, 8, ... 2^(levels + 1), each with `out_channels` = 2 `width` channels.
 
-    Group normalisation: batches are small, and the weights of an average need no statistics of their own.
+    Group normalization: batches are small, and the weights of an average need no statistics of their own.
     """
 
     def __init__(self, width: int = 16, levels: int = 2):
         super().__init__()
-        if width < 16 or width % 16 or levels < 1:  # FCOS's head normalises 32 groups of 2 width
+        if width < 16 or width % 16 or levels < 1:  # FCOS's head normalizes 32 groups of 2 width
             raise ConfigError(
                 f"width={width} must be a multiple of 16 and levels={levels} at least 1 (the detector)."
             )

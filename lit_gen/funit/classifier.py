@@ -186,7 +186,7 @@ def fit_head(
 
     solver.step(closure)
     head = nn.Linear(x.shape[1], num_classes).to(features)
-    with torch.no_grad():  # the standardisation of the features is folded into the layer
+    with torch.no_grad():  # the standardization of the features is folded into the layer
         head.weight.copy_(weight / std)
         head.bias.copy_(bias - (weight / std) @ mean)
     return head

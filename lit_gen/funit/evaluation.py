@@ -85,7 +85,7 @@ def ssim(images: Tensor, truth: Tensor) -> Tensor:
 def dipd(a: Tensor, b: Tensor, eps: float = 1e-5) -> Tensor:
     """Domain-invariant perceptual distance of two batches of feature maps (N, C, h, w): (N,), 0 is perfect.
 
-    Maps are instance-normalised, which takes the style out, then compared by their mean squared difference.
+    Maps are instance-normalized, which takes the style out, then compared by their mean squared difference.
     The paper takes conv5 of VGG of the content image and of its translation (MUNIT,
     https://arxiv.org/abs/1804.04732, section B.2).
     """

@@ -2,7 +2,7 @@
 https://arxiv.org/abs/1905.01723), from torchvision's ImageNet weights: Inception-V3, to be fine-tuned as a
 classifier, and VGG-16 for DIPD.
 
-Images are uint8 (N, C, H, W), C 1 or 3; grey ones count as colour.
+Images are uint8 (N, C, H, W), C 1 or 3; gray ones count as color.
 """
 
 from collections import OrderedDict
@@ -69,8 +69,8 @@ class VGG16Maps(nn.Module):
     compares.
 
     MUNIT's code, which the paper refers to, takes the weights of Caffe (BGR, 0 to 255); these take RGB,
-    standardised. Raises ConfigError for another file and for images below 32 pixels, of which no map is left
-    to be normalised.
+    standardized. Raises ConfigError for another file and for images below 32 pixels, of which no map is left
+    to be normalized.
     """
 
     mean: Tensor

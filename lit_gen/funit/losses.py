@@ -1,7 +1,7 @@
 """The losses of FUNIT (Liu et al. 2019, eq. 3-6, https://arxiv.org/abs/1905.01723).
 
 Each returns (loss, its named parts); parts are detached scalars, to be logged. Logits are (B, h, w), one
-judgement per patch, of the class that the image should belong to; features are (B, C, h, w); losses are means
+judgment per patch, of the class that the image should belong to; features are (B, C, h, w); losses are means
 over all of it, taken in float32 or wider whatever the networks' precision.
 """
 

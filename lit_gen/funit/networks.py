@@ -41,7 +41,7 @@ def conv(c_in: int, c_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
 
 
 def adain(x: Tensor, bias: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
-    """Adaptive instance normalisation, `weight (x - mean) / sqrt(var + eps) + bias` with the moments of
+    """Adaptive instance normalization, `weight (x - mean) / sqrt(var + eps) + bias` with the moments of
     each map.
 
     x: (B, C, H, W). bias, weight: (B, C). Huang & Belongie 2017, eq. 8, https://arxiv.org/abs/1703.06868.
@@ -134,7 +134,7 @@ class AdaINResBlock(nn.Module):
 class ContentEncoder(nn.Module):
     """Image (B, C, H, W) -> content code (B, width 2^downs, H / 2^downs, W / 2^downs).
 
-    Instance normalisation takes the style out.
+    Instance normalization takes the style out.
 
     Raises ConfigError where H or W is no multiple of 2^downs or below 2 * 2^downs.
     """
@@ -162,7 +162,7 @@ class ContentEncoder(nn.Module):
 
 
 class ClassEncoder(nn.Module):
-    """Image (B, C, H, W) -> class code (B, code_size), unnormalised; the mean over places forgets the pose.
+    """Image (B, C, H, W) -> class code (B, code_size), unnormalized; the mean over places forgets the pose.
 
     Raises ConfigError where H or W is below 2^downs.
     """
@@ -305,7 +305,7 @@ class ActFirstResBlock(nn.Module):
 
 
 class PatchDiscriminator(nn.Module):
-    """One real/fake judgement per patch and per class (FUNIT section 3.2, appendix A).
+    """One real/fake judgment per patch and per class (FUNIT section 3.2, appendix A).
 
     Arguments
         num_classes: source classes, which the labels index.

@@ -9,7 +9,7 @@ from lit_gen.search.density import density_folds, fast_autoaugment
 from lit_gen.search.loop import Result, Reward, Trial, run
 from lit_gen.search.methods import TPE, Grid, Method, Random
 from lit_gen.search.ppo import PPO
-from lit_gen.search.rewards import ClassifierReward, DensityReward, Labelled, PlantedReward
+from lit_gen.search.rewards import ClassifierReward, DensityReward, Labelled, SyntheticReward
 from lit_gen.search.shared import run_shared
 from lit_gen.search.space import (
     PolicySpace,
@@ -28,13 +28,13 @@ __all__ = [
     "Grid",
     "Labelled",
     "Method",
-    "PlantedReward",
     "PolicySpace",
     "RandAugmentSpace",
     "Random",
     "Result",
     "Reward",
     "Space",
+    "SyntheticReward",
     "Trial",
     "classification_space",
     "density_folds",

@@ -1,9 +1,9 @@
-"""Fast AutoAugment: policies under which a net trained without augmentation recognises what it has not seen
+"""Fast AutoAugment: policies under which a net trained without augmentation recognizes what it has not seen
 (https://arxiv.org/abs/1905.00397, Algorithm 1).
 
 The data are split several times into a part that a net is trained on, without augmentation, and a held-out
-part; for each split the policies are searched whose augmentation of the held-out part the net recognises
-best, and the best of all splits are merged. No child is trained for a policy.
+part; for each split the policies are searched whose augmentation of the held-out part the net recognizes
+best, and the best of all splits are merged. No child model is trained for a policy.
 """
 
 from collections.abc import Callable, Sequence
@@ -78,13 +78,13 @@ def fast_autoaugment(
 ) -> tuple[Policy, list[Result]]:
     """The merged `top` policies of a search of `trials` trials for each fold, and the searches.
 
-    Defaults are the paper's. `folder` keeps a ledger a fold, from which a killed search goes on.
+    Defaults are the paper's. `folder` keeps a trial log per fold, from which a killed search resumes.
     """
     results = []
     for fold, reward in enumerate(rewards):
-        ledger = None if folder is None else Path(folder) / f"fold_{fold}.jsonl"
+        log = None if folder is None else Path(folder) / f"fold_{fold}.jsonl"
         asked = method(space, rng.key(seed, "fold", fold))
         results.append(
-            run(space, reward, asked, trials, ledger=ledger, description={"fold": fold}, workers=workers)
+            run(space, reward, asked, trials, trial_log=log, description={"fold": fold}, workers=workers)
         )
     return merge([policy for result in results for policy in result.top(top)]), results

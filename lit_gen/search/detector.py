@@ -1,4 +1,4 @@
-"""The detector as the child of a policy search: what a policy is worth in mAP50 of held-out images.
+"""A detector as the child model of a policy search: what a policy is worth in mAP50 of held-out images.
 
 Plain loops on data in memory, without Lightning, so that a worker process starts in a second.
 """
@@ -38,7 +38,7 @@ def boxed(dataset: Any, rows: Sequence[int]) -> Boxed:
     """Images `rows` of a detection set (`lit_gen.data.detection`), all of one size."""
     items = [dataset[int(i)] for i in rows]
     if len({item["image"].shape for item in items}) != 1:
-        raise ConfigError("A child detector is trained on images of one size: set data.image_size.")
+        raise ConfigError("A child model is trained on images of one size: set data.image_size.")
     images = torch.stack([item["image"] for item in items])
     return Boxed(images, [item["boxes"] for item in items], [item["labels"] for item in items])
 
@@ -111,5 +111,5 @@ class DetectorReward:
         return sum(scores) / len(scores)
 
     def child(self, augmentation: Augmentation | None, seed: int) -> nn.Module:
-        """The child of this seed; None trains without augmentation."""
+        """The child model of this seed; None trains without augmentation."""
         return train_detector(self.train, augmentation, classes=self.classes, seed=seed, **self.training)

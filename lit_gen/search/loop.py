@@ -1,6 +1,6 @@
-"""The search loop: ask a method for policies, train their children, tell it the rewards, keep the books.
+"""The search loop: ask a method for policies, train their child models, tell it the rewards, log the trials.
 
-result = run(space, reward, PPO(space, seed=0), budget=300, ledger="search.jsonl", workers=2)
+result = run(space, reward, PPO(space, seed=0), budget=300, trial_log="search.jsonl", workers=2)
 Path("found.yaml").write_text(result.best.to_yaml(result.summary()))
 """
 
@@ -33,12 +33,12 @@ from lit_gen.search.space import Choices, Space
 
 __all__ = ["Result", "Reward", "Trial", "append", "bar", "run", "timed"]
 
-Reward = Callable[[Augmentation], float]  # a validation score; may have `images`, the images a child sees
+Reward = Callable[[Augmentation], float]  # a validation score; may have `images`, how many a child model sees
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One child: its policy's choices, its reward, and what it cost."""
+    """One child model: its policy's choices, its reward, and what it cost."""
 
     number: int
     choices: Choices
@@ -73,7 +73,7 @@ class Result:
 
     @property
     def cost(self) -> dict[str, float]:
-        """Children, images, CPU seconds."""
+        """Numbers of child models and of images, and CPU seconds."""
         return {
             "children": len(self.trials),
             "images": sum(t.images for t in self.trials),
@@ -92,7 +92,7 @@ def run(
     method: Method,
     budget: int,
     *,
-    ledger: str | Path | None = None,
+    trial_log: str | Path | None = None,
     description: dict[str, Any] | None = None,
     workers: int = 0,
     progress: str = "",
@@ -100,18 +100,18 @@ def run(
 ) -> Result:
     """Up to `budget` trials.
 
-    `ledger` is a file with a line a trial. If it exists the search goes on where it ended: the method is told
+    `trial_log` is a file with one line per trial. If it exists, the search resumes there: the method is told
     the old rewards again, so that a killed and restarted search makes the sequence of an uninterrupted one.
     `description` (any JSON; method, seed, data) is written first, and must agree on a restart. `workers`
-    processes train the children of one `ask` in parallel, which changes nothing but the time; `reward` must
-    then be picklable. `on_trial` sees every new trial, for logging. `progress` is the title of a bar (on a
-    terminal; elsewhere of a line every quarter of a minute).
+    processes train the child models of one `ask` in parallel, which changes nothing but the time; then
+    `reward` must be picklable. `on_trial` sees every new trial, for logging. `progress` is the title of a bar
+    (on a terminal; elsewhere of a line every quarter of a minute).
     """
     if budget < 1 or workers < 0:
         raise ConfigError(
             f"A search needs a budget of at least 1 and workers >= 0, got {budget} and {workers}."
         )
-    old = _open(Path(ledger), description or {}) if ledger else []
+    old = _open(Path(trial_log), description or {}) if trial_log else []
     result = Result(space)
     with _children(reward, workers) as train, bar(progress, budget) as advance:
         while len(result.trials) < budget:
@@ -121,7 +121,7 @@ def run(
             asked, rows = rows, rows[: budget - len(result.trials)]
             start = len(result.trials)
             known = old[start : start + len(rows)]
-            _agree(known, rows, ledger)
+            _agree(known, rows, trial_log)
             for trial in known:
                 result.trials.append(trial)
                 advance(result)
@@ -129,8 +129,8 @@ def run(
             for row, (value, seconds) in zip(fresh, train([space.decode(r) for r in fresh]), strict=True):
                 trial = Trial(len(result.trials), row, value, seconds, int(getattr(reward, "images", 0)))
                 result.trials.append(trial)
-                if ledger:
-                    append(Path(ledger), trial)
+                if trial_log:
+                    append(Path(trial_log), trial)
                 if on_trial:
                     on_trial(trial, result)
                 advance(result)
@@ -140,7 +140,7 @@ def run(
 
 
 def _open(path: Path, description: dict[str, Any]) -> list[Trial]:
-    """The trials of the ledger; a torn last line, of a search that was killed while writing, is cut off."""
+    """The trials of the log; a torn last line, of a search that was killed while writing, is cut off."""
     head = json.dumps({"search": description}, sort_keys=True, default=str)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -152,24 +152,24 @@ def _open(path: Path, description: dict[str, Any]) -> list[Trial]:
         path.write_text(whole)
     lines = whole.splitlines()
     if not lines or lines[0] != head:
-        raise ConfigError(f"{path} is of another search, {(lines or ['empty'])[0]}; name another ledger.")
+        raise ConfigError(f"{path} is of another search, {(lines or ['empty'])[0]}; name another trial log.")
     records = [json.loads(line) for line in lines[1:]]
     return [Trial(**record | {"choices": tuple(record["choices"])}) for record in records]
 
 
 def append(path: Path, trial: Trial) -> None:
-    """A line of the ledger, on the disk when this returns."""
+    """A line of the trial log, on the disk when this returns."""
     with path.open("a") as file:
         file.write(trial.to_json() + "\n")
         file.flush()
         os.fsync(file.fileno())
 
 
-def _agree(known: Sequence[Trial], rows: Sequence[Choices], ledger: str | Path | None) -> None:
+def _agree(known: Sequence[Trial], rows: Sequence[Choices], trial_log: str | Path | None) -> None:
     for trial, row in zip(known, rows, strict=False):
         if trial.choices != tuple(row):
             raise ConfigError(
-                f"{ledger}: trial {trial.number} is not what this method asks for; settings or seed differ."
+                f"{trial_log}: this method asks for another trial {trial.number}: settings or seed differ."
             )
 
 
@@ -232,6 +232,6 @@ def _lines(title: str, total: int, seconds: float = 15.0) -> Callable[[Result], 
         nonlocal drawn
         if time.monotonic() - drawn >= seconds:
             drawn = time.monotonic()
-            print(f"{title}: child {len(result.trials)} of {total}, {_numbers(result)}", flush=True)
+            print(f"{title}: child model {len(result.trials)} of {total}, {_numbers(result)}", flush=True)
 
     return advance

@@ -1,7 +1,7 @@
 """What proposes policies: random, grid, TPE. (PPO, the paper's method, is in ppo.py.)
 
 A method is deterministic given its seed and what it is told: `ask()` gives the next rows of choices, `tell`
-their rewards, in that order. A search is resumed by telling a new method the rewards of the ledger again.
+their rewards, in that order. A search is resumed by telling a new method the rewards of the trial log again.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ __all__ = ["TPE", "Grid", "Method", "Random"]
 
 
 class Method(Protocol):
-    """`ask` gives rows of choices to try at once (none: the method is through), `tell` takes their
+    """`ask` gives rows of choices to try at once (none: the method is done), `tell` takes their
     rewards."""
 
     def ask(self) -> list[Choices]: ...
@@ -25,7 +25,7 @@ class Method(Protocol):
 
 
 class Random:
-    """Uniform choices: the control that any search has to beat at equal budget."""
+    """Uniform choices: the random baseline, which any search has to beat at an equal budget."""
 
     def __init__(self, space: Space, seed: int = 0, batch: int = 8):
         self.space, self.batch = space, batch
@@ -52,7 +52,7 @@ class Grid:
 
 
 class TPE:
-    """Optuna's tree-structured Parzen estimator, the optimiser of Fast AutoAugment
+    """Optuna's tree-structured Parzen estimator, the optimizer of Fast AutoAugment
     (https://arxiv.org/abs/1905.00397)."""
 
     def __init__(self, space: Space, seed: int = 0, batch: int = 1):

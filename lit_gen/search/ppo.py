@@ -1,4 +1,4 @@
-"""Proximal policy optimisation of the controller, AutoAugment's search method
+"""Proximal policy optimization of the controller, AutoAugment's search method
 (https://arxiv.org/abs/1805.09501, Appendix; PPO: https://arxiv.org/abs/1707.06347, Eq. 7)."""
 
 from collections.abc import Sequence

@@ -86,7 +86,7 @@ def _as_config(found: Augmentation) -> DictConfig:
 
 
 def _curve(out: Path, results: dict[str, list[Result]]) -> Path:
-    """Rewards by child, and which ops the search chose as it went on."""
+    """Rewards by child model, and which ops the search chose as it went on."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -100,7 +100,7 @@ def _curve(out: Path, results: dict[str, list[Result]]) -> Path:
             at = range(1, len(rewards) + 1)
             axes[0].plot(at, rewards, ".", color=colour, markersize=2, alpha=0.4)
             axes[0].plot(at, rewards.cummax(0).values, color=colour, label=None if part else f"{name}, best")
-    axes[0].set(xlabel="children", ylabel="reward")
+    axes[0].set(xlabel="child models", ylabel="reward")
     axes[0].legend(fontsize=7)
     axes[0].grid(alpha=0.3)
     if isinstance(space, PolicySpace):
@@ -112,7 +112,7 @@ def _curve(out: Path, results: dict[str, list[Result]]) -> Path:
         for op, _ in last.most_common(6):
             axes[1].plot([size * (i + 1) for i in range(len(shares))], [s[op] for s in shares], label=op)
         axes[1].axhline(1 / len(space.ops), color="C7", linestyle=":", label="chance")
-        axes[1].set(xlabel="children", ylabel="share among the ops chosen")
+        axes[1].set(xlabel="child models", ylabel="fraction of the ops chosen")
         axes[1].legend(fontsize=7)
     else:
         axes[1].set_axis_off()
@@ -123,8 +123,8 @@ def _curve(out: Path, results: dict[str, list[Result]]) -> Path:
 
 
 def print_report(report: dict[str, Any], out: Path, is_policy: bool) -> None:
-    table = Table(title=f"{report['unit']}; children of the test differ by seed")
-    columns = ("", "best reward", "test", "s.d.", "children", "images", "CPU s")
+    table = Table(title=f"{report['unit']}; child models of the test differ by seed")
+    columns = ("", "best reward", "test", "s.d.", "child models", "images", "CPU s")
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i else "left")
     for name, row in report["results"].items():

@@ -1,8 +1,8 @@
 """Rewards: what a policy is worth. `reward(augmentation) -> float`, the higher the better, the same for the
 same policy.
 
-`ClassifierReward` trains a small child on augmented images (AutoAugment); `DensityReward` trains one child
-without augmentation and scores how well it recognises augmented images (Fast AutoAugment); `PlantedReward`
+`ClassifierReward` trains a small child model on augmented images (AutoAugment); `DensityReward` trains one
+without augmentation and scores how well it recognizes augmented images (Fast AutoAugment); `SyntheticReward`
 has a known optimum, to test a search. Images are uint8 (N, C, H, W), labels int64 (N,).
 """
 
@@ -21,7 +21,7 @@ from lit_gen.images import to_float
 from lit_gen.schedules import train_one_cycle
 from lit_gen.search.space import PolicySpace
 
-__all__ = ["ClassifierReward", "DensityReward", "Labelled", "PlantedReward", "accuracy", "train_classifier"]
+__all__ = ["ClassifierReward", "DensityReward", "Labelled", "SyntheticReward", "accuracy", "train_classifier"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Labelled:
 
 
 def small_cnn(channels: int, classes: int, width: int = 16) -> nn.Module:
-    """Three convolutions with batch normalisation, pooling after each, one linear layer; any size from 8
+    """Three convolutions with batch normalization, pooling after each, one linear layer; any size from 8
     pixels on."""
     layers: list[nn.Module] = []
     for i in range(3):
@@ -62,7 +62,7 @@ def small_cnn(channels: int, classes: int, width: int = 16) -> nn.Module:
 
 def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
     order = torch.randperm(count, generator=generator).split(size)
-    return (rows for rows in order if len(rows) > 1 or count == 1)  # batch normalisation needs two
+    return (rows for rows in order if len(rows) > 1 or count == 1)  # batch normalization needs two
 
 
 def train_classifier(
@@ -118,7 +118,7 @@ def _augmented(augmentation: Augmentation, images: Tensor, generator: torch.Gene
 
 @torch.no_grad()
 def accuracy(net: nn.Module, data: Labelled, batch_size: int = 500) -> float:
-    """The share of images recognised."""
+    """The fraction of images that are classified correctly."""
     hits = [
         (net(to_float(images)).argmax(1) == labels).sum()
         for images, labels in zip(data.images.split(batch_size), data.labels.split(batch_size), strict=True)
@@ -127,7 +127,7 @@ def accuracy(net: nn.Module, data: Labelled, batch_size: int = 500) -> float:
 
 
 class ClassifierReward:
-    """Validation accuracy of a child trained with the policy; the mean over `seeds` children."""
+    """Validation accuracy of a child trained with the policy; the mean over `seeds`."""
 
     def __init__(
         self,
@@ -149,7 +149,7 @@ class ClassifierReward:
         return sum(scores) / len(scores)
 
     def child(self, augmentation: Augmentation | None, seed: int) -> nn.Module:
-        """The child of this seed; None trains without augmentation."""
+        """The child model of this seed; None trains without augmentation."""
         return train_classifier(self.train, augmentation, classes=self.classes, seed=seed, **self.training)
 
 
@@ -158,7 +158,7 @@ class DensityReward:
     without augmentation.
 
     The mean over `passes` draws (the published code takes, image by image, the best of its passes, which
-    favours policies that do nothing). Doing nothing would still be best, so a policy that changes less than
+    favors policies that do nothing). Doing nothing would still be best, so a policy that changes less than
     `strength` of the images loses what is missing.
     """
 
@@ -180,7 +180,7 @@ class DensityReward:
         return sum(scores) / self.passes - missing
 
 
-class PlantedReward:
+class SyntheticReward:
     """A landscape with a known optimum of 1: each op of the policy earns 1/(K N) if it is one of `good` ops
     (a third of all, drawn by `seed`), times how close its probability and its level are to the op's own best
     values. `noise` is added, the same for the same policy."""
@@ -188,7 +188,7 @@ class PlantedReward:
     images = 0
 
     def __init__(self, space: PolicySpace, seed: int = 0, noise: float = 0.02):
-        g = rng.keyed_generator(seed, "planted")
+        g = rng.keyed_generator(seed, "planted")  # the key by which docs/augment.md's landscapes are drawn
         n = len(space.ops)
         self.space, self.seed, self.noise = space, seed, noise
         self.good = set(torch.randperm(n, generator=g)[: max(1, n // 3)].tolist())

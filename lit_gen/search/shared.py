@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["run_shared"]
 
-POLL = 0.5  # seconds between looks at the study while others train its last children
+POLL = 0.5  # seconds between looks at the study while others train its last child models
 
 
 def run_shared(
@@ -45,7 +45,7 @@ def run_shared(
     seed: int = 0,
     description: dict[str, Any] | None = None,
     patience: float = 3600.0,
-    ledger: str | Path | None = None,
+    trial_log: str | Path | None = None,
     progress: str = "",
     on_trial: Callable[[Trial, Result], None] | None = None,
 ) -> Result:
@@ -54,10 +54,10 @@ def run_shared(
     `storage` is the path of a journal file (which many machines may share), or a URL that Optuna knows:
     sqlite:////absolute/path.db, postgresql://..., mysql://... Choices are TPE's, or uniform with `random`.
     What a trial draws depends on `seed` and its number, so that one process alone makes the same sequence
-    again; of several, TPE's choices depend on which children were through in time, uniform ones on nothing.
+    again; of several, TPE's choices depend on which child models were done in time, uniform ones on nothing.
 
     A trial whose process died is given to another: at once on the same machine, after `patience` seconds on
-    another one. `ledger` is written anew, from the study; `description` must agree with that of the study;
+    another one. `trial_log` is written anew, from the study; `description` must agree with that of the study;
     `progress` and `on_trial` as in `run`, also for others' trials. Raises ConfigError for a storage that
     cannot be opened and for a study of something else.
     """
@@ -67,15 +67,17 @@ def run_shared(
     text = json.dumps(description or {}, sort_keys=True, default=str)
     agree(study, {"search": text}, "choose another name.")
     result, seen = Result(space), set()
-    if ledger:
-        Path(ledger).parent.mkdir(parents=True, exist_ok=True)
-        Path(ledger).write_text(json.dumps({"search": description or {}}, sort_keys=True, default=str) + "\n")
+    if trial_log:
+        Path(trial_log).parent.mkdir(parents=True, exist_ok=True)
+        Path(trial_log).write_text(
+            json.dumps({"search": description or {}}, sort_keys=True, default=str) + "\n"
+        )
     with bar(progress, budget) as advance:
         while True:
             for trial in _finished(study, seen):
                 result.trials.append(trial)
-                if ledger:
-                    append(Path(ledger), trial)
+                if trial_log:
+                    append(Path(trial_log), trial)
                 if on_trial:
                     on_trial(trial, result)
                 advance(result)

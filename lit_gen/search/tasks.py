@@ -1,7 +1,7 @@
 """What a policy search can be about: the rewards of conf/reward.
 
 Each function makes a `Task` of (space, data, seed): what the search maximises, and what its result is worth
-on images that the search has not seen. It is here that data sets, children and rewards meet.
+on images that the search has not seen. Data sets, child models, and rewards meet here.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -18,17 +18,17 @@ from lit_gen.search import (
     ClassifierReward,
     Grid,
     Labelled,
-    PlantedReward,
     PolicySpace,
     RandAugmentSpace,
     Reward,
     Space,
+    SyntheticReward,
     density_folds,
 )
 from lit_gen.search.detector import DetectorReward, boxed, detection_scores
 from lit_gen.search.rewards import accuracy
 
-__all__ = ["Task", "classifier", "density", "detector", "grid", "planted", "randaugment_grid"]
+__all__ = ["Task", "classifier", "density", "detector", "grid", "randaugment_grid", "synthetic"]
 
 
 @dataclass
@@ -36,8 +36,8 @@ class Task:
     """What a search is about.
 
     `rewards`: one search each, whose best policies are merged. `test(augmentation or None, k)`: the score, in
-    `unit`, of child k of a result on images that no search has seen. `example`: an image uint8 (C, H, W) and
-    perhaps boxes (N, 4), for pictures. `compared`: what else is put beside the results.
+    `unit`, of child model k of a result on images that no search has seen. `example`: an image uint8
+    (C, H, W) and perhaps boxes (N, 4), for pictures. `compared`: what else is put beside the results.
     """
 
     rewards: Sequence[Reward]
@@ -47,11 +47,11 @@ class Task:
     compared: dict[str, Augmentation] | None = None
 
 
-def planted(space: Space, data: Any, seed: int, *, noise: float = 0.02) -> Task:
-    """A landscape with a known optimum of 1; see `PlantedReward`."""
+def synthetic(space: Space, data: Any, seed: int, *, noise: float = 0.02) -> Task:
+    """A landscape with a known optimum of 1; see `SyntheticReward`."""
     if not isinstance(space, PolicySpace):
-        raise ConfigError("reward=planted needs a space of policies: detection, classification or small.")
-    reward = PlantedReward(space, seed, noise)
+        raise ConfigError("reward=synthetic needs a space of policies: detection, classification or small.")
+    reward = SyntheticReward(space, seed, noise)
     return Task([reward], lambda policy, k: 0.0 if policy is None else reward.exact(policy), "reward")
 
 
@@ -152,7 +152,7 @@ def _options(space: Space) -> dict[str, Any]:
 
 def _needs(data: Any, field: str, example: str) -> None:
     if data is None:
-        raise ConfigError(f"This reward trains children: give data=<a data set>, {example} for instance.")
+        raise ConfigError(f"This reward trains child models: give data=<a data set>, {example} for instance.")
     if field not in data.train[0]:
         raise ConfigError(
             f"The images of data= have no {field}: choose another, data={example} for instance."

@@ -46,8 +46,8 @@ class Sweep:
     """`n_trials` trials in `folder`, `n_jobs` at a time; each in `folder/<its number>`.
 
     The state is in the storage alone (see `storage`; None: `folder/journal.log`): sweeps that are
-    started again, also on other machines, go on together until there are `n_trials`. A trial that was
-    interrupted goes on from its checkpoint when its sweep is started again on the same machine. Failed and
+    started again, also on other machines, continue together until there are `n_trials`. A trial that was
+    interrupted resumes from its checkpoint when its sweep is started again on the same machine. Failed and
     NaN trials are recorded as such.
 
     `sampler(seed=...)` makes Optuna's sampler; the seed differs at every start, so that no start repeats
@@ -100,7 +100,7 @@ class Sweep:
 
     def run(self) -> optuna.Study:
         """Ends when there are `n_trials` or the space is exhausted. Interrupted, it ends its trials first:
-        they save themselves and go on when the sweep does.
+        they save themselves and resume when the sweep does.
         """
         errors: list[BaseException] = []
 
@@ -197,7 +197,7 @@ class Sweep:
             value = result(folder, self.objective)  # of a trial that ended after its sweep had been killed
             if value is None:
                 value = self.execute(
-                    # Once a trial has a checkpoint it goes on from there; before, this begins it.
+                    # Once a trial has a checkpoint, it resumes from there; before, this begins it.
                     [*overrides, "resume=auto"],
                     folder,
                     objective=self.objective,
@@ -208,7 +208,7 @@ class Sweep:
                 )
         except TrialStopped:
             if self._stop.is_set():
-                return  # stays open: the sweep goes on with it when it is started again
+                return  # stays open: the sweep resumes it when it is started again
             state = TrialState.PRUNED
         except TrialFailed as failure:
             if self._stop.is_set():

@@ -22,7 +22,7 @@ from lit_gen.search import Labelled, density_folds, fast_autoaugment
 from lit_gen.search.density import stratified_split
 from lit_gen.search.tasks import classifier, detector
 
-PLANTED = ["space.num_sub_policies=2", "test_children=1", "wandb=disabled", "strategy.batch=4"]
+SYNTHETIC = ["space.num_sub_policies=2", "test_children=1", "wandb=disabled", "strategy.batch=4"]
 CHILD = ["reward.child.epochs=1", "reward.train_size=60", "reward.validation_size=50", "test_children=1"]
 
 
@@ -34,9 +34,9 @@ def trials(folder, name="ledger"):
 def test_a_search_in_two_parts_is_the_search_in_one(compose, tmp_path):
     """Also of the random control; the report counts what was paid."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    searching.search(compose(*PLANTED, "budget=10", config_name="search"), whole)
+    searching.search(compose(*SYNTHETIC, "budget=10", config_name="search"), whole)
     for budget in (3, 10):
-        report = searching.search(compose(*PLANTED, f"budget={budget}", config_name="search"), parts)
+        report = searching.search(compose(*SYNTHETIC, f"budget={budget}", config_name="search"), parts)
     assert trials(parts) == trials(whole) and trials(parts, "random") == trials(whole, "random")
     assert len(trials(whole)) == 10 and report["results"]["found"]["children"] == 10
     assert trials(whole) != trials(whole, "random")
@@ -49,11 +49,11 @@ def test_a_search_in_two_parts_is_the_search_in_one(compose, tmp_path):
 
 def test_seeds_are_searches_of_their_own(compose, tmp_path):
     """The table over seeds is made of the scores of each; what is finished is not done again."""
-    given = [*PLANTED, "budget=4", "seed=3", "seeds=2"]
+    given = [*SYNTHETIC, "budget=4", "seed=3", "seeds=2"]
     report = searching.search(compose(*given, config_name="search"), tmp_path / "many")
     for seed in (3, 4):
         alone = searching.search(
-            compose(*PLANTED, "budget=4", f"seed={seed}", config_name="search"), tmp_path / str(seed)
+            compose(*SYNTHETIC, "budget=4", f"seed={seed}", config_name="search"), tmp_path / str(seed)
         )
         folder = tmp_path / "many" / f"seed_{seed}"
         assert trials(folder) == trials(tmp_path / str(seed))
@@ -80,11 +80,11 @@ def test_randaugment_beside_the_search(compose, tmp_path):
 
 
 def test_what_was_found_can_be_used(compose, tmp_path):
-    """policy.yaml and augment/found.yaml are the three best policies of the ledger, one after another."""
+    """policy.yaml and augment/found.yaml are the three best policies of the trial log, one after another."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
-    cfg = compose(*PLANTED, "budget=8", "control=false", config_name="search")
+    cfg = compose(*SYNTHETIC, "budget=8", "control=false", config_name="search")
     searching.search(cfg, tmp_path)
     space = instantiate(cfg.space)
     best = sorted(trials(tmp_path), key=lambda t: (-t[2], t[0]))[:3]
@@ -100,10 +100,10 @@ def test_what_was_found_can_be_used(compose, tmp_path):
 
 
 def test_another_search_is_not_overwritten(compose, tmp_path):
-    searching.search(compose(*PLANTED, "budget=4", "control=false", config_name="search"), tmp_path)
+    searching.search(compose(*SYNTHETIC, "budget=4", "control=false", config_name="search"), tmp_path)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
     for change, word in (("seed=1", "seed"), ("strategy=random", "strategy"), ("reward.noise=0", "reward")):
-        settings = [*PLANTED, "control=false", change]
+        settings = [*SYNTHETIC, "control=false", change]
         with pytest.raises(ConfigError, match=f"another search: its {word}"):
             searching.search(compose(*settings, config_name="search"), tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
@@ -119,7 +119,7 @@ def test_another_search_is_not_overwritten(compose, tmp_path):
         (["reward=classifier", "data=digits", "reward.train_size=1400"], "at most 1437"),
         (["reward=classifier", "data=digits", "reward.scale=0"], "scale=0"),
         (["strategy=grid"], "The grid has"),
-        (["randaugment=true"], "planted reward"),
+        (["randaugment=true"], "synthetic reward"),
         (["storage=s.journal"], "strategy=tpe and random"),
         (["storage=s.journal", "strategy=tpe", "workers=2"], "join=true"),
         (["storage=sqlite:////nowhere/s.db", "strategy=tpe"], "cannot be opened"),
@@ -128,7 +128,7 @@ def test_another_search_is_not_overwritten(compose, tmp_path):
             ["reward=classifier", "data=digits", "+compare.mine={_target_: torch.nn.Identity}"],
             "compare.mine is no augmentation",
         ),
-        (["+compare.mine={_target_: lit_gen.augment.AugMix}"], "of its space alone"),
+        (["+compare.mine={_target_: lit_gen.augment.AugMix}"], "of its space only"),
         (["reward=classifier", "data=digits", "reward.child.consistency=-1"], "consistency=-1"),
         (["seeds=2", "test_children=0"], "test_children must"),
         (["space=randaugment", "strategy=tpe"], "space of policies"),
@@ -248,9 +248,9 @@ def logged(folder):
 
 
 def test_curves_go_to_wandb(compose, tmp_path):
-    """Read back from an offline run: the rewards of the ledger, child by child, the shares of each op, the
+    """Read back from an offline run: the rewards of the trial log, child by child, the shares of each op, the
     controls, the cost, the pictures, the test scores."""
-    given = [*PLANTED, "budget=6", "+space.ops=[Equalize,Color,Cutout]", "wandb=offline"]
+    given = [*SYNTHETIC, "budget=6", "+space.ops=[Equalize,Color,Cutout]", "wandb=offline"]
     report = searching.search(compose(*given, config_name="search"), tmp_path)
     names = logged(tmp_path)
     for ledger, prefix in (("ledger", "search"), ("random", "random")):
@@ -291,7 +291,7 @@ def test_two_commands_share_a_search(tmp_path):
 
 @pytest.mark.slow
 def test_kill_and_restart_from_the_command_line(tmp_path):
-    """SIGKILL in the middle, the same command again: the ledgers of an undisturbed search with workers."""
+    """SIGKILL in the middle, the same command again: the trial logs of an undisturbed search with workers."""
     common = ["reward=classifier", "data=digits", "space=small", "strategy.batch=4", "budget=16"]
     common += ["test_children=0", "reward.child.epochs=8", "wandb=disabled"]
     command = [sys.executable, "-m", "lit_gen", "search", *common]

@@ -1,4 +1,4 @@
-"""The search: the space is a bijection, the controller's probabilities are right, PPO finds a planted
+"""The search: the space is a bijection, the controller's probabilities are right, PPO finds a known
 optimum, a killed search goes on as if nothing had happened."""
 
 import math
@@ -22,9 +22,9 @@ from lit_gen.search import (
     DensityReward,
     Grid,
     Labelled,
-    PlantedReward,
     RandAugmentSpace,
     Random,
+    SyntheticReward,
     classification_space,
     detection_space,
     merge,
@@ -82,8 +82,8 @@ def test_controller_probabilities():
 
 
 def test_ppo_climbs_where_random_does_not():
-    """A short version of the planted-reward evidence; the full one is marked slow."""
-    reward = PlantedReward(SMALL, seed=1)
+    """A short version of the synthetic-reward evidence; the full one is marked slow."""
+    reward = SyntheticReward(SMALL, seed=1)
     means = {}
     for method in (PPO(SMALL, 0, learning_rate=2e-3), Random(SMALL, 0)):
         result = run(SMALL, reward, method, 500)
@@ -117,18 +117,18 @@ def test_ppo_needs_a_batch_to_compare_with():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [7, 9, 14])
-def test_ppo_finds_the_planted_optimum_in_the_full_space(seed):
+def test_ppo_finds_the_synthetic_optimum_in_the_full_space(seed):
     """2,000 samples of (22 x 6 x 6)^10, on seeds where the papers' settings end at 0.8: what a search
     reports reaches 0.95 of the optimum, the best random policy stays below 0.65."""
     space = detection_space()
-    reward = PlantedReward(space, seed)
+    reward = SyntheticReward(space, seed)
     ppo, random = (run(space, reward, method, 2000) for method in (PPO(space, seed), Random(space, seed)))
     assert reward.exact(merge(ppo.top(3))) >= 0.95
     assert max(reward.exact(space.decode(t.choices)) for t in random.trials) < 0.65
 
 
-def test_planted_optimum_is_one():
-    reward = PlantedReward(SMALL, seed=3)
+def test_synthetic_optimum_is_one():
+    reward = SyntheticReward(SMALL, seed=3)
     op = min(reward.good)
     best = SMALL.decode((op, reward.best_p[op], reward.best_level[op]) * 4)
     assert reward.exact(best) == pytest.approx(1) and reward(best) == reward(best)
@@ -143,7 +143,7 @@ def test_planted_optimum_is_one():
 def test_a_resumed_search_makes_the_same_sequence(tmp_path, make):
     """Stopped after 7, 16 and 25 of 30 trials, and with a torn last line: the trials of an uninterrupted
     search."""
-    reward, ledger = PlantedReward(SMALL, seed=2), tmp_path / "ledger.jsonl"
+    reward, ledger = SyntheticReward(SMALL, seed=2), tmp_path / "ledger.jsonl"
     straight = run(SMALL, reward, make(), 30)
     for budget in (7, 16, 25, 30):
         calls = []
@@ -153,43 +153,43 @@ def test_a_resumed_search_makes_the_same_sequence(tmp_path, make):
             return reward(policy)
 
         before = ledger.read_text().count("\n") - 1 if ledger.exists() else 0
-        resumed = run(SMALL, counting, make(), budget, ledger=ledger, description={"seed": 5})
+        resumed = run(SMALL, counting, make(), budget, trial_log=ledger, description={"seed": 5})
         assert len(calls) == budget - before
         with ledger.open("a") as file:
             file.write('{"number": 99, "choi')
     assert [(t.choices, t.reward) for t in resumed.trials] == [(t.choices, t.reward) for t in straight.trials]
     assert resumed.best.sub_policies == straight.best.sub_policies
     with pytest.raises(ConfigError, match="another search"):
-        run(SMALL, reward, make(), 30, ledger=ledger, description={"seed": 6})
+        run(SMALL, reward, make(), 30, trial_log=ledger, description={"seed": 6})
 
 
 def test_a_ledger_of_other_settings_is_refused(tmp_path):
-    reward = PlantedReward(SMALL)
-    run(SMALL, reward, Random(SMALL, 0), 5, ledger=tmp_path / "l")
+    reward = SyntheticReward(SMALL)
+    run(SMALL, reward, Random(SMALL, 0), 5, trial_log=tmp_path / "l")
     with pytest.raises(ConfigError, match="settings or seed"):
-        run(SMALL, reward, Random(SMALL, 1), 9, ledger=tmp_path / "l")
+        run(SMALL, reward, Random(SMALL, 1), 9, trial_log=tmp_path / "l")
     with pytest.raises(ConfigError, match="budget"):
         run(SMALL, reward, Random(SMALL, 1), 0)
 
 
 SCRIPT = """
 import sys, time
-from lit_gen.search import PPO, PlantedReward, detection_space, run
+from lit_gen.search import PPO, SyntheticReward, detection_space, run
 
-class Slow(PlantedReward):
+class Slow(SyntheticReward):
     def __call__(self, policy):
         time.sleep(float(sys.argv[2]))
         return super().__call__(policy)
 
 space = detection_space(num_sub_policies=2)
-run(space, Slow(space, 2), PPO(space, 5), 40, ledger=sys.argv[1])
+run(space, Slow(space, 2), PPO(space, 5), 40, trial_log=sys.argv[1])
 """
 
 
 @pytest.mark.slow
 def test_kill_and_restart(tmp_path):
     """SIGKILL in the middle; the restarted search ends as one that was left in peace."""
-    straight = run(SMALL, PlantedReward(SMALL, 2), PPO(SMALL, 5), 40)
+    straight = run(SMALL, SyntheticReward(SMALL, 2), PPO(SMALL, 5), 40)
     ledger = tmp_path / "ledger.jsonl"
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(ledger), "0.2"])
     while not ledger.exists() or len(ledger.read_text().splitlines()) < 12:
@@ -199,20 +199,20 @@ def test_kill_and_restart(tmp_path):
     process.wait()
     assert len(ledger.read_text().splitlines()) < 40
     subprocess.run([sys.executable, "-c", SCRIPT, str(ledger), "0"], check=True)
-    again = run(SMALL, PlantedReward(SMALL, 2), PPO(SMALL, 5), 40, ledger=ledger)
+    again = run(SMALL, SyntheticReward(SMALL, 2), PPO(SMALL, 5), 40, trial_log=ledger)
     assert [t.choices for t in again.trials] == [t.choices for t in straight.trials]
 
 
 @pytest.mark.slow
 def test_worker_processes_change_nothing():
-    reward = PlantedReward(SMALL, 4)
+    reward = SyntheticReward(SMALL, 4)
     alone, together = (run(SMALL, reward, PPO(SMALL, 1), 20, workers=w) for w in (0, 2))
     assert [(t.choices, t.reward) for t in alone.trials] == [(t.choices, t.reward) for t in together.trials]
 
 
 def test_the_books():
     """Cost, ranking, what the observer sees, op frequencies, merging."""
-    reward, seen = PlantedReward(SMALL, seed=2), []
+    reward, seen = SyntheticReward(SMALL, seed=2), []
     reward.images = 11
     result = run(
         SMALL, reward, Random(SMALL, 0), 12, on_trial=lambda t, r: seen.append((t.number, len(r.trials)))

@@ -9,16 +9,16 @@ import time
 import pytest
 
 from lit_gen.errors import ConfigError
-from lit_gen.search import PlantedReward, detection_space, run_shared
+from lit_gen.search import SyntheticReward, detection_space, run_shared
 from lit_gen.sweeps.storage import open_study
 
 optuna = pytest.importorskip("optuna")
 SPACE = detection_space(num_sub_policies=2)
 SCRIPT = """
 import sys, time
-from lit_gen.search import PlantedReward, detection_space, run_shared
+from lit_gen.search import SyntheticReward, detection_space, run_shared
 
-class Slow(PlantedReward):
+class Slow(SyntheticReward):
     def __call__(self, policy):
         time.sleep(float(sys.argv[2]))
         return super().__call__(policy)
@@ -44,24 +44,24 @@ def go(process):
     process.stdin.flush()
 
 
-def planted():
-    return PlantedReward(SPACE, 2)
+def synthetic():
+    return SyntheticReward(SPACE, 2)
 
 
 @pytest.mark.parametrize("kind", ["random", "tpe"])
 def test_one_process_alone_is_reproducible_and_resumes(tmp_path, kind):
-    """In one go, and in two: the same trials; the ledger has them."""
+    """In one go, and in two: the same trials; the trial log has them."""
     given = {"random": kind == "random", "seed": 5}
-    whole = run_shared(SPACE, planted(), 14, storage=f"{tmp_path}/a/whole.journal", **given)
+    whole = run_shared(SPACE, synthetic(), 14, storage=f"{tmp_path}/a/whole.journal", **given)
     storage = f"sqlite:///{tmp_path}/parts.db"
-    run_shared(SPACE, planted(), 6, storage=storage, **given)
+    run_shared(SPACE, synthetic(), 6, storage=storage, **given)
     seen = []
     parts = run_shared(
         SPACE,
-        planted(),
+        synthetic(),
         14,
         storage=storage,
-        ledger=tmp_path / "l.jsonl",
+        trial_log=tmp_path / "l.jsonl",
         on_trial=lambda t, r: seen.append((t, len(r.trials))),
         **given,
     )
@@ -73,7 +73,7 @@ def test_one_process_alone_is_reproducible_and_resumes(tmp_path, kind):
     assert [(t["number"], tuple(t["choices"])) for t in lines] == [
         (t.number, t.choices) for t in whole.trials
     ]
-    assert all(t.reward == planted()(SPACE.decode(t.choices)) for t in parts.trials)
+    assert all(t.reward == synthetic()(SPACE.decode(t.choices)) for t in parts.trials)
     assert len({t.choices for t in parts.trials}) == 14
 
 
@@ -87,11 +87,13 @@ def test_processes_share_the_trials(tmp_path, kind):
     for process in processes:
         go(process)
     assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
-    trials = run_shared(SPACE, planted(), 20, storage=storage, random=True, seed=5).trials
+    trials = run_shared(SPACE, synthetic(), 20, storage=storage, random=True, seed=5).trials
     assert len(trials) == 20
     owners = {tuple(t.user_attrs["owner"]) for t in open_study(storage, "search", "maximize").get_trials()}
     assert len(owners) == 3
-    alone = run_shared(SPACE, planted(), 40, storage=f"{tmp_path}/alone.journal", random=True, seed=5).trials
+    alone = run_shared(
+        SPACE, synthetic(), 40, storage=f"{tmp_path}/alone.journal", random=True, seed=5
+    ).trials
     by_number = {t.number: t.choices for t in alone}
     assert all(by_number[t.number] == t.choices for t in trials)
 
@@ -124,7 +126,7 @@ def test_an_error_frees_the_place_of_its_trial(tmp_path):
 
     with pytest.raises(RuntimeError, match="out of memory"):
         run_shared(SPACE, broken, 3, storage=storage)
-    assert len(run_shared(SPACE, planted(), 3, storage=storage).trials) == 3
+    assert len(run_shared(SPACE, synthetic(), 3, storage=storage).trials) == 3
 
 
 def test_one_that_was_taken_for_dead_goes_on(tmp_path):
@@ -136,7 +138,7 @@ def test_one_that_was_taken_for_dead_goes_on(tmp_path):
         if len(calls) == 2:
             other = open_study(storage, "search", "maximize")
             other.tell(1, state=optuna.trial.TrialState.FAIL)
-        return planted()(policy)
+        return synthetic()(policy)
 
     result = run_shared(SPACE, slow, 3, storage=storage)
     assert [t.number for t in result.trials] == [0, 2, 3] and len(calls) == 4
@@ -144,12 +146,12 @@ def test_one_that_was_taken_for_dead_goes_on(tmp_path):
 
 def test_what_does_not_fit_is_refused(tmp_path):
     storage = f"{tmp_path}/s.journal"
-    run_shared(SPACE, planted(), 2, storage=storage, description={"seed": 1})
+    run_shared(SPACE, synthetic(), 2, storage=storage, description={"seed": 1})
     with pytest.raises(ConfigError, match=r"another search, .*choose another name"):
-        run_shared(SPACE, planted(), 2, storage=storage, description={"seed": 2})
+        run_shared(SPACE, synthetic(), 2, storage=storage, description={"seed": 2})
     with pytest.raises(ConfigError, match="budget=0"):
-        run_shared(SPACE, planted(), 0, storage=storage)
+        run_shared(SPACE, synthetic(), 0, storage=storage)
     with pytest.raises(ConfigError, match="cannot be opened"):
-        run_shared(SPACE, planted(), 2, storage=f"sqlite:///{tmp_path}/no/such/folder/s.db")
+        run_shared(SPACE, synthetic(), 2, storage=f"sqlite:///{tmp_path}/no/such/folder/s.db")
     with pytest.raises(ConfigError, match="cannot be opened"):
-        run_shared(SPACE, planted(), 2, storage="nonsense://x")
+        run_shared(SPACE, synthetic(), 2, storage="nonsense://x")
