@@ -105,7 +105,7 @@ def _check_requirements(module: BaseModule, callbacks: dict[str, pl.Callback]) -
         if requires is not None and not isinstance(module, requires):
             raise ConfigError(
                 f"callbacks.{name} ({type(callback).__name__}) calls {', '.join(missing(module, requires))} "
-                f"of the model, a {type(module).__name__}, which has none: leave it out "
+                f"of the model, a {type(module).__name__}, which lacks them: leave it out "
                 f"(~callbacks.{name}), or take the callbacks of the model's family (callbacks=default, "
                 "classifier, detection, funit)."
             )
