@@ -52,7 +52,7 @@ MISTAKES = {
     "data=bccd": "model.net.channels takes its value from there",
     "data=cifar10": "data.train: the images could not be found or downloaded",
     "data=glyphs": "needs image, label in a batch; the data, a FewShotDataModule, give",
-    "experiment=funit_glyphs metrics=digits": "callbacks.quality (SampleQuality) calls check, sample, sampler_name of the model",
+    "experiment=funit_glyphs metrics=digits": "SampleQuality) calls check, sample, sampler_name of the model",
     "experiment=digits_edm sampler=pc sampler.S_churn=1": "Could not override 'sampler.S_churn'",
     "experiment=digits_ncsnv2 sampler=pc": "predictor_corrector has no option 'step_size'",
     "sampler=langevin": "step_size must be between",
