@@ -214,7 +214,7 @@ def test_guard_and_averages(cuda, monkeypatch):
         for _ in range(3):
             with cuda.autocast():
                 module.training_step(data, 0)
-            guard.on_train_batch_end(trainer, module)
+            guard.on_train_batch_end(trainer, module, None, None, 0)
             for ema in averages:
                 ema.update(weights)
     assert waits == []
