@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lit_gen import checkpoints
-from lit_gen.errors import ConfigError
+from lit_gen.errors import ConfigError, Exit
 
 
 def save(path, step, size=1000):
@@ -98,7 +98,8 @@ def test_a_full_disk_is_said_and_the_previous_file_lives(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"No space left on device: could not write .*last\.ckpt"):
+    with pytest.raises(Exit, match=r"No space left on device: could not write .*last\.ckpt") as stop:
         save(path, 2)
+    assert stop.value.code == 1 and isinstance(stop.value.__cause__, OSError)
     assert checkpoints.read(path)["batches_seen"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
