@@ -284,7 +284,7 @@ def test_two_commands_share_a_search(tmp_path):
     joined = [*common, storage, "join=true", f"out={tmp_path}/helper"]
     second = subprocess.run(joined, capture_output=True, text=True, timeout=300)
     assert first.wait(timeout=300) == 0 and second.returncode == 0, second.stderr
-    assert "every child is trained" in second.stdout and not (tmp_path / "helper").exists()
+    assert "every child model is trained" in second.stdout and not (tmp_path / "helper").exists()
     subprocess.run([*common, f"storage={tmp_path}/alone.journal", f"out={tmp_path}/alone"], check=True)
     assert sorted(trials(tmp_path / "together")) == trials(tmp_path / "alone")
 
