@@ -13,7 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from lit_gen.errors import ConfigError
 
-__all__ = ["ALLOWED", "MOVED", "config_dict", "instantiate"]
+__all__ = ["ALLOWED", "MOVED", "RENAMED_KEYS", "config_dict", "instantiate", "up_to_date"]
 
 ALLOWED = (
     "lit_gen.",
@@ -41,6 +41,9 @@ MOVED = {
 }
 """Prefixes of targets in configurations that earlier versions saved -> where the targets are now."""
 
+RENAMED_KEYS: dict[str, dict[str, str]] = {}
+"""Prefixes of targets, by their names of today -> {option of an earlier version: its name today}."""
+
 
 def config_dict(node: Any) -> dict[str, Any]:
     """A mapping of a configuration as a dict of plain values, interpolations resolved. Raises OmegaConf's
@@ -48,6 +51,24 @@ def config_dict(node: Any) -> dict[str, Any]:
     container = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
+
+
+def up_to_date(node: Any) -> Any:
+    """A configuration, as plain containers, that an earlier version may have saved: its targets and their
+    options by the names of today (`MOVED`, `RENAMED_KEYS`)."""
+    if isinstance(node, list):
+        return [up_to_date(value) for value in node]
+    if not isinstance(node, dict):
+        return node
+    node = {key: up_to_date(value) for key, value in node.items()}
+    for old, new in MOVED.items():
+        if str(node.get("_target_", "")).startswith(old):
+            node["_target_"] = new + node["_target_"].removeprefix(old)
+    for prefix, keys in RENAMED_KEYS.items():
+        if str(node.get("_target_", "")).startswith(prefix):
+            renamed = {old: new for old, new in keys.items() if new not in node}
+            node = {renamed.get(key, key): value for key, value in node.items()}
+    return node
 
 
 def instantiate(node: Any, allow: Sequence[str] = (), **kwargs: Any) -> Any:
@@ -60,7 +81,7 @@ def instantiate(node: Any, allow: Sequence[str] = (), **kwargs: Any) -> Any:
     container = (
         OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig | ListConfig) else node
     )
-    container = _moved(container)
+    container = up_to_date(container)
     for target in _targets(container):
         if not target.startswith(prefixes) or _leads_elsewhere(target, prefixes):
             raise ConfigError(
@@ -135,19 +156,6 @@ def _made(node: Any) -> Any:
     }
     arguments = hydra.utils.instantiate(arguments, _convert_="all")
     return functools.partial(hydra.utils.get_method(node["_target_"]), **arguments)
-
-
-def _moved(node: Any) -> Any:
-    """The container with the targets of earlier versions by their names of today."""
-    if isinstance(node, list):
-        return [_moved(value) for value in node]
-    if not isinstance(node, dict):
-        return node
-    node = {key: _moved(value) for key, value in node.items()}
-    for old, new in MOVED.items():
-        if str(node.get("_target_", "")).startswith(old):
-            node["_target_"] = new + node["_target_"].removeprefix(old)
-    return node
 
 
 def _targets(node: Any) -> Iterable[str]:

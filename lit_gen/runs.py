@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lit_gen import checkpoints
 from lit_gen.errors import ConfigError
+from lit_gen.instantiate import up_to_date
 
 __all__ = ["claim", "differences", "history", "saved_config", "summary", "write_whole"]
 
@@ -39,10 +40,10 @@ def claim(folder: Path, resume: bool) -> None:
 
 
 def saved_config(run: str | Path) -> DictConfig:
-    """The resolved configuration of a run folder or of a checkpoint file."""
+    """The resolved configuration of a run folder or of a checkpoint file, by the names of today."""
     path = Path(run)
     if path.is_file():
-        return DictConfig(checkpoints.read(path)["config"])
+        return DictConfig(up_to_date(checkpoints.read(path)["config"]))
     if not path.is_dir():
         raise ConfigError(f"There is no run folder {path}.")
     if not (path / "config.yaml").is_file():
@@ -50,7 +51,7 @@ def saved_config(run: str | Path) -> DictConfig:
     config = OmegaConf.load(path / "config.yaml")
     if not isinstance(config, DictConfig):
         raise ConfigError(f"{path / 'config.yaml'} holds a list: it is not the configuration of a run.")
-    return config
+    return DictConfig(up_to_date(OmegaConf.to_container(config)))
 
 
 def write_whole(path: Path, text: str) -> Path:

@@ -1,14 +1,16 @@
 """What a configuration may call, and what it may not."""
 
 import functools
+import inspect
 
 import hydra
 import pytest
 import torch
 from omegaconf import OmegaConf
 
+from lit_gen import instantiate as instantiate_module
 from lit_gen.errors import ConfigError
-from lit_gen.instantiate import ALLOWED, MOVED, instantiate
+from lit_gen.instantiate import ALLOWED, MOVED, RENAMED_KEYS, instantiate, up_to_date
 
 REFUSED = (
     "os.system",
@@ -92,3 +94,22 @@ def test_targets_of_earlier_versions_are_found():
     for new in MOVED.values():
         assert new.startswith(ALLOWED)
         assert hydra.utils.get_object(new.rstrip("."))
+
+
+def test_options_of_earlier_versions_are_found(monkeypatch):
+    keys = {"lit_gen.schedules.warmup": {"length": "steps"}}
+    monkeypatch.setattr(instantiate_module, "RENAMED_KEYS", keys)
+    node = {"_target_": "lit_gen.schedules.warmup", "_partial_": True, "length": 4}
+    assert instantiate({"lr": [node]})["lr"][0](0) == 0.25
+    assert up_to_date(node) == {"_target_": "lit_gen.schedules.warmup", "_partial_": True, "steps": 4}
+    assert up_to_date({"length": 4}) == {"length": 4}  # of another target
+    with pytest.raises(ConfigError, match="no option 'length'"):  # none is dropped
+        instantiate({"lr": node | {"steps": 4}})
+
+
+def test_every_renamed_option_is_one_of_today():
+    for prefix, keys in RENAMED_KEYS.items():
+        home = hydra.utils.get_object(prefix.rstrip("."))
+        targets = [home] if callable(home) else [f for f in vars(home).values() if callable(f)]
+        options = {name for target in targets for name in inspect.signature(target).parameters}
+        assert set(keys.values()) <= options

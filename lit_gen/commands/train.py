@@ -18,7 +18,7 @@ from lit_gen.config.experiment import Experiment, build
 from lit_gen.config.schema import TrainSchema
 from lit_gen.errors import ConfigError
 from lit_gen.figures import curves
-from lit_gen.instantiate import config_dict
+from lit_gen.instantiate import config_dict, up_to_date
 from lit_gen.loggers import close, environment
 from lit_gen.module import BaseModule
 
@@ -74,7 +74,7 @@ def _resumed(cfg: DictConfig, folder: Path, overrides: list[str], main: bool) ->
     path, state, bad = checkpoints.newest_good(folder)
     for problem in bad:
         log.warning("%s Resuming from %s instead.", problem, path)
-    was, now = state["config"]["model"], config_dict(saved.model)
+    was, now = up_to_date(state["config"]["model"]), config_dict(saved.model)
     for part in ("_target_", "net", "process", "precondition", "generator", "discriminator"):
         if was.get(part) != now.get(part):
             raise ConfigError(
