@@ -20,6 +20,7 @@ from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, Omega
 
 from lit_gen.config import schema
 from lit_gen.errors import ConfigError, Exit
+from lit_gen.instantiate import allowing
 
 __all__ = ["CONF_DIR", "entry_point", "is_main_process", "leave_nothing"]
 
@@ -47,6 +48,8 @@ def is_main_process() -> bool:
 def entry_point(config_name: str) -> Callable[[Callable[[Any], Any]], Callable[[], None]]:
     """`hydra.main` with our conf/ and with errors as a user wants them: the user's mistakes as one message
     without a traceback and exit code 2, a stop by signal as 128 + its number, everything else as it is.
+
+    `allow_targets` of the command line holds for everything that the command instantiates.
     """
 
     def decorate(body: Callable[[Any], Any]) -> Callable[[], None]:
@@ -55,7 +58,8 @@ def entry_point(config_name: str) -> Callable[[Callable[[Any], Any]], Callable[[
         @wraps(body)
         def kept(cfg: Any) -> Any:
             try:
-                return body(cfg)
+                with allowing(OmegaConf.select(cfg, "allow_targets", default=())):
+                    return body(cfg)
             except Exception as error:
                 if HydraConfig.get().mode == RunMode.MULTIRUN:
                     raise  # the launcher reports it

@@ -173,7 +173,7 @@ def pictures(
             raise ConfigError(
                 "images=test are those of a run; with weights= give images=<picture, folder or zip>."
             )
-        dataset = instantiate(run_cfg.data, list(cfg.allow_targets)).dataset("test")
+        dataset = instantiate(run_cfg.data).dataset("test")
     elif path.is_file() and path.suffix != ".zip":
         dataset = [{"image": decode(path.read_bytes(), str(path), channels=channels, image_size=size)}]
     else:

@@ -4,7 +4,9 @@ import functools
 import inspect
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import hydra
@@ -13,7 +15,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from lit_gen.errors import ConfigError
 
-__all__ = ["ALLOWED", "MOVED", "RENAMED_KEYS", "config_dict", "instantiate", "up_to_date"]
+__all__ = ["ALLOWED", "MOVED", "RENAMED_KEYS", "allowing", "config_dict", "instantiate", "up_to_date"]
 
 ALLOWED = (
     "lit_gen.",
@@ -25,7 +27,10 @@ ALLOWED = (
     "torchvision.transforms.",
     "torchvision.models.",
 )
-"""Prefixes of what a configuration may name; `allow_targets=[mine.]` or $LITGEN_ALLOW_TARGETS adds more."""
+"""Prefixes of what a configuration may name; `allowing`, which commands call with what
+`allow_targets=[mine.]` lists, and $LITGEN_ALLOW_TARGETS (comma-separated) add more."""
+
+_trusted: ContextVar[tuple[str, ...]] = ContextVar("trusted", default=())
 
 HOMES = ("lightning.", "torchvision.")
 """Where what `ALLOWED` names may be defined, beside those packages themselves."""
@@ -71,13 +76,26 @@ def up_to_date(node: Any) -> Any:
     return node
 
 
-def instantiate(node: Any, allow: Sequence[str] = (), **kwargs: Any) -> Any:
+@contextmanager
+def allowing(prefixes: Iterable[str]) -> Iterator[None]:
+    """While it lasts, configurations may name targets that start with these prefixes too.
+
+    It is for what the user of this process trusts, never for what a file says that it needs.
+    """
+    token = _trusted.set((*_trusted.get(), *prefixes))
+    try:
+        yield
+    finally:
+        _trusted.reset(token)
+
+
+def instantiate(node: Any, **kwargs: Any) -> Any:
     """`hydra.utils.instantiate` after every `_target_` has been looked at.
 
-    Raises ConfigError for a target outside `ALLOWED`, `allow` and $LITGEN_ALLOW_TARGETS (comma-separated).
+    Raises ConfigError for a target outside `ALLOWED`, `allowing` and $LITGEN_ALLOW_TARGETS.
     """
     extra = [p for p in os.environ.get("LITGEN_ALLOW_TARGETS", "").split(",") if p]
-    prefixes = (*ALLOWED, *allow, *extra)
+    prefixes = (*ALLOWED, *_trusted.get(), *extra)
     container = (
         OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig | ListConfig) else node
     )

@@ -104,7 +104,7 @@ def test_other_masks(tmp_path):
 
 
 def asked(images, label=None, num=2):
-    return OmegaConf.create({"images": str(images), "label": label, "num": num, "allow_targets": []})
+    return OmegaConf.create({"images": str(images), "label": label, "num": num})
 
 
 def model(num_classes=0, label_dropout=0.0, shape=(3, 8, 8)):

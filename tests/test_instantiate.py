@@ -2,15 +2,21 @@
 
 import functools
 import inspect
+import shutil
+import sys
+from pathlib import Path
 
 import hydra
 import pytest
 import torch
 from omegaconf import OmegaConf
 
+from lit_gen import checkpoints, models
 from lit_gen import instantiate as instantiate_module
+from lit_gen.cli import entry_point
+from lit_gen.commands.train import train
 from lit_gen.errors import ConfigError
-from lit_gen.instantiate import ALLOWED, MOVED, RENAMED_KEYS, instantiate, up_to_date
+from lit_gen.instantiate import ALLOWED, MOVED, RENAMED_KEYS, allowing, instantiate, up_to_date
 
 REFUSED = (
     "os.system",
@@ -59,9 +65,39 @@ def test_what_a_user_trusts_is_called(monkeypatch):
     node = {"_target_": "fractions.Fraction", "numerator": 1, "denominator": 2}
     with pytest.raises(ConfigError):
         instantiate(node)
-    assert instantiate(node, ["fractions."]) == 0.5
+    with allowing(["decimal."]), allowing(["fractions."]):
+        assert instantiate(node) == 0.5
+    with pytest.raises(ConfigError):  # it ends with the block
+        instantiate(node)
     monkeypatch.setenv("LITGEN_ALLOW_TARGETS", "fractions.,decimal.")
     assert instantiate(node) == 0.5
+
+
+def test_a_run_folder_allows_itself_nothing(compose, tmp_path):
+    """Its saved `allow_targets` was the wish of whoever made it, not of whoever resumes or samples it."""
+    old = Path(shutil.copytree(Path(__file__).parent / "fixtures" / "run_2026_11", tmp_path / "run"))
+    config = OmegaConf.load(old / "config.yaml")
+    config.allow_targets = ["fractions."]
+    config.model.process = {"_target_": "fractions.Fraction"}
+    OmegaConf.save(config, old / "config.yaml")
+    with pytest.raises(ConfigError, match="Fraction' is outside"):
+        models.load(old, device="cpu")
+    checkpoint = checkpoints.read(old / "checkpoints" / "last.ckpt")
+    checkpoint["config"]["model"]["process"] = {"_target_": "fractions.Fraction"}
+    torch.save(checkpoint, old / "checkpoints" / "last.ckpt")
+    with pytest.raises(ConfigError, match="Fraction' is outside"):
+        train(compose(f"resume={old}"), old, [f"resume={old}"])
+
+
+def test_what_a_command_line_allows_holds_while_the_command_runs(monkeypatch, tmp_path):
+    found = []
+    node = {"_target_": "fractions.Fraction", "numerator": 1, "denominator": 2}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["x", "run=none", "std=0.1", "+allow_targets=[fractions.]"])
+    entry_point("average")(lambda cfg: found.append(instantiate(node)))()
+    assert found == [0.5]
+    with pytest.raises(ConfigError, match="outside"):
+        instantiate(node)
 
 
 def test_the_packages_of_the_list_are_called():

@@ -53,11 +53,10 @@ def compare_runs(cfg: DictConfig, out: Path) -> dict[str, Any]:
     if cfg.grid < 1 or cfg.batch_size < 1:
         raise ConfigError(f"grid={cfg.grid} and batch_size={cfg.batch_size} must be at least 1.")
     opened = _open(cfg)
-    allow = list(cfg.allow_targets)
-    data = instantiate(opened[0].config.data, allow)
+    data = instantiate(opened[0].config.data)
     if world_size() > 1:
         from_rank_zero(data.prepare_data)  # so that a download happens once
-    _check_same_reference(opened, data, allow)
+    _check_same_reference(opened, data)
     n = len(data.train) if cfg.num is None else cfg.num
     if n < 2:
         raise ConfigError(f"num={n}: a Frechet distance needs at least 2 samples.")
@@ -94,7 +93,7 @@ def _measured(
     cfg: DictConfig, opened: Sequence[_Run], data: Any, measurement: Measurement, n: int
 ) -> tuple[dict[str, dict[str, Estimate]], dict[str, Tensor]]:
     """The metrics of n samples of each run, and, on rank 0, the first `cfg.grid` samples."""
-    sampler = instantiate(cfg.sampler, list(cfg.allow_targets)) if cfg.sampler else None
+    sampler = instantiate(cfg.sampler) if cfg.sampler else None
     reference = measurement.summarize_dataset(data.test, "reference")
     training = measurement.summarize_dataset(data.train, "training images")
     results, shown = {}, {}
@@ -124,9 +123,7 @@ def _open(cfg: DictConfig) -> list[_Run]:
     names = list(cfg.names) if cfg.names is not None else names_of(folders)
     opened = []
     for name, folder in zip(names, folders, strict=True):
-        module, config, file = models.load(
-            folder, cfg.checkpoint, ema=cfg.ema, allow=list(cfg.allow_targets), device=cfg.device
-        )
+        module, config, file = models.load(folder, cfg.checkpoint, ema=cfg.ema, device=cfg.device)
         if not hasattr(module, "sample"):
             raise ConfigError(
                 f"{folder} is a {type(module).__name__}, which does not draw samples from noise."
@@ -146,14 +143,14 @@ def names_of(folders: Sequence[Path]) -> list[str]:
     raise ConfigError(f"runs={[str(f) for f in folders]}: a run is named twice.")
 
 
-def _check_same_reference(opened: Sequence[_Run], data: Any, allow: Sequence[str]) -> None:
+def _check_same_reference(opened: Sequence[_Run], data: Any) -> None:
     shape, fingerprint = opened[0].module.image_shape, data.test.fingerprint()
     for run in opened[1:]:
         if run.module.image_shape != shape:
             raise ConfigError(
                 f"{run.name} draws images of {run.module.image_shape}, {opened[0].name} of {shape}."
             )
-        if instantiate(run.config.data, allow).test.fingerprint() != fingerprint:
+        if instantiate(run.config.data).test.fingerprint() != fingerprint:
             raise ConfigError(
                 f"{run.name} was trained on other data than {opened[0].name}: their distances to different "
                 "test images do not compare. Measure each against one set by lit-gen evaluate reference=..."
@@ -166,7 +163,7 @@ def _extractor(cfg: DictConfig, first: _Run) -> Extractor:
         raise ConfigError(
             f"{first.name} was trained without a measure: choose extractor=digits64 or another."
         )
-    return instantiate(cfg.extractor or quality.extractor, list(cfg.allow_targets))
+    return instantiate(cfg.extractor or quality.extractor)
 
 
 def sigmas(first: Estimate, other: Estimate) -> float | None:

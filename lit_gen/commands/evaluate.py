@@ -31,8 +31,7 @@ def evaluate(cfg: DictConfig, out: Path) -> dict[str, Any]:
     Raises ConfigError for options that do not fit the run, besides what `models.load` raises.
     """
     from_rank_zero(lambda: check_options(cfg, out))
-    allow = list(cfg.allow_targets)
-    module, run_cfg, path = models.load(cfg.run, cfg.checkpoint, ema=cfg.ema, allow=allow, device=cfg.device)
+    module, run_cfg, path = models.load(cfg.run, cfg.checkpoint, ema=cfg.ema, device=cfg.device)
     if not hasattr(module, "sample"):
         raise ConfigError(
             f"{cfg.run} is a run of {type(module).__name__}, which draws no samples from noise"
@@ -40,13 +39,13 @@ def evaluate(cfg: DictConfig, out: Path) -> dict[str, Any]:
         )
     models.guide(module, cfg)
     extractor, classifier = _networks(cfg, run_cfg)
-    data = instantiate(run_cfg.data, allow)
+    data = instantiate(run_cfg.data)
     if world_size() > 1:
         from_rank_zero(data.prepare_data)  # so that a download happens once
     n = len(data.train) if cfg.num is None else cfg.num
     if n < 2:
         raise ConfigError(f"num={n}: a Frechet distance needs at least 2 samples.")
-    sampler = instantiate(cfg.sampler, allow) if cfg.sampler else None
+    sampler = instantiate(cfg.sampler) if cfg.sampler else None
     against = reference_sets(cfg, extractor, data)
     classes = classes_of(against.reference, data.train) if cfg.per_class else None
     if classes and classes != module.num_classes:
@@ -86,15 +85,15 @@ def evaluate(cfg: DictConfig, out: Path) -> dict[str, Any]:
 def _networks(cfg: DictConfig, run_cfg: DictConfig) -> tuple[Extractor, Extractor | None]:
     """The extractor, `cfg.extractor` or the one that the run was measured by, and the run's classifier, if
     it has one."""
-    quality, allow = run_cfg.callbacks.get("quality"), list(cfg.allow_targets)
+    quality = run_cfg.callbacks.get("quality")
     if not quality and cfg.extractor is None:
         raise ConfigError(
             f"{cfg.run} was trained without a measure: it has no callbacks.quality. Choose "
             "extractor=digits64, extractor=inception or another of conf/extractor."
         )
-    extractor = instantiate(cfg.extractor or quality.extractor, allow)
+    extractor = instantiate(cfg.extractor or quality.extractor)
     classifier = quality.get("classifier") if quality else None
-    return extractor, instantiate(classifier, allow) if classifier else None
+    return extractor, instantiate(classifier) if classifier else None
 
 
 class _Predictions:

@@ -29,7 +29,7 @@ def evaluate_images(cfg: DictConfig, out: Path) -> dict[str, Any]:
     """
     images, _ = cfg.images, cfg.reference  # both must be given
     from_rank_zero(lambda: check_options(cfg, out))
-    extractor = instantiate(cfg.extractor, list(cfg.allow_targets))
+    extractor = instantiate(cfg.extractor)
     against = reference_sets(cfg, extractor)
     generated = open_images(images, cfg.image_size, cfg.fit)
     n = len(generated) if cfg.num is None else cfg.num

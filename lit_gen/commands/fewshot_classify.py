@@ -40,7 +40,7 @@ def classify(cfg: DictConfig, out: Path) -> dict[str, Any]:
     if (out / "classification.json").exists():
         raise ConfigError(f"{out} already holds a classification: choose another out=.")
     module, run_cfg, path = funit_run(cfg)
-    data = instantiate(run_cfg.data, list(cfg.allow_targets))
+    data = instantiate(run_cfg.data)
     network = _features(cfg, run_cfg, data, module.device)
     contents = torch.stack([data.train[int(i)]["image"] for i in data.contents(max(nums) * 4, cfg.seed)])
     found: dict[int, list[float]] = {n: [] for n in (0, *nums)}

@@ -37,11 +37,11 @@ def preview(cfg: DictConfig, out: Path) -> dict[str, Path]:
             raise ConfigError(f"{name}={cfg[name]}: must be at least 1.")
     if any(out.glob("policy_*.png")) or any(out.glob("fed*.png")):
         raise ConfigError(f"{out} already holds a preview: choose another out=.")
-    allow, data, shown = list(cfg.allow_targets), None, {}
+    data, shown = None, {}
     node = config_dict(cfg.data) if cfg.data else {}
-    augmentation = instantiate(node["augment"], allow) if node.get("augment") else None
+    augmentation = instantiate(node["augment"]) if node.get("augment") else None
     if "_target_" in node:
-        data = instantiate(node, allow)
+        data = instantiate(node)
         data.check()
     if cfg.images is None and data is None:
         raise ConfigError("Give images=<picture, folder or zip>, or data=<a data set>.")

@@ -29,7 +29,7 @@ def sample(cfg: DictConfig, out: Path) -> None:
         )
     from_rank_zero(lambda: _claim(out))
     module, _, path = open_model(cfg)
-    sampler = instantiate(cfg.sampler, list(cfg.allow_targets)) if cfg.sampler else None
+    sampler = instantiate(cfg.sampler) if cfg.sampler else None
     indices = range(cfg.first, cfg.first + cfg.num)
     start = time.perf_counter()
     needed = cfg.num if cfg.format == "npz" else min(cfg.grid, cfg.num)  # by rank 0

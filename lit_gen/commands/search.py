@@ -105,9 +105,8 @@ def _join(cfg: DictConfig) -> dict[str, Any]:
 
 def _prepared(cfg: DictConfig) -> tuple[Space, Task, Callable[..., Method], float]:
     """What is searched for, in what, by what; and the CPU seconds that it took to make these."""
-    allow = list(cfg.allow_targets)
-    space = instantiate(cfg.space, allow)
-    strategy: Callable[..., Method] = instantiate(cfg.strategy, allow)
+    space = instantiate(cfg.space)
+    strategy: Callable[..., Method] = instantiate(cfg.strategy)
     made = getattr(strategy, "func", strategy)
     if made is grid and (cells := math.prod(space.sizes)) > cfg.budget:
         raise ConfigError(f"The grid has {cells} cells, budget={cfg.budget}: raise it, or space=randaugment.")
@@ -115,10 +114,10 @@ def _prepared(cfg: DictConfig) -> tuple[Space, Task, Callable[..., Method], floa
         raise ConfigError("storage= shares searches of strategy=tpe and random; others have workers=.")
     if cfg.storage:
         open_storage(cfg.storage)
-    data = instantiate(cfg.data, allow) if cfg.data else None
+    data = instantiate(cfg.data) if cfg.data else None
     start = time.process_time()
-    task: Task = instantiate(cfg.reward, allow)(space, data, cfg.seed)
-    compared = {name: _augmentation(name, node, allow) for name, node in cfg.compare.items()}
+    task: Task = instantiate(cfg.reward)(space, data, cfg.seed)
+    compared = {name: _augmentation(name, node) for name, node in cfg.compare.items()}
     task.compared = (task.compared or {}) | compared
     if (cfg.randaugment or cfg.compare) and any(isinstance(r, SyntheticReward) for r in task.rewards):
         raise ConfigError(
@@ -127,8 +126,8 @@ def _prepared(cfg: DictConfig) -> tuple[Space, Task, Callable[..., Method], floa
     return space, task, strategy, time.process_time() - start
 
 
-def _augmentation(name: str, node: Any, allow: list[str]) -> Augmentation:
-    found = instantiate(node, allow)
+def _augmentation(name: str, node: Any) -> Augmentation:
+    found = instantiate(node)
     found = getattr(found, "policy", found)  # conf/augment has transforms around them
     if not isinstance(found, Augmentation):
         raise ConfigError(f"compare.{name} is no augmentation: give _target_: lit_gen.augment.AugMix, ...")

@@ -33,7 +33,7 @@ def suggest(cfg: DictConfig) -> dict[str, Any]:
     out = None if cfg.out is None else Path(cfg.out)
     if out is not None and out.exists():
         raise ConfigError(f"{out} exists: choose another out=.")
-    dataset = instantiate(cfg.data, list(cfg.allow_targets)).dataset("train")
+    dataset = instantiate(cfg.data).dataset("train")
     order = torch.randperm(len(dataset), generator=keyed_generator(cfg.seed, "suggest"))[: cfg.num]
     pixels = torch.stack([dataset[i]["image"] for i in order.tolist()])
     record = _measured(pixels, len(dataset)) | {"sigma_min": cfg.sigma_min}

@@ -20,7 +20,6 @@ from lit_gen.errors import ConfigError
 from lit_gen.figures import curves
 from lit_gen.instantiate import config_dict, up_to_date
 from lit_gen.loggers import close, environment
-from lit_gen.module import BaseModule
 
 __all__ = ["train"]
 
@@ -160,16 +159,17 @@ def _finish(experiment: Experiment, folder: Path, seconds: float) -> None:
     for logger in experiment.trainer.loggers:
         logger.save()
     curves(folder)
-    _table(summary, module, folder)
+    _table(summary, experiment, folder)
 
 
-def _table(summary: dict[str, Any], module: BaseModule, folder: Path) -> None:
+def _table(summary: dict[str, Any], experiment: Experiment, folder: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table(show_header=False, title="result")
     rows = {"batches": f"{summary['steps']:,}", "seconds": f"{summary['train_seconds']:.1f}"}
     rows["images/s while training"] = f"{summary['images_per_second']:,.0f}"
+    module, trusted = experiment.module, experiment.config["allow_targets"]
     for label, text in (rows | module.results.rows).items():
         table.add_row(label, text)
     console = Console()
@@ -178,4 +178,6 @@ def _table(summary: dict[str, Any], module: BaseModule, folder: Path) -> None:
     commands = {what: command.format(run=folder) for what, command in module.next_commands.items()}
     commands["train on"] = f"python -m lit_gen.train resume={folder} trainer.max_steps={2 * summary['steps']}"
     for what, command in commands.items():
+        if trusted:
+            command += f" allow_targets=[{','.join(trusted)}]"
         console.print(f"{what}: {command}", soft_wrap=True, highlight=False)

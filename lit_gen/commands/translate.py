@@ -99,7 +99,7 @@ def _inputs(
         return contents, classes, None
     if size != run_cfg.data.image_size:
         raise ConfigError(f"image_size={size}: the run's own images have {run_cfg.data.image_size}.")
-    data: FewShotDataModule = instantiate(run_cfg.data, list(cfg.allow_targets))
+    data: FewShotDataModule = instantiate(run_cfg.data)
     numbers = data.contents(cfg.num, cfg.seed).tolist() if "content" in own else []
     items = [data.train[i] for i in numbers]
     contents |= {

@@ -48,22 +48,21 @@ def build(cfg: DictConfig, folder: Path) -> Experiment:
     Raises ConfigError for whatever would fail later: data that is not there, a batch size that does not fit,
     images that the network does not take, targets that are not allowed.
     """
-    allow = list(cfg.allow_targets)
     config = config_dict(cfg)
     config |= {group: _switched_on(group, config[group]) for group in ("callbacks", "logger")}
-    data = instantiate(config["data"], allow)
+    data = instantiate(config["data"])
     torch.manual_seed(cfg.seed)  # the initial weights
-    module = instantiate(config["model"], allow)
+    module = instantiate(config["model"])
     # Averages and guards first: what measures or saves after them finds the batch completed.
-    callbacks = [instantiate(c, allow) for c in config["callbacks"].values()]
+    callbacks = [instantiate(c) for c in config["callbacks"].values()]
     _check_kinds(module, data)
     _check_requirements(module, dict(zip(config["callbacks"], callbacks, strict=True)))
     callbacks.sort(key=lambda c: not isinstance(c, EMA | NaNGuard | Signals))
     loggers = []
     if _is_rank_zero():
-        loggers = [instantiate(lg, allow) for lg in config["logger"].values()]
+        loggers = [instantiate(lg) for lg in config["logger"].values()]
     trainer = trainer_for(
-        config["trainer"], allow, callbacks=[SaveConfig(config), *callbacks], loggers=loggers, folder=folder
+        config["trainer"], callbacks=[SaveConfig(config), *callbacks], loggers=loggers, folder=folder
     )
     if _is_rank_zero():  # the others wait for its prepare_data, so that a download happens once
         data.check(trainer.world_size)
@@ -130,7 +129,7 @@ def _is_rank_zero() -> bool:
 
 
 def trainer_for(
-    config: dict[str, Any], allow: Any = (), *, callbacks: Any = (), loggers: Any = (), folder: Path
+    config: dict[str, Any], *, callbacks: Any = (), loggers: Any = (), folder: Path
 ) -> pl.Trainer:
     """The Trainer of a configuration, with what lit_gen does itself switched off (sampler injection, bars,
     checkpoints)."""
@@ -151,14 +150,13 @@ def trainer_for(
         options["benchmark"] = False  # it picks kernels by their time
     plugins = [checkpoints.AtomicCheckpointIO()]
     if options.pop("plugins", None):
-        plugins += [instantiate(p, allow) for p in config["plugins"]]
+        plugins += [instantiate(p) for p in config["plugins"]]
     if isinstance(options["strategy"], dict):
-        options["strategy"] = instantiate(options["strategy"], allow)
+        options["strategy"] = instantiate(options["strategy"])
     if options["max_steps"] < 1:
         raise ConfigError(f"trainer.max_steps={options['max_steps']}: must be at least 1.")
     return instantiate(
         {"_target_": options.pop("_target_")},
-        allow,
         **options,
         callbacks=list(callbacks),
         logger=list(loggers) or False,

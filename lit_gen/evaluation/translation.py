@@ -74,7 +74,7 @@ def evaluate_translator(cfg: DictConfig, out: Path) -> dict[str, Any]:
     if (out / "evaluation.json").exists():
         raise ConfigError(f"{out} already holds an evaluation: choose another out=.")
     module, run_cfg, path = funit_run(cfg)
-    data = instantiate(run_cfg.data, list(cfg.allow_targets))
+    data = instantiate(run_cfg.data)
     if cfg.num < 2:
         raise ConfigError(f"num={cfg.num}: give at least 2 content images.")
     test = _Test.of(data, cfg.num, max(ks), cfg.seed, cfg.on_error)
@@ -194,7 +194,7 @@ def _measures(
         "all": Judge(partial(predict, classifiers["all"].network), [sources + p for p in places]),
     }
     extractor = (
-        instantiate(cfg.extractor, list(cfg.allow_targets))
+        instantiate(cfg.extractor)
         if cfg.extractor
         else Extractor(
             extractor_id(classifiers["all"], "all"), _Pooled(classifiers["all"].network), data.train.channels

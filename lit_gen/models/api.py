@@ -24,7 +24,7 @@ from lit_gen.funit.networks import FewShotGenerator
 from lit_gen.funit.translator import class_code
 from lit_gen.images import to_float
 from lit_gen.inputs import open_images, open_reference
-from lit_gen.instantiate import instantiate
+from lit_gen.instantiate import allowing, instantiate
 from lit_gen.metrics import Estimate, Extractor, check_measures
 from lit_gen.metrics.distributed import own_batches
 from lit_gen.models.generation import restore_images, sample_images, translate_images
@@ -154,7 +154,8 @@ def load(
     what `lit_gen.instantiate` allows, `allow_targets` adds prefixes. Raises ConfigError.
     """
     if model is None:
-        module, config, path = load_run(source, checkpoint, ema=ema, allow=list(allow_targets), device=device)
+        with allowing(allow_targets):
+            module, config, path = load_run(source, checkpoint, ema=ema, device=device)
         if isinstance(module, FUNITModule):
             if not ema:
                 module.generator_ema.load_state_dict(module.generator.state_dict())

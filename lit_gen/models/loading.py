@@ -54,7 +54,6 @@ def open_model(cfg: DictConfig) -> tuple[Any, DictConfig | None, Path]:
     with. `cfg.guidance` wraps either. Raises ConfigError where neither or both of `run` and `weights` are
     given, and where the checkpoint contradicts the model.
     """
-    allow = list(cfg.allow_targets)
     if (cfg.run is None) == (cfg.weights is None):
         raise ConfigError(
             "Give run=<run folder or checkpoint>, or weights=<official checkpoint> with model=..."
@@ -62,24 +61,22 @@ def open_model(cfg: DictConfig) -> tuple[Any, DictConfig | None, Path]:
     if cfg.run is not None:
         if cfg.model is not None:
             raise ConfigError("model=... goes with weights=...; a run has its own model.")
-        module, run_cfg, path = load(cfg.run, cfg.checkpoint, ema=cfg.ema, allow=allow, device=cfg.device)
+        module, run_cfg, path = load(cfg.run, cfg.checkpoint, ema=cfg.ema, device=cfg.device)
         return guide(module, cfg), run_cfg, path
     path = Path(cfg.weights)
     net, info = pretrained.load(path, ema=cfg.ema, image_size=cfg.image_size)
-    module = _module(cfg, net, info, allow)
+    module = _module(cfg, net, info)
     device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
     return guide(module.to(device).eval().requires_grad_(False), cfg), None, path
 
 
-def _module(
-    cfg: DictConfig, net: pretrained.OfficialNetwork, info: pretrained.Info, allow: list[str]
-) -> ScoreModule:
+def _module(cfg: DictConfig, net: pretrained.OfficialNetwork, info: pretrained.Info) -> ScoreModule:
     family = FAMILIES.get(str(info.snapshot.get("class", "")).rpartition(".")[2])
     if cfg.model is None:
         hint = f"its class says model={family}" if family else "edm, vp, subvp, ve, ddpm, ncsnv2 ..."
         raise ConfigError(f"weights={cfg.weights} needs model=..., what it was trained with: {hint}.")
     parts = {
-        name: instantiate(OmegaConf.to_container(cfg.model[name], resolve=True), allow)
+        name: instantiate(OmegaConf.to_container(cfg.model[name], resolve=True))
         for name in ("process", "precondition", "loss", "optimizer")
     }
     _check_levels(parts["process"], info)
@@ -113,15 +110,14 @@ def load(
     checkpoint: str = "best",
     *,
     ema: bool = True,
-    allow: Sequence[str] = (),
     device: str | None = None,
 ) -> tuple[Any, DictConfig, Path]:
     """The model of a run folder (`checkpoint` is "best", "last" or a path) or of a checkpoint file: (module
     in eval mode, its configuration, the file read).
 
     `ema=True` loads the averaged weights where the run has them. Nothing in the file is executed; targets
-    outside the allow list (`lit_gen.instantiate`) are refused, whatever the file itself allows. "best" falls
-    back on the newest checkpoint that loads, "last" too.
+    outside the allow list (`lit_gen.instantiate`) are refused, whatever `allow_targets` says in the file.
+    "best" falls back on the newest checkpoint that loads, "last" too.
     """
     path = Path(run)
     if path.is_dir():
@@ -138,7 +134,7 @@ def load(
     else:
         state = checkpoints.read(path)
         cfg = DictConfig(up_to_date(state["config"]))
-    module = instantiate(cfg.model, allow)
+    module = instantiate(cfg.model)
     _load_weights(module, state["state_dict"], path)
     if ema:
         averages = [v["shadow"] for k, v in state.get("callbacks", {}).items() if k.startswith("EMA")]
@@ -176,7 +172,7 @@ def guide(module: Module, cfg: DictConfig) -> Module:
     if cfg.guidance is not None:
         if not isinstance(module, ScoreModule):
             raise ConfigError(f"guidance= is for score models, not for {type(module).__name__}.")
-        module.denoiser = instantiate(cfg.guidance, list(cfg.allow_targets))(module)
+        module.denoiser = instantiate(cfg.guidance)(module)
     return module
 
 
@@ -288,7 +284,7 @@ def open_translator(cfg: DictConfig) -> tuple[FewShotGenerator, DictConfig | Non
 def funit_run(cfg: DictConfig) -> tuple[FUNITModule, DictConfig, Path]:
     """(module, configuration, file) of a FUNIT run; without `cfg.ema` its raw weights stand in for the
     average. Raises ConfigError for a run of another kind."""
-    module, run_cfg, path = load(cfg.run, cfg.checkpoint, allow=list(cfg.allow_targets), device=cfg.device)
+    module, run_cfg, path = load(cfg.run, cfg.checkpoint, device=cfg.device)
     if not isinstance(module, FUNITModule):
         raise ConfigError(
             f"{cfg.run} is a run of {type(module).__name__}, which does not translate: give one of FUNIT."

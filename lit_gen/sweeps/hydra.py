@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from lit_gen.errors import ConfigError
-from lit_gen.instantiate import instantiate
+from lit_gen.instantiate import allowing, instantiate
 from lit_gen.sweeps.space import parse
 from lit_gen.sweeps.study import Sweep
 from lit_gen.sweeps.summary import summarise
@@ -33,10 +33,11 @@ def run(
         k: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v
         for k, v in options.items()
     }
-    sampler, pruner = (
-        instantiate(options.pop(name), ("optuna.",)) if options[name] else options.pop(name)
-        for name in ("sampler", "pruner")
-    )
+    with allowing(["optuna."]):
+        sampler, pruner = (
+            instantiate(options.pop(name)) if options[name] else options.pop(name)
+            for name in ("sampler", "pruner")
+        )
     sweep = Sweep(folder, fixed, axes, sampler=sampler, pruner=pruner, **options)
     print(f"sweep in {folder}; to resume it: the same command and hydra.sweep.dir={folder}", flush=True)
     before = signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
