@@ -37,6 +37,8 @@ HOMES = ("lightning.", "torchvision.")
 
 MOVED = {
     "lit_gen.augment.search.": "lit_gen.search.",
+    "lit_gen.data.restyle.RestyleStrokes": "lit_gen.data.strokes.StrokeAugment",
+    "lit_gen.data.transforms.CentreCrop": "lit_gen.data.transforms.CenterCrop",
     "lit_gen.guiding.": "lit_gen.models.",
     "lit_gen.judging.": "lit_gen.evaluation.classifiers.",
     "lit_gen.evaluation.classifiers.Schooling": "lit_gen.evaluation.classifiers.ClassifierTraining",
@@ -46,7 +48,9 @@ MOVED = {
 }
 """Prefixes of targets in configurations that earlier versions saved -> where the targets are now."""
 
-RENAMED_KEYS: dict[str, dict[str, str]] = {}
+RENAMED_KEYS: dict[str, dict[str, str]] = {
+    "lit_gen.data.fewshot_module.": {"own_class_image": "same_class_target", "restyle": "content_augment"},
+}
 """Prefixes of targets, by their names of today -> {option of an earlier version: its name today}."""
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from lit_gen.data.digits import digits
 from lit_gen.data.images import TensorImages, WrappedImages, as_images
-from lit_gen.data.keyed import KeyedBatches, KeyedDataModule, KeyedDataset
+from lit_gen.data.keyed import KeyedBatches, KeyedDataset
 
 __all__ = [
     "ImageDataModule",
@@ -20,8 +20,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # Lightning takes seconds to import, and workers that only read images do without it.
-    if name == "ImageDataModule":
-        from lit_gen.data.module import ImageDataModule
+    if name in ("ImageDataModule", "KeyedDataModule"):
+        from lit_gen.data import module
 
-        return ImageDataModule
+        return getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_gen.data.keyed import KeyedDataset
+from lit_gen.data.keyed import Key, KeyedDataset
 from lit_gen.data.reader import check_on_error
 from lit_gen.data.transforms import Transform, transform_all
 from lit_gen.errors import ConfigError
@@ -198,9 +198,10 @@ class KeyedPairs(KeyedDataset):
 
     In every epoch each image serves once as content and once as class image, in two independent orders: that
     of the sampler, and the permutation keyed by (seed, "class image", epoch). Batches: {"content", "classes":
-    uint8 (B, C, H, W), "content_label", "class_label", "index", "class_index": int64 (B,)}. With `own` also
-    "own", uint8 (B, C, H, W): of each content image's class another image, drawn by (seed, epoch, index).
-    With `restyle` also "seen", uint8 (B, C, H, W): the content images after it.
+    uint8 (B, C, H, W), "content_label", "class_label", "index", "class_index": int64 (B,)}. With
+    `same_class_target` also "same_class", uint8 (B, C, H, W): of each content image's class another image,
+    drawn by (seed, epoch, index). With `content_augment` also "content_view", uint8 (B, C, H, W): the content
+    images after it.
     """
 
     def __init__(
@@ -208,19 +209,19 @@ class KeyedPairs(KeyedDataset):
         dataset: Any,
         transform: Transform | None = None,
         seed: int = 0,
-        own: bool = False,
-        restyle: Transform | None = None,
+        same_class_target: bool = False,
+        content_augment: Transform | None = None,
     ):
         super().__init__(dataset, transform, seed)
-        self.restyle = restyle
+        self.content_augment = content_augment
         self._order: tuple[int, Tensor] | None = None
         self._members: dict[int, list[int]] = {}
-        for i, label in enumerate(dataset.labels.tolist() if own else []):
+        for i, label in enumerate(dataset.labels.tolist() if same_class_target else []):
             self._members.setdefault(label, []).append(i)
         if lonely := [c for c, some in self._members.items() if len(some) == 1]:
             raise ConfigError(
                 f"Class {dataset.classes[lonely[0]]!r} has a single image; "
-                "data.own_class_image=true needs two of each."
+                "data.same_class_target=true needs two of each."
             )
 
     def partner(self, epoch: int, index: int) -> int:
@@ -235,31 +236,22 @@ class KeyedPairs(KeyedDataset):
         others = [i for i in self._members[int(self.dataset.labels[index])] if i != index]
         return others[key(self.seed, "own class image", epoch, index) % len(others)]
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> dict[str, Tensor]:
+    def __getitems__(self, keys: list[Key]) -> dict[str, Tensor]:
+        # What random numbers are keyed by keeps its words: a run that is resumed draws what it drew before.
         partners = [(epoch, self.partner(epoch, i)) for epoch, i in keys]
-        content, content_label = self._images(keys, "augment")
-        classes, class_label = self._images(partners, "augment class image")
+        content, classes = self.read(keys), self.read(partners, "augment class image")
         batch = {
-            "content": content,
-            "content_label": content_label,
-            "classes": classes,
-            "class_label": class_label,
+            "content": content["image"],
+            "content_label": content["label"],
+            "classes": classes["image"],
+            "class_label": classes["label"],
             "index": torch.tensor([i for _, i in keys]),
             "class_index": torch.tensor([i for _, i in partners]),
         }
         if self._members:
             siblings = [(epoch, self.sibling(epoch, i)) for epoch, i in keys]
-            batch["own"], _ = self._images(siblings, "augment own class image")
-        if self.restyle is not None:
+            batch["same_class"] = self.read(siblings, "augment own class image")["image"]
+        if self.content_augment is not None:
             generators = [keyed_generator(self.seed, "restyle", *k) for k in keys]
-            batch["seen"] = transform_all(self.restyle, content, generators)
+            batch["content_view"] = transform_all(self.content_augment, batch["content"], generators)
         return batch
-
-    def _images(self, keys: list[tuple[int, int]], purpose: str) -> tuple[Tensor, Tensor]:
-        items = [self.dataset[i] for _, i in keys]
-        images = [item["image"] for item in items]
-        labels = torch.tensor([item["label"] for item in items])
-        if self.transform is not None:
-            generators = [keyed_generator(self.seed, purpose, *k) for k in keys]
-            return transform_all(self.transform, images, generators), labels
-        return torch.stack(images), labels

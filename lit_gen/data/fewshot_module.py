@@ -8,12 +8,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_gen.data.fewshot import KeyedPairs, Selection, examples, select_classes, select_listed, split_classes
-from lit_gen.data.images import as_images
-from lit_gen.data.keyed import KeyedBatches, KeyedDataModule, KeyedDataset
+from lit_gen.data.module import KeyedDataModule
 from lit_gen.data.reader import check_on_error
 from lit_gen.data.transforms import Transform
 from lit_gen.errors import ConfigError
-from lit_gen.images import to_float
 from lit_gen.rng import keyed_generator
 
 __all__ = ["FewShotDataModule"]
@@ -25,25 +23,26 @@ class FewShotDataModule(KeyedDataModule):
     - `images`: a data set with classes (see `lit_gen.data.images`), or a function that makes one.
     - `target`, `source`: see `split_classes`; or `train_list`, `test_list`: official list files (`images` an
       `ImageFiles`).
-    - `image_size`, `channels`, `num_classes` (of the source): what the configuration says of the data;
-      `check` holds them to it.
     - `split_seed` draws the target classes, their examples and the content images, so that runs of other
       `seed` can be compared.
-    - `augment(image, generator)`: training images only (official: flip, crop of 128 out of 140). `view(image,
-      None)`: what makes every other use of an image of its size (official: the center crop).
-    - `own_class_image`: training batches hold another image of each content image's class, "own", from
-      which the reconstruction then takes the class (see `lit_gen.funit.step.run_generator`; paper: false).
-    - `restyle(image, generator)`: makes "seen", what the content encoder sees in place of a training
-      batch's content image (paper: null).
-
+    - `view(image, None)`: what makes every use of an image of its size but in training (official: the center
+      crop; `augment` of the training images: flip, crop of 128 out of 140).
+    - `same_class_target`: training batches hold another image of each content image's class, "same_class",
+      from which the reconstruction then takes the class (see `lit_gen.funit.step.run_generator`; paper:
+      false).
+    - `content_augment(image, generator)`: makes "content_view", what the content encoder sees in place of a
+      training batch's content image (paper: null).
     - `on_error`: "skip" leaves out target classes of fewer than K images; those, and images that a folder
       has left out, are counted in a warning. Otherwise such a class is a ConfigError.
+    - `options`: see `KeyedDataModule`; `num_classes` is that of the source.
 
     `train` and `test` are the source and the target images under `view`, each with its own class numbers from
     0; `classes` names all, sources first, so that source class s is class s of all and target class t is
     class `len(train.classes) + t`. Training batches are those of `KeyedPairs` in [-1, 1]; validation batches
     the target images, {"image", "label", "index"}.
     """
+
+    image_key = "content"
 
     def __init__(
         self,
@@ -53,55 +52,32 @@ class FewShotDataModule(KeyedDataModule):
         train_list: str | None = None,
         test_list: str | None = None,
         batch_size: int = 64,  # the paper's, over 8 devices
-        num_workers: int | str = "auto",
-        augment: Transform | None = None,
         view: Transform | None = None,
-        seed: int = 0,
         split_seed: int = 0,
-        pin_memory: bool = True,
-        image_size: int | None = None,
-        channels: int | None = None,
-        num_classes: int | None = None,
-        own_class_image: bool = False,
-        restyle: Transform | None = None,
+        same_class_target: bool = False,
+        content_augment: Transform | None = None,
         on_error: str = "raise",
+        **options: Any,
     ):
-        super().__init__(batch_size, num_workers, seed, pin_memory)
+        super().__init__(images, images, batch_size, **options)
         check_on_error(on_error)
-        self.on_error = on_error
         if (train_list is None) != (test_list is None):
             raise ConfigError("train_list and test_list go together: give both, or neither and say target=.")
-        self._images = images
         self._lists = None if train_list is None or test_list is None else (train_list, test_list)
-        self._target, self._source = target, source
-        self._sets: tuple[Selection, Selection] | None = None
-        self.augment, self.view, self.split_seed = augment, view, split_seed
-        self.own_class_image, self.restyle = own_class_image, restyle
-        self.said = {"image_size": image_size, "channels": channels, "num_classes": num_classes}
+        self._target, self._source, self.split_seed = target, source, split_seed
+        self.view, self.on_error = view, on_error
+        self.pair_options = {"same_class_target": same_class_target, "content_augment": content_augment}
 
-    def prepare_data(self) -> None:
-        self._split()
-
-    def _split(self) -> tuple[Selection, Selection]:
-        if self._sets is None:
-            images = as_images(self._images() if callable(self._images) else self._images)
-            if self._lists is not None:
-                train, test = (select_listed(images, path, self.view) for path in self._lists)
-                if both := set(train.classes) & set(test.classes):
-                    raise ConfigError(f"Class {min(both)!r} is in both {' and '.join(self._lists)}.")
-            else:
-                names = split_classes(images.classes, self._target, self._source, self.split_seed)
-                train, test = (select_classes(images, some, self.view) for some in names)
-            self._sets = train, test
-        return self._sets
-
-    @property
-    def train(self) -> Selection:
-        return self._split()[0]
-
-    @property
-    def test(self) -> Selection:
-        return self._split()[1]
+    def make(self, split: str) -> dict[str, Selection]:
+        images = super().make(split)[split]
+        if self._lists is not None:
+            train, test = (select_listed(images, path, self.view) for path in self._lists)
+            if both := set(train.classes) & set(test.classes):
+                raise ConfigError(f"Class {min(both)!r} is in both {' and '.join(self._lists)}.")
+        else:
+            names = split_classes(images.classes, self._target, self._source, self.split_seed)
+            train, test = (select_classes(images, some, self.view) for some in names)
+        return {"train": train, "test": test}
 
     @property
     def classes(self) -> list[str]:
@@ -112,16 +88,7 @@ class FewShotDataModule(KeyedDataModule):
         does not fit."""
         if skipped := getattr(self.train.base, "skipped", None):
             rank_zero_warn(f"{len(skipped)} unreadable images are left out, {next(iter(skipped))} for one.")
-        KeyedBatches(len(self.train), self.batch_size, world_size=world_size)
-        image = self.keyed_train()[0, 0]["content"]
-        true = {
-            "image_size": image.shape[-1],
-            "channels": image.shape[1],
-            "num_classes": len(self.train.classes),
-        }
-        for name, value in self.said.items():
-            if value is not None and value != true[name]:
-                raise ConfigError(f"data.{name}={value}: the source images have {true[name]}.")
+        super().check(world_size)
 
     def examples(
         self, k: int, on_error: str | None = None, seed: int | None = None
@@ -164,18 +131,7 @@ class FewShotDataModule(KeyedDataModule):
         return image if self.view is None else self.view(image, None)
 
     def keyed_train(self) -> KeyedPairs:
-        source = self.train
-        if self.augment is None:
-            return KeyedPairs(source, seed=self.seed, own=self.own_class_image, restyle=self.restyle)
-        whole = Selection(
-            source.base, source.indices, source.labels, source.classes
-        )  # `augment` crops, not `view`
-        return KeyedPairs(whole, self.augment, self.seed, self.own_class_image, self.restyle)
-
-    def keyed_test(self) -> KeyedDataset:
-        return KeyedDataset(self.test)
-
-    def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
-        return {
-            name: to_float(value) if value.dtype == torch.uint8 else value for name, value in batch.items()
-        }
+        images = self.train
+        if self.augment is not None:  # which crops, not `view`
+            images = Selection(images.base, images.indices, images.labels, images.classes)
+        return KeyedPairs(images, self.augment, self.seed, **self.pair_options)

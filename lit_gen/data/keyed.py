@@ -6,20 +6,18 @@ on; nothing is replayed or left out, and neither workers nor ranks change what s
 augmentation is keyed by (seed, epoch, index).
 """
 
-import os
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler, default_collate
+from torch.utils.data import Sampler, default_collate
 
+from lit_gen.data.transforms import stacked, transform_all
 from lit_gen.errors import ConfigError
 from lit_gen.rng import keyed_generator
 
-__all__ = ["KeyedBatches", "KeyedDataModule", "KeyedDataset"]
+__all__ = ["Key", "KeyedBatches", "KeyedDataset"]
 
 Key = tuple[int, int]  # (epoch, index)
 
@@ -90,126 +88,33 @@ class KeyedDataset:
         return self.__getitems__([k])
 
     def __getitems__(self, keys: list[Key]) -> dict[str, Tensor]:
-        indices = [i for _, i in keys]
-        batch = self._read(indices)
-        if self.transform is not None:
-            batch |= self._transformed(batch["image"], keys)
-        return batch | {"index": torch.tensor(indices)}
+        return self.read(keys) | {"index": torch.tensor([i for _, i in keys])}
 
-    def _read(self, indices: list[int]) -> dict[str, Tensor]:
+    def read(self, keys: list[Key], purpose: str = "augment") -> dict[str, Tensor]:
+        """The batch of these keys without its "index"; `purpose` is part of what the generators are keyed
+        by."""
+        rows = self._rows([i for _, i in keys])
+        images, transform = rows["image"], self.transform
+        if transform is None:
+            return rows | {"image": stacked(images)}
+        generators = [keyed_generator(self.seed, purpose, *k) for k in keys]
+        if getattr(transform, "needs_partner", False):
+            partners = stacked(self._rows([self._partner(k) for k in keys])["image"])
+            mixing: Any = transform
+            return rows | {"image": mixing.batch(stacked(images), generators, partners)}
+        changed = transform_all(transform, images, generators)
+        if isinstance(changed, Tensor):
+            return rows | {"image": changed}
+        return rows | dict(zip(("image", "augment_label"), changed, strict=True))
+
+    def _rows(self, indices: list[int]) -> dict[str, Any]:
+        """The images, a list of (C, H, W) if they were read one by one, and whatever comes with them."""
         if hasattr(self.dataset, "batch"):
             return self.dataset.batch(indices)
-        return default_collate([self.dataset[i] for i in indices])
-
-    def _transformed(self, images: Tensor, keys: list[Key]) -> dict[str, Tensor]:
-        generators = [keyed_generator(self.seed, "augment", *k) for k in keys]
-        transform: Any = self.transform
-        if getattr(transform, "needs_partner", False):
-            partners = self._read([self._partner(k) for k in keys])["image"]
-            return {"image": transform.batch(images, generators, partners)}
-        if hasattr(transform, "batch"):
-            return {"image": transform.batch(images, generators)}
-        results = [transform(image, g) for image, g in zip(images, generators, strict=True)]
-        if isinstance(results[0], tuple):
-            changed, conditions = zip(*results, strict=True)
-            return {"image": torch.stack(changed), "augment_label": torch.stack(conditions)}
-        return {"image": torch.stack(results)}
+        items = [self.dataset[i] for i in indices]
+        others = [{name: value for name, value in item.items() if name != "image"} for item in items]
+        return default_collate(others) | {"image": [item["image"] for item in items]}
 
     def _partner(self, k: Key) -> int:
         choice = keyed_generator(self.seed, "partner", *k)
         return int(torch.randint(len(self), (), generator=choice))
-
-
-class KeyedDataModule(pl.LightningDataModule, ABC):
-    """Training batches without end and a pass over the test images, both the same for any number of workers
-    and devices.
-
-    A data module says what is read by keys (`keyed_train`, `keyed_test`) and what has to hold before training
-    time is spent (`check`). `batch_size` counts the images of all devices together. `num_workers` processes
-    a device prepare batches; "auto": none where batches are looked up in memory or where the CPU trains and
-    needs its cores itself, else all but one of the cores that a device has, 8 at most.
-    """
-
-    def __init__(self, batch_size: int, num_workers: int | str, seed: int, pin_memory: bool):
-        super().__init__()
-        if num_workers != "auto" and not (isinstance(num_workers, int) and num_workers >= 0):
-            raise ConfigError(
-                f"data.num_workers={num_workers}: must be auto, or 0 (load in the main process) or more."
-            )
-        self.batch_size, self.num_workers = batch_size, num_workers
-        self.seed, self.pin_memory = seed, pin_memory
-
-    @abstractmethod
-    def keyed_train(self) -> KeyedDataset:
-        """What training batches are read from."""
-
-    @abstractmethod
-    def keyed_test(self) -> KeyedDataset:
-        """What validation batches are read from."""
-
-    @abstractmethod
-    def check(self, world_size: int = 1) -> None:
-        """Raises ConfigError for what would fail later: empty sets, a batch size that does not fit."""
-
-    def train_dataloader(self) -> DataLoader:
-        # The count of batches seen is restored with the module, before Lightning asks for this loader.
-        rank, world_size = self._place()
-        start = 0 if self.trainer is None else getattr(self.trainer.lightning_module, "batches_seen", 0)
-        dataset = self.keyed_train()
-        return self._loader(
-            dataset,
-            KeyedBatches(
-                len(dataset), self.batch_size, self.seed, rank=rank, world_size=world_size, start=start
-            ),
-        )
-
-    def val_dataloader(self) -> DataLoader:
-        """The test images once, rank r of W taking every W-th; parts may differ in length by one."""
-        rank, world_size = self._place()
-        dataset, size = self.keyed_test(), max(self.batch_size // world_size, 1)
-        keys = [(0, i) for i in range(rank, len(dataset), world_size)]
-        return self._loader(dataset, [keys[i : i + size] for i in range(0, len(keys), size)])
-
-    def in_order(self, dataset: Any, parts: Iterable[range]) -> DataLoader:
-        """Rows of a data set as they are, part by part, read by as many workers as training batches are:
-        {"image": uint8 (B, C, H, W), "label", "index": int64 (B,)}.
-        """
-        return self._loader(KeyedDataset(dataset), [[(0, i) for i in rows] for rows in parts])
-
-    def _place(self) -> tuple[int, int]:
-        """(rank, number of processes)"""
-        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-
-    def _loader(self, dataset: KeyedDataset, batches: Any) -> DataLoader:
-        trainer = self.trainer
-        on_cuda = trainer is not None and trainer.strategy.root_device.type == "cuda"
-        workers = 0
-        if isinstance(self.num_workers, int):
-            workers = self.num_workers
-        elif trainer is not None and on_cuda and not dataset.is_looked_up:
-            workers = _spare_cores(trainer.num_devices)
-        return DataLoader(
-            dataset,  # pyright: ignore[reportArgumentType] (a map-style set need not inherit from Dataset)
-            batch_sampler=batches,
-            num_workers=workers,
-            collate_fn=_as_it_is,
-            pin_memory=self.pin_memory and on_cuda,
-            persistent_workers=workers > 0,
-            generator=keyed_generator(self.seed, "workers"),  # iter() must not draw from the global generator
-        )
-
-
-def _spare_cores(num_devices: int) -> int:
-    """Cores of this machine for each of its devices but one, from 1 to 8."""
-    if own := os.environ.get("SLURM_CPUS_PER_TASK"):  # a task is a device's process
-        cores = int(own)
-    elif hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0)) // num_devices
-    else:
-        cores = (os.cpu_count() or 1) // num_devices
-    return min(max(cores - 1, 1), 8)
-
-
-def _as_it_is(batch: Any) -> Any:
-    """Collates nothing: a KeyedDataset makes whole batches."""
-    return batch

@@ -1,29 +1,41 @@
-"""ImageDataModule: any data set of images, in the order that (seed, step) says."""
+"""KeyedDataModule: a training and a test set, read in the order that (seed, step) says."""
 
-from collections.abc import Callable
-from typing import Any
+import os
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
 
-from torch import Tensor
+import lightning.pytorch as pl
+from torch import Tensor, uint8
+from torch.utils.data import DataLoader
 
 from lit_gen.data.images import as_images
-from lit_gen.data.keyed import KeyedBatches, KeyedDataModule, KeyedDataset
+from lit_gen.data.keyed import KeyedBatches, KeyedDataset
 from lit_gen.errors import ConfigError
 from lit_gen.images import to_float
+from lit_gen.rng import keyed_generator
 
-__all__ = ["ImageDataModule"]
+__all__ = ["ImageDataModule", "KeyedDataModule"]
 
 
-class ImageDataModule(KeyedDataModule):
-    """A training and a test set of images.
+class KeyedDataModule(pl.LightningDataModule):
+    """Training batches without end and a pass over the test images, both the same for any number of workers
+    and devices.
 
     `train` and `test` are data sets (see `lit_gen.data.images`; torchvision's are wrapped) or functions that
-    make one, called first on one process alone, so that a download happens once. `batch_size` counts the
-    images of all devices together. `image_size`, `channels` and `num_classes` are what the configuration says
-    of the data (networks are built by it); `check` holds them against the images. `augment(image, generator)`
-    changes training images only; see `lit_gen.data.keyed`.
+    make one, called first on one process alone, so that a download happens once. `augment` changes training
+    images only; see `lit_gen.data.keyed`. `image_size`, `channels` and `num_classes` are what the
+    configuration says of the data (networks are built by it); `check` holds the batches to it.
 
-    Batches arrive as {"image": float32 (B, C, H, W) in [-1, 1], "label", "index"[, "augment_label"]}.
+    `batch_size` counts the images of all devices together. `num_workers` processes a device prepare batches;
+    "auto": none where batches are looked up in memory or where the CPU trains and needs its cores itself,
+    else all but one of the cores that a device has, 8 at most.
+
+    A subclass says in `keyed` how a batch is made, and in `image_key` which of its entries has the format
+    that the network is built for. Every uint8 entry arrives on the device as float32 in [-1, 1].
     """
+
+    keyed: ClassVar[type[KeyedDataset]] = KeyedDataset
+    image_key: ClassVar[str] = "image"
 
     def __init__(
         self,
@@ -31,18 +43,23 @@ class ImageDataModule(KeyedDataModule):
         test: Any,
         batch_size: int = 128,
         num_workers: int | str = "auto",
-        augment: Callable | None = None,
+        augment: Callable[..., Any] | None = None,
         seed: int = 0,
         pin_memory: bool = True,
         image_size: int | None = None,
         channels: int | None = None,
         num_classes: int | None = None,
     ):
-        super().__init__(batch_size, num_workers, seed, pin_memory)
+        super().__init__()
+        if num_workers != "auto" and not (isinstance(num_workers, int) and num_workers >= 0):
+            raise ConfigError(
+                f"data.num_workers={num_workers}: must be auto, or 0 (load in the main process) or more."
+            )
+        self.batch_size, self.num_workers, self.augment = batch_size, num_workers, augment
+        self.seed, self.pin_memory = seed, pin_memory
+        self.expected = {"image_size": image_size, "channels": channels, "num_classes": num_classes}
         self._sources = {"train": train, "test": test}
         self._sets: dict[str, Any] = {}
-        self.augment = augment
-        self.said = {"image_size": image_size, "channels": channels, "num_classes": num_classes}
 
     def prepare_data(self) -> None:
         for split in self._sources:
@@ -51,17 +68,18 @@ class ImageDataModule(KeyedDataModule):
     def dataset(self, split: str) -> Any:
         """The "train" or "test" set, made on first use."""
         if split not in self._sets:
-            source = self._sources[split]
             try:
-                self._sets[split] = as_images(source() if callable(source) else source)
-            except (
-                OSError,
-                RuntimeError,
-            ) as error:  # no network, no package to download with, a broken archive
+                self._sets |= self.make(split)
+            except (OSError, RuntimeError) as error:  # no network, no package to download with, broken files
                 raise ConfigError(
                     f"data.{split}: the images could not be found or downloaded: {error}"
                 ) from error
         return self._sets[split]
+
+    def make(self, split: str) -> dict[str, Any]:
+        """The sets by split: this one, and others that are made along with it."""
+        source = self._sources[split]
+        return {split: as_images(source() if callable(source) else source)}
 
     @property
     def train(self) -> Any:
@@ -71,28 +89,112 @@ class ImageDataModule(KeyedDataModule):
     def test(self) -> Any:
         return self.dataset("test")
 
-    def check(self, world_size: int = 1) -> None:
-        """Raises ConfigError for what would fail later: empty sets, a batch size that does not fit."""
-        KeyedBatches(len(self.train), self.batch_size, world_size=world_size)
-        a, b = self.train, self.test
-        found = {"image_size": a.image_size, "channels": a.channels, "num_classes": len(a.classes) or None}
-        for name, said in self.said.items():
-            if said is not None and found[name] is not None and said != found[name]:
-                raise ConfigError(
-                    f"data.{name}={said}, but the training images have {name} {found[name]}: "
-                    f"set data.{name}={found[name]}."
-                )
-        if (a.channels, a.image_size) != (b.channels, b.image_size):
-            raise ConfigError(
-                f"Training images are {a.channels}x{a.image_size}x{a.image_size}, "
-                f"test images {b.channels}x{b.image_size}x{b.image_size}."
-            )
-
     def keyed_train(self) -> KeyedDataset:
-        return KeyedDataset(self.train, self.augment, self.seed)
+        """What training batches are read from."""
+        return self.keyed(self.train, self.augment, self.seed)
 
     def keyed_test(self) -> KeyedDataset:
-        return KeyedDataset(self.test)
+        """What validation batches are read from."""
+        return self.keyed(self.test)
 
-    def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
-        return batch | {"image": to_float(batch["image"])}
+    def check(self, world_size: int = 1) -> None:
+        """Raises ConfigError for what would fail later: empty sets, a batch size that does not fit, images
+        or classes other than the configuration says."""
+        KeyedBatches(len(self.train), self.batch_size, world_size=world_size)
+        train = _format(self.keyed_train()[0, 0][self.image_key])
+        true = train | ({"num_classes": len(self.train.classes)} if self.train.classes else {})
+        for name, value in true.items():
+            if self.expected[name] not in (None, value):
+                raise ConfigError(
+                    f"data.{name}={self.expected[name]}, but the training images have {name} {value}: "
+                    f"set data.{name}={value}."
+                )
+        if (test := _format(self.keyed_test()[0, 0]["image"])) != train:
+            raise ConfigError(f"Training images have {_words(train)}, test images {_words(test)}.")
+
+    def train_dataloader(self) -> DataLoader:
+        # The count of batches seen is restored with the module, before Lightning asks for this loader.
+        rank, world_size = self._place()
+        start = 0 if self.trainer is None else getattr(self.trainer.lightning_module, "batches_seen", 0)
+        dataset = self.keyed_train()
+        return self._loader(
+            dataset,
+            KeyedBatches(
+                len(dataset), self.batch_size, self.seed, rank=rank, world_size=world_size, start=start
+            ),
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        """The test images once, rank r of W taking every W-th; parts may differ in length by one."""
+        rank, world_size = self._place()
+        dataset, size = self.keyed_test(), max(self.batch_size // world_size, 1)
+        keys = [(0, i) for i in range(rank, len(dataset), world_size)]
+        return self._loader(dataset, [keys[i : i + size] for i in range(0, len(keys), size)])
+
+    def in_order(self, dataset: Any, parts: Iterable[range]) -> DataLoader:
+        """Rows of a data set as they are, part by part, read by as many workers as training batches are:
+        {"image": uint8 (B, C, H, W), "label", "index": int64 (B,)}.
+        """
+        return self._loader(KeyedDataset(dataset), [[(0, i) for i in rows] for rows in parts])
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        return {name: _floats(value) for name, value in batch.items()}
+
+    def _place(self) -> tuple[int, int]:
+        """(rank, number of processes)"""
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _loader(self, dataset: KeyedDataset, batches: Any) -> DataLoader:
+        trainer = self.trainer
+        on_cuda = trainer is not None and trainer.strategy.root_device.type == "cuda"
+        workers = 0
+        if isinstance(self.num_workers, int):
+            workers = self.num_workers
+        elif trainer is not None and on_cuda and not dataset.is_looked_up:
+            workers = _spare_cores(trainer.num_devices)
+        return DataLoader(
+            dataset,  # pyright: ignore[reportArgumentType] (a map-style set need not inherit from Dataset)
+            batch_sampler=batches,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            pin_memory=self.pin_memory and on_cuda,
+            persistent_workers=workers > 0,
+            generator=keyed_generator(self.seed, "workers"),  # iter() must not draw from the global generator
+        )
+
+
+class ImageDataModule(KeyedDataModule):
+    """Images with their labels: {"image": float32 (B, C, H, W) in [-1, 1], "label", "index"[,
+    "augment_label"]}."""
+
+
+def _format(image: Tensor | list[Tensor]) -> dict[str, Any]:
+    """What a network has to know of a batch's images; images that differ in size (a list) have none."""
+    size = image.shape[-1] if isinstance(image, Tensor) else None
+    return {"image_size": size, "channels": image[0].shape[0]}
+
+
+def _words(image_format: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in image_format.items())
+
+
+def _floats(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_floats(item) for item in value]
+    return to_float(value) if value.dtype == uint8 else value
+
+
+def _spare_cores(num_devices: int) -> int:
+    """Cores of this machine for each of its devices but one, from 1 to 8."""
+    if own := os.environ.get("SLURM_CPUS_PER_TASK"):  # a task is a device's process
+        cores = int(own)
+    elif hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0)) // num_devices
+    else:
+        cores = (os.cpu_count() or 1) // num_devices
+    return min(max(cores - 1, 1), 8)
+
+
+def _as_it_is(batch: Any) -> Any:
+    """Collates nothing: a KeyedDataset makes whole batches."""
+    return batch

@@ -1,34 +1,23 @@
-"""Flips, crops and resizes of uint8 tensors, as `transform(image, generator) -> image`.
+"""Flips and crops of uint8 tensors, as `transform(image, generator) -> image`.
 
 `generator` is keyed by (seed, epoch, index) outside (see `lit_gen.data.keyed`); what needs no random numbers
-ignores it. Images are uint8 (C, H, W) in and out. The functions are exact and draw nothing; the classes draw
-and call them. A transform may also have `batch(images, generators) -> images`, (B, C, H, W) in and out, which
-gives each image what the transform alone would, in fewer calls; `transform_all` uses it.
+ignores it. Images are uint8 (C, H, W) in and out. A transform may also have `batch(images, generators) ->
+images`, (B, C, H, W) in and out, which gives each image what the transform alone would, in fewer calls;
+`transform_all` uses it.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import default_collate
+from torchvision.transforms.v2 import functional as official
 
 from lit_gen.errors import ConfigError
 
-__all__ = [
-    "CentreCrop",
-    "Compose",
-    "Flip",
-    "RandomCrop",
-    "Resize",
-    "ResizeShorter",
-    "TransformsBatches",
-    "crop",
-    "flip",
-    "flip_boxes",
-    "resize",
-    "transform_all",
-]
+__all__ = ["CenterCrop", "Compose", "Flip", "RandomCrop", "stacked", "transform_all"]
 
 Transform = Callable[[Tensor, torch.Generator | None], Tensor]
 
@@ -42,40 +31,19 @@ class TransformsBatches(Protocol):
     def batch(self, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor: ...
 
 
-def flip(image: Tensor) -> Tensor:
-    """Left and right exchanged."""
-    return image.flip(-1)
-
-
-def flip_boxes(boxes: Tensor, width: int) -> Tensor:
-    """Boxes (N, 4) xyxy in pixels, in an image `width` wide that was flipped."""
-    return torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], dim=1)
-
-
-def crop(image: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
-    """The window at (top, left); it must lie inside."""
-    assert 0 <= top <= image.shape[-2] - height and 0 <= left <= image.shape[-1] - width
-    return image[..., top : top + height, left : left + width]
-
-
-def resize(image: Tensor, height: int, width: int) -> Tensor:
-    """Bilinear and antialiased, as `torchvision.transforms.v2` does it (within 1 of Pillow)."""
-    if image.shape[-2:] == (height, width):
-        return image
-    return F.interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]
-
-
 def transform_all(
-    transform: Transform, images: Tensor | Sequence[Tensor], generators: Sequence[torch.Generator]
-) -> Tensor:
+    transform: Callable[..., Any], images: Tensor | Sequence[Tensor], generators: Sequence[torch.Generator]
+) -> Any:
     """Each image through the transform with its own generator, stacked to (B, C, H, W); at once where the
-    transform has a `batch` and the images are of one size, with the same result."""
+    transform has a `batch` and the images are of one size, with the same result. Of a transform that gives
+    (image, condition), the images and the conditions."""
     if isinstance(transform, TransformsBatches) and len({image.shape for image in images}) == 1:
-        return transform.batch(_stacked(images), generators)
-    return torch.stack([transform(image, g) for image, g in zip(images, generators, strict=True)])
+        return transform.batch(stacked(images), generators)
+    return default_collate([transform(image, g) for image, g in zip(images, generators, strict=True)])
 
 
-def _stacked(images: Tensor | Sequence[Tensor]) -> Tensor:
+def stacked(images: Tensor | Sequence[Tensor]) -> Tensor:
+    """(B, C, H, W), also of single images of one size."""
     return images if isinstance(images, Tensor) else torch.stack(list(images))
 
 
@@ -106,14 +74,14 @@ class Flip:
         self.p = p
 
     def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return flip(image) if torch.rand((), generator=generator) < self.p else image
+        return image.flip(-1) if torch.rand((), generator=generator) < self.p else image
 
     def batch(self, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """`__call__` of each image, in one copy."""
         rows = [i for i, g in enumerate(generators) if torch.rand((), generator=g) < self.p]
         out = images.clone()
         # numpy writes rows where torch's indexed write goes through bytes one by one.
-        out.numpy()[rows] = flip(images.index_select(0, torch.tensor(rows, dtype=torch.int64))).numpy()
+        out.numpy()[rows] = images.index_select(0, torch.tensor(rows, dtype=torch.int64)).flip(-1).numpy()
         return out
 
 
@@ -139,56 +107,32 @@ class RandomCrop:
                     f"padding={self.padding}: a mirror image needs less than the image's {_size(images)}."
                 )
             images = F.pad(images, [self.padding] * 4, mode="reflect")
-        room = [side - self.size + 1 for side in _room(images, self.size)]
-        tops_lefts = [(_draw_below(room[0], g), _draw_below(room[1], g)) for g in generators]
-        windows = zip(images, tops_lefts, strict=True)
-        return torch.stack([crop(x, top, left, self.size, self.size) for x, (top, left) in windows])
+        _check_fits(images, self.size)
+        room = [side - self.size + 1 for side in images.shape[-2:]]
+        windows = []
+        for image, g in zip(images, generators, strict=True):
+            top, left = (int(torch.randint(n, (), generator=g)) for n in room)
+            windows.append(image[:, top : top + self.size, left : left + self.size])
+        return torch.stack(windows)
 
 
-class CentreCrop:
-    """The middle window of size x size, at the pixel that torchvision's CenterCrop takes."""
-
-    def __init__(self, size: int):
-        self.size = size
-
-    def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        top, left = (round((side - self.size) / 2) for side in _room(image, self.size))
-        return crop(image, top, left, self.size, self.size)
-
-
-class Resize:
-    """To size x size; the aspect ratio is lost."""
+class CenterCrop:
+    """The middle window of size x size, torchvision's."""
 
     def __init__(self, size: int):
         self.size = size
 
     def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return resize(image, self.size, self.size)
+        _check_fits(image, self.size)  # torchvision would pad
+        return official.center_crop(image, [self.size])
 
 
-class ResizeShorter:
-    """The short side to `size`, the aspect ratio kept."""
-
-    def __init__(self, size: int):
-        self.size = size
-
-    def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        height, width = image.shape[-2:]
-        short = min(height, width)
-        return resize(image, self.size * height // short, self.size * width // short)
-
-
-def _room(image: Tensor, size: int) -> tuple[int, int]:
+def _check_fits(image: Tensor, size: int) -> None:
     if min(image.shape[-2:]) < size:
         raise ConfigError(
             f"No window of {size}x{size} fits into an image of {_size(image)}; make the images larger first."
         )
-    return image.shape[-2], image.shape[-1]
 
 
 def _size(image: Tensor) -> str:
     return f"{image.shape[-1]}x{image.shape[-2]}"
-
-
-def _draw_below(n: int, generator: torch.Generator | None) -> int:
-    return int(torch.randint(n, (), generator=generator))

@@ -25,16 +25,17 @@ __all__ = ["Batch", "Objective", "Outputs", "alternating_step", "average_", "run
 class Batch(NamedTuple):
     """Content images (B, C, H, W) and class images (B, C, H, W), in [-1, 1], each with labels int64 (B,).
 
-    `own`: other images (B, C, H, W) of the content images' classes, for a reconstruction that cannot copy.
-    `seen`: the content images as the content encoder sees them, restyled; all else sees `content`.
+    `same_class`: other images (B, C, H, W) of the content images' classes, for a reconstruction that cannot
+    copy. `content_view`: the content images, augmented, as the content encoder sees them; all else sees
+    `content`.
     """
 
     content: Tensor
     content_label: Tensor
     classes: Tensor
     class_label: Tensor
-    own: Tensor | None = None
-    seen: Tensor | None = None
+    same_class: Tensor | None = None
+    content_view: Tensor | None = None
 
     def split(self, n: int) -> list["Batch"]:
         """n equal parts. Raises ConfigError if n does not divide the batch."""
@@ -138,20 +139,20 @@ def run_generator(generator: FewShotGenerator, batch: Batch) -> Outputs:
     """Encodes the content once, both kinds of class images as one batch, and decodes both as one batch.
 
     The reconstruction takes the class from the content image itself (FUNIT eq. 5). A class code can then hold
-    what the image shows besides its class, and translations show it again; with `batch.own` the class comes
-    from another image of the same class, and what the code says of that image's content only harms. With
-    `batch.seen` the content encoder sees other styles than the reconstruction must have, which then can only
-    come from the class code.
+    what the image shows besides its class, and translations show it again; with `batch.same_class` the class
+    comes from another image of the same class, and what the code says of that image's content only harms.
+    With `batch.content_view` the content encoder sees other styles than the reconstruction must have, which
+    then can only come from the class code.
     """
     content = generator.content_code(_encoded(batch))
-    own = batch.content if batch.own is None else batch.own
-    codes = generator.class_code(torch.cat([batch.classes, own]))
+    target = batch.content if batch.same_class is None else batch.same_class
+    codes = generator.class_code(torch.cat([batch.classes, target]))
     return Outputs(*generator.decode(torch.cat([content, content]), codes).chunk(2))
 
 
 def _encoded(batch: Batch) -> Tensor:
     """What the content encoder gets, (B, C, H, W)."""
-    return batch.content if batch.seen is None else batch.seen
+    return batch.content if batch.content_view is None else batch.content_view
 
 
 def alternating_step(

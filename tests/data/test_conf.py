@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from lit_gen.config import schema
 from lit_gen.data.glyphs import Glyphs
+from lit_gen.data.strokes import StrokeAugment
 from lit_gen.instantiate import instantiate
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -77,6 +78,18 @@ def test_every_file_resolves_once_its_path_is_given():
         assert "???" not in str(OmegaConf.to_container(config, resolve=True, throw_on_missing=True)), file
         assert config._target_.startswith("lit_gen.data."), file
         assert config.num_workers == "auto", file
+
+
+def test_the_options_of_earlier_versions_are_understood():
+    old = {
+        "_target_": "lit_gen.data.fewshot_module.FewShotDataModule",
+        "images": None,
+        "own_class_image": True,
+    }
+    old["restyle"] = {"_target_": "lit_gen.data.restyle.RestyleStrokes", "weight": 0.5}
+    options = instantiate(old).pair_options
+    assert options["same_class_target"] is True
+    assert isinstance(options["content_augment"], StrokeAugment) and options["content_augment"].weight == 0.5
 
 
 def test_the_glyphs_fill_the_split_of_their_file():

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.v2.functional import horizontal_flip
+from torchvision.tv_tensors import BoundingBoxes
 
 from lit_gen.augment import AugMix, AutoAugment, Policy, RandAugment
 from lit_gen.data.detection import BoxedImages, coco, voc
 from lit_gen.data.detection_module import DetectionDataModule, KeyedBoxes, PolicyAugment
 from lit_gen.data.scenes import Scenes
-from lit_gen.data.transforms import flip, flip_boxes
 from lit_gen.errors import ConfigError
 from lit_gen.images import to_float
 
@@ -219,9 +220,14 @@ def test_fingerprints_follow_boxes(layout):
     assert voc(layout).fingerprint() != before
 
 
+def flipped(boxes, image):
+    given = BoundingBoxes(boxes, format="XYXY", canvas_size=image.shape[-2:])
+    return horizontal_flip(given).as_subclass(torch.Tensor)
+
+
 def jitter(image, boxes, labels, generator):
     if torch.rand((), generator=generator) < 0.5:
-        return flip(image), flip_boxes(boxes, image.shape[-1]), labels
+        return image.flip(-1), flipped(boxes, image), labels
     return image, boxes, labels
 
 
@@ -308,8 +314,8 @@ def test_the_module_reads_each_test_image_once_and_workers_change_nothing():
     ("options", "message"),
     [
         ({"batch_size": 31}, "data.batch_size=31"),
-        ({"image_size": 32}, "data.image_size=32, but the training set has 64"),
-        ({"num_classes": 3}, "data.num_classes=3, but the training set has 10"),
+        ({"image_size": 32}, "data.image_size=32, but the training images have image_size 64"),
+        ({"num_classes": 3}, "data.num_classes=3, but the training images have num_classes 10"),
         ({"num_workers": -1}, "data.num_workers=-1"),
     ],
 )

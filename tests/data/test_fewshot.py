@@ -20,7 +20,7 @@ from lit_gen.data.fewshot_module import FewShotDataModule
 from lit_gen.data.folders import ImageFiles
 from lit_gen.data.glyphs import Glyphs
 from lit_gen.data.images import TensorImages
-from lit_gen.data.transforms import CentreCrop, Compose, Flip, RandomCrop
+from lit_gen.data.transforms import CenterCrop, Compose, Flip, RandomCrop
 from lit_gen.errors import ConfigError
 from lit_gen.images import to_float
 
@@ -98,30 +98,30 @@ def test_every_image_serves_once_an_epoch_on_either_side_and_independently():
     assert min(count.values()) > 0  # pairs of one class are allowed, as in the official code
 
 
-def test_own_is_another_image_of_the_contents_class():
+def test_the_same_class_target_is_another_image_of_the_contents_class():
     """Never the content image itself, every other one of its class about equally often."""
     data = images(5, CLASSES[:3])
-    pairs = KeyedPairs(data, seed=2, own=True)
+    pairs = KeyedPairs(data, seed=2, same_class_target=True)
     count = Counter(pairs.sibling(epoch, 7) for epoch in range(400))
     assert set(count) == {5, 6, 8, 9} and min(count.values()) > 60  # 100 expected, deviation 8.7
     batch = pairs.__getitems__([(0, 7), (3, 12)])
     siblings = [pairs.sibling(0, 7), pairs.sibling(3, 12)]
-    assert torch.equal(batch["own"], torch.stack([data[i]["image"] for i in siblings]))
+    assert torch.equal(batch["same_class"], torch.stack([data[i]["image"] for i in siblings]))
     with pytest.raises(ConfigError, match="Class 'c0' has a single image"):
-        KeyedPairs(images(1), own=True)
+        KeyedPairs(images(1), same_class_target=True)
 
 
-def test_seen_is_the_restyled_content():
+def test_the_content_view_is_the_augmented_content():
     """The same for the same (seed, epoch, index), and the content itself stays as it is."""
     data = images()
-    restyle = lambda image, g: (image + torch.randint(1, 9, (), generator=g)).to(torch.uint8)  # noqa: E731
+    augment = lambda image, g: (image + torch.randint(1, 9, (), generator=g)).to(torch.uint8)  # noqa: E731
     keys = [(0, 5), (1, 5), (2, 50)]
-    pairs = KeyedPairs(data, seed=1, restyle=restyle)
+    pairs = KeyedPairs(data, seed=1, content_augment=augment)
     batch = pairs.__getitems__(keys)
     assert torch.equal(batch["content"], KeyedPairs(data, seed=1).__getitems__(keys)["content"])
-    moved = (batch["seen"].int() - batch["content"].int()) % 256
+    moved = (batch["content_view"].int() - batch["content"].int()) % 256
     assert ((moved == moved[:, :1, :1, :1]) & (moved > 0)).all()
-    assert torch.equal(batch["seen"][2:], pairs.__getitems__(keys[2:])["seen"])
+    assert torch.equal(batch["content_view"][2:], pairs.__getitems__(keys[2:])["content_view"])
 
 
 def test_a_batch_of_pairs_depends_on_keys_alone():
@@ -218,7 +218,7 @@ def test_the_official_crops(tmp_path):
     data = TensorImages(pixels, torch.arange(4).repeat_interleave(3), list("abcd"))
     train = Compose([Flip(), RandomCrop(8)])
     module = FewShotDataModule(
-        data, 1, batch_size=9, augment=train, view=CentreCrop(8), image_size=8, channels=1, num_classes=3
+        data, 1, batch_size=9, augment=train, view=CenterCrop(8), image_size=8, channels=1, num_classes=3
     )
     module.check()
     assert torch.equal(module.train[0]["image"], pixels[int(module.train.indices[0]), :, 1:9, 1:9])
@@ -229,7 +229,7 @@ def test_the_official_crops(tmp_path):
             f[:, y : y + 8, x : x + 8] for f in (source, source.flip(-1)) for y in range(3) for x in range(3)
         ]
         assert any(torch.equal(image, w) for w in windows)
-    with pytest.raises(ConfigError, match=r"data\.num_classes=4: the source images have 3"):
+    with pytest.raises(ConfigError, match=r"data\.num_classes=4, but the training images have num_classes 3"):
         FewShotDataModule(data, 1, batch_size=2, num_classes=4).check()
 
 
@@ -254,7 +254,7 @@ def test_official_list_files(folder, tmp_path):
     )
     files = ImageFiles(folder, image_size=4, fit="shorter")
     module = FewShotDataModule(
-        files, train_list=lists[0], test_list=lists[1], batch_size=2, view=CentreCrop(4)
+        files, train_list=lists[0], test_list=lists[1], batch_size=2, view=CenterCrop(4)
     )
     assert module.train.classes == ["a", "z"]  # the sorted folders of that list
     assert module.train.labels.tolist() == [1, 0, 1]

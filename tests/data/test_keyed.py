@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from lit_gen.augment import AugMix, AutoAugment, Policy, RandAugment, TrivialAugmentWide, shipped_policies
-from lit_gen.data import ImageDataModule, KeyedBatches, KeyedDataset, digits, keyed
+from lit_gen.data import ImageDataModule, KeyedBatches, KeyedDataset, digits
+from lit_gen.data import module as modules
 from lit_gen.data.images import TensorImages
 from lit_gen.data.transforms import Compose, Flip, RandomCrop
 from lit_gen.errors import ConfigError
@@ -111,7 +112,7 @@ def test_a_batch_is_augmented_as_its_images_are(augment):
     ],
 )
 def test_workers_by_themselves(monkeypatch, device, transform, cores, slurm, expected):
-    monkeypatch.setattr(keyed.os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setattr(modules.os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
     monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
     if slurm:
         monkeypatch.setenv("SLURM_CPUS_PER_TASK", slurm)

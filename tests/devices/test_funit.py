@@ -74,7 +74,7 @@ def test_step_in_float32(cuda, networks, name):
 
 
 def test_step_in_parts_with_other_images(cuda, networks):
-    more = {"own": torch.rand(B, 3, 16, 16), "seen": torch.rand(B, 3, 16, 16)}
+    more = {"same_class": torch.rand(B, 3, 16, 16), "content_view": torch.rand(B, 3, 16, 16)}
     trained_without_waiting(cuda, networks, batch(cuda, **more), Objective(), micro_batches=2)
 
 

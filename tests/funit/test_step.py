@@ -82,7 +82,7 @@ def test_lean_step_has_the_gradients_of_the_plain_one():
 def test_content_codes_of_translations_are_held_to_those_of_their_contents(parts):
     lean, plain = Training(content_codes=0.7), Training(content_codes=0.7)
     seen = torch.rand_like(lean.batch.content)
-    lean.batch, plain.batch = lean.batch._replace(seen=seen), plain.batch._replace(seen=seen)
+    lean.batch, plain.batch = lean.batch._replace(content_view=seen), plain.batch._replace(content_view=seen)
     logged = lean.step(parts)
     plain.plainly()
     assert_same(lean, plain, 1e-12)
@@ -91,10 +91,10 @@ def test_content_codes_of_translations_are_held_to_those_of_their_contents(parts
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_what_the_content_encoder_sees(parts):
-    """`seen` stands in for the content image in the content encoder, and nowhere else."""
+    """`content_view` stands in for the content image in the content encoder, and nowhere else."""
     lean, plain = Training(), Training()
     seen = torch.rand_like(lean.batch.content)
-    lean.batch, plain.batch = lean.batch._replace(seen=seen), plain.batch._replace(seen=seen)
+    lean.batch, plain.batch = lean.batch._replace(content_view=seen), plain.batch._replace(content_view=seen)
     lean.step(parts)
     plain.plainly()
     assert_same(lean, plain, 1e-12)
@@ -102,10 +102,10 @@ def test_what_the_content_encoder_sees(parts):
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_reconstruction_from_another_image_of_the_class(parts):
-    """`own` stands in for the content image as the class image of the reconstruction, and nowhere else."""
+    """`same_class` stands in for the content image as the reconstruction's class image, and nowhere else."""
     lean, plain = Training(), Training()
     own = torch.rand(4, 3, 16, 16, dtype=torch.float64) * 2 - 1
-    lean.batch = plain.batch = lean.batch._replace(own=own)
+    lean.batch = plain.batch = lean.batch._replace(same_class=own)
     lean.step(parts)
     plain.plainly()
     assert_same(lean, plain, 1e-12)

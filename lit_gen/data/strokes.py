@@ -1,4 +1,4 @@
-"""Letters seen in other shapes than their own, so that a content code cannot tell their typeface."""
+"""Letters shown in other shapes than their own, so that a content code cannot tell their typeface."""
 
 import torch
 from torch import Tensor
@@ -6,10 +6,10 @@ from torch.nn import functional as F
 
 from lit_gen.errors import ConfigError
 
-__all__ = ["RestyleStrokes"]
+__all__ = ["StrokeAugment"]
 
 
-class RestyleStrokes:
+class StrokeAugment:
     """Stretches, slants and thickens or thins dark strokes on light paper, as `transform(image, generator)`.
 
     What is done is what tells a typeface from its relatives; which letter it is stays readable. uint8

@@ -1,10 +1,10 @@
-"""Restyled strokes: what each number does to known ink."""
+"""Augmented strokes: what each number does to known ink."""
 
 import pytest
 import torch
 
 from lit_gen.data.glyphs import Glyphs
-from lit_gen.data.restyle import RestyleStrokes
+from lit_gen.data.strokes import StrokeAugment
 from lit_gen.errors import ConfigError
 from lit_gen.rng import keyed_generator
 
@@ -34,14 +34,14 @@ def moments(image):
 
 def test_neutral_numbers_change_nothing():
     image = Glyphs(32, 1)[7]["image"]
-    assert torch.equal(RestyleStrokes().apply(image, **NEUTRAL), image)
+    assert torch.equal(StrokeAugment().apply(image, **NEUTRAL), image)
 
 
 @pytest.mark.parametrize(
     "change", [{"width": 1.5}, {"width": 0.7}, {"height": 1.2}, {"slant": 0.3}, {"slant": -0.3}]
 )
 def test_lengths_and_slant_are_what_was_asked_for(change):
-    before, after = moments(bar()), moments(RestyleStrokes().apply(bar(), **NEUTRAL | change))
+    before, after = moments(bar()), moments(StrokeAugment().apply(bar(), **NEUTRAL | change))
     width, height, slant = change.get("width", 1.0), change.get("height", 1.0), change.get("slant", 0.0)
     assert after[0] == pytest.approx(before[0] * width, rel=0.06)  # bilinear edges
     assert after[1] == pytest.approx(before[1] * height, rel=0.06)
@@ -49,9 +49,9 @@ def test_lengths_and_slant_are_what_was_asked_for(change):
 
 
 def test_weight_grows_and_shrinks_strokes():
-    grown = RestyleStrokes().apply(bar(), **NEUTRAL | {"weight": 1.0})
+    grown = StrokeAugment().apply(bar(), **NEUTRAL | {"weight": 1.0})
     assert torch.equal(grown, bar(7, 25, 11, 21))
-    thin = RestyleStrokes().apply(bar(left=15, right=16), **NEUTRAL | {"weight": -0.5})
+    thin = StrokeAugment().apply(bar(left=15, right=16), **NEUTRAL | {"weight": -0.5})
     assert 0.4 < ink(thin)[10, 15] < 0.6  # fainter, not gone
 
 
@@ -59,22 +59,22 @@ def test_nothing_leaves_the_image():
     """A letter that is as wide as the image stays whole, however much it is to be stretched or slanted."""
     wide = bar(left=2, right=30)
     for slant in (0.0, 0.35):
-        seen = ink(RestyleStrokes().apply(wide, width=1.5, height=1.2, slant=slant, weight=0.0))
+        seen = ink(StrokeAugment().apply(wide, width=1.5, height=1.2, slant=slant, weight=0.0))
         assert seen[:, [0, -1]].max() < 0.5 and seen[[0, -1]].max() == 0  # not a whole pixel at the edge
 
 
 def test_draws_are_the_generators_and_ink_may_be_light():
-    image, restyle = Glyphs(32, 3)[1000]["image"], RestyleStrokes()
-    first = restyle(image, keyed_generator(0, "a"))
-    assert torch.equal(first, restyle(image, keyed_generator(0, "a")))
-    assert not torch.equal(first, restyle(image, keyed_generator(0, "b")))
-    light = RestyleStrokes(inverted=True)(255 - image, keyed_generator(0, "a"))
+    image, augment = Glyphs(32, 3)[1000]["image"], StrokeAugment()
+    first = augment(image, keyed_generator(0, "a"))
+    assert torch.equal(first, augment(image, keyed_generator(0, "a")))
+    assert not torch.equal(first, augment(image, keyed_generator(0, "b")))
+    light = StrokeAugment(inverted=True)(255 - image, keyed_generator(0, "a"))
     assert torch.equal(light, 255 - first)
     blank = torch.full((1, 16, 16), 255, dtype=torch.uint8)
-    assert torch.equal(restyle(blank, keyed_generator(0)), blank)
+    assert torch.equal(augment(blank, keyed_generator(0)), blank)
 
 
 @pytest.mark.parametrize("options", [{"width": 0.5}, {"slant": -1}, {"weight": 2}])
 def test_mistakes_are_named(options):
     with pytest.raises(ConfigError, match=f"{next(iter(options))}={next(iter(options.values()))}"):
-        RestyleStrokes(**options)
+        StrokeAugment(**options)
