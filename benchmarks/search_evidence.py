@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 from lit_gen import rng
 from lit_gen.augment import warps
 from lit_gen.augment.policy import Augmentation, Policy
-from lit_gen.search.density import density_folds, fast_autoaugment
+from lit_gen.search.density import density_folds
 from lit_gen.search.loop import Result, run
 from lit_gen.search.methods import TPE, Grid, Random
 from lit_gen.search.ppo import PPO
@@ -148,7 +148,9 @@ def digits_table(seeds: Sequence[int], budget: int) -> None:
             rows.setdefault(name, []).append(mean_accuracy(reward, found, test))
         start = time.process_time()
         folds = density_folds(_joined(train, validation), 10, folds=3, seed=seed, **FEW_CHILD)
-        found, _ = fast_autoaugment(space, folds, budget, 1, seed=seed)
+        methods = [TPE(space, rng.key(seed, "fold", k)) for k in range(len(folds))]
+        results = [run(space, *fold, budget) for fold in zip(folds, methods, strict=True)]
+        found = merge([result.best for result in results])
         seconds.setdefault("density matching", []).append(time.process_time() - start)
         rows.setdefault("density matching", []).append(mean_accuracy(reward, found, test))
         print({name: round(values[-1], 4) for name, values in rows.items()}, flush=True)

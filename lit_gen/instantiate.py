@@ -44,6 +44,7 @@ MOVED = {
     "lit_gen.evaluation.classifiers.Schooling": "lit_gen.evaluation.classifiers.ClassifierTraining",
     "lit_gen.restoring.": "lit_gen.inputs.",
     "lit_gen.search_tasks.": "lit_gen.search.tasks.",
+    "lit_gen.search.tasks.grid": "lit_gen.search.Grid",
     "lit_gen.search.tasks.planted": "lit_gen.search.tasks.synthetic",
 }
 """Prefixes of targets in configurations that earlier versions saved -> where the targets are now."""

@@ -1,11 +1,12 @@
-"""A policy search from the command line: its books, its curves, its report beside equal-budget random."""
+"""A policy search from the command line: its trial logs, its curves, and its report beside a random search of
+the same budget."""
 
 import json
 import math
 import signal
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from lit_gen.loggers import close, wandb
 from lit_gen.rng import key
 from lit_gen.search import (
     TPE,
+    Grid,
     Method,
     PolicySpace,
     Random,
@@ -32,7 +34,8 @@ from lit_gen.search import (
     run_shared,
 )
 from lit_gen.search.report import print_report, print_seeds, report_of, write
-from lit_gen.search.tasks import Task, grid, randaugment_grid
+from lit_gen.search.space import randaugment_grid
+from lit_gen.search.tasks import Task
 from lit_gen.sweeps.storage import open_storage
 
 __all__ = ["Interrupted", "search"]
@@ -54,30 +57,32 @@ def search(cfg: DictConfig, out: Path) -> dict[str, Any]:
     has a folder `seed_<k>` like that, and `out` the report over them.
 
     What is in the trial logs is not done again. With `storage` several processes share a search: one writes
-    `out`, the others (`join`) train child models for it and return when there is nothing left to train.
-    Raises ConfigError for what does not fit, and if `out` holds another search.
+    `out`, the others, its workers (`join`), train child models for it and return when there is nothing left
+    to train. Raises ConfigError for what does not fit, and if `out` holds another search.
     """
     settings = _checked(cfg, out)
     if cfg.join:
         with suppress(OSError):  # the folder that Hydra made, unless it is the search's own
             out.rmdir()
-        return _join(cfg)
+        return _work_for_others(cfg)
     if cfg.seeds == 1:
         return _search(cfg, settings, out)
     reports = []
-    for seed in range(cfg.seed, cfg.seed + cfg.seeds):
-        part = _of_one_seed(cfg, seed)
-        reports.append(_finished(part, out / f"seed_{seed}") or search(part, out / f"seed_{seed}"))
+    for part in _parts(cfg):
+        folder = out / f"seed_{part.seed}"
+        reports.append(_finished(part, folder) or search(part, folder))
     report = {"unit": reports[0]["unit"], "results": print_seeds(reports, out)}
     OmegaConf.save(OmegaConf.create(settings), out / "config.yaml")
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     return report
 
 
-def _of_one_seed(cfg: DictConfig, seed: int) -> DictConfig:
-    part = cfg.copy()
-    part.seed, part.seeds = seed, 1
-    return part
+def _parts(cfg: DictConfig) -> Iterator[DictConfig]:
+    """The configuration of each seed."""
+    for seed in range(cfg.seed, cfg.seed + cfg.seeds):
+        part = cfg.copy()
+        part.seed, part.seeds = seed, 1
+        yield part
 
 
 def _finished(cfg: DictConfig, out: Path) -> dict[str, Any] | None:
@@ -90,40 +95,82 @@ def _finished(cfg: DictConfig, out: Path) -> dict[str, Any] | None:
     return json.loads((out / "report.json").read_text()) if same else None
 
 
-def _join(cfg: DictConfig) -> dict[str, Any]:
+def _work_for_others(cfg: DictConfig) -> dict[str, Any]:
     """Trains child models of searches that other processes report on; the numbers it returns are of all."""
-    seeds = range(cfg.seed, cfg.seed + cfg.seeds)
     results: dict[str, list[Result]] = {}
-    for part in (_of_one_seed(cfg, seed) for seed in seeds):
+    for part in _parts(cfg):
         try:
-            results = _all_searches(part, *_prepared(part)[:3], None, None)
+            results = _Search(part).run(None, None)
         except KeyboardInterrupt:
             raise Interrupted("Stopped; another process takes the place of this one.") from None
         print(f"{cfg.name}-seed{part.seed} in {cfg.storage}: every child model is trained", flush=True)
     return {name: [result.cost for result in parts] for name, parts in results.items()}
 
 
-def _prepared(cfg: DictConfig) -> tuple[Space, Task, Callable[..., Method], float]:
-    """What is searched for, in what, by what; and the CPU seconds that it took to make these."""
-    space = instantiate(cfg.space)
-    strategy: Callable[..., Method] = instantiate(cfg.strategy)
-    made = getattr(strategy, "func", strategy)
-    if made is grid and (cells := math.prod(space.sizes)) > cfg.budget:
-        raise ConfigError(f"The grid has {cells} cells, budget={cfg.budget}: raise it, or space=randaugment.")
-    if cfg.storage and made not in (TPE, Random):
-        raise ConfigError("storage= shares searches of strategy=tpe and random; others have workers=.")
-    if cfg.storage:
-        open_storage(cfg.storage)
-    data = instantiate(cfg.data) if cfg.data else None
-    start = time.process_time()
-    task: Task = instantiate(cfg.reward)(space, data, cfg.seed)
-    compared = {name: _augmentation(name, node) for name, node in cfg.compare.items()}
-    task.compared = (task.compared or {}) | compared
-    if (cfg.randaugment or cfg.compare) and any(isinstance(r, SyntheticReward) for r in task.rewards):
-        raise ConfigError(
-            "randaugment= and compare=: the synthetic reward knows the policies of its space only."
-        )
-    return space, task, strategy, time.process_time() - start
+class _Search:
+    """What is searched for, in what, by what: `prepared` is the CPU seconds that it took to make these."""
+
+    def __init__(self, cfg: DictConfig):
+        self.cfg = cfg
+        self.space: Space = instantiate(cfg.space)
+        self.strategy: Callable[..., Method] = instantiate(cfg.strategy)
+        self.method = getattr(self.strategy, "func", self.strategy)
+        if self.method is Grid and (cells := math.prod(self.space.sizes)) > cfg.budget:
+            raise ConfigError(
+                f"The grid has {cells} cells, budget={cfg.budget}: raise it, or space=randaugment."
+            )
+        if cfg.storage and self.method not in (TPE, Random):
+            raise ConfigError("storage= shares searches of strategy=tpe and random; others have workers=.")
+        if cfg.storage:
+            open_storage(cfg.storage)
+        data = instantiate(cfg.data) if cfg.data else None
+        start = time.process_time()
+        self.task: Task = instantiate(cfg.reward)(self.space, data, cfg.seed)
+        more = {name: _augmentation(name, node) for name, node in cfg.compare.items()}
+        self.task.compared = {**self.task.compared, **more}
+        if (cfg.randaugment or cfg.compare) and any(
+            isinstance(r, SyntheticReward) for r in self.task.rewards
+        ):
+            raise ConfigError(
+                "randaugment= and compare=: the synthetic reward knows the policies of its space only."
+            )
+        self.prepared = time.process_time() - start
+
+    def run(self, out: Path | None, logger: Any) -> dict[str, list[Result]]:
+        """Runs the policy search and its random-search baseline; without `out`, only trains child models."""
+        cfg = self.cfg
+        results = {"found": self._searches("ledger", self.space, self.strategy, out, logger)}
+        if cfg.control and self.method is not Random:
+            results["best of random"] = self._searches("random", self.space, Random, out, logger)
+        if cfg.randaugment and not cfg.join:
+            cells = randaugment_grid(self.space, cfg.budget)
+            results["RandAugment, best of its grid"] = self._searches("randaugment", cells, Grid, out, logger)
+        return results
+
+    def _searches(
+        self, log: str, space: Space, strategy: Callable[..., Method], out: Path | None, logger: Any
+    ) -> list[Result]:
+        """A search for each reward of the task, with the trial logs `<log>.jsonl` or `<log>_<part>.jsonl`."""
+        cfg, results, settings = self.cfg, [], config_dict(self.cfg)
+        many, main = len(self.task.rewards) > 1, log == "ledger"
+        method = self.method if main else strategy
+        described = {k: settings[k] for k in ("space", "reward", "data", "seed")}
+        described["strategy"] = settings["strategy"] if main else log
+        for part, reward in enumerate(self.task.rewards):
+            name = f"{log}_{part}" if many else log
+            seed = key(cfg.seed, "search", part) if many else cfg.seed
+            options: dict[str, Any] = {"description": described | {"part": part}, "progress": name}
+            if out:
+                options["trial_log"] = out / f"{name}.jsonl"
+                options["on_trial"] = _logging(logger, "search" if main and not many else name)
+            if cfg.storage and method is not Grid:
+                options |= {"name": f"{cfg.name}-seed{cfg.seed}-{name}", "storage": cfg.storage}
+                random = method is Random
+                results.append(run_shared(space, reward, cfg.budget, random=random, seed=seed, **options))
+            else:
+                made = strategy(space=space, seed=seed)
+                results.append(run(space, reward, made, cfg.budget, workers=cfg.workers, **options))
+        return results
 
 
 def _augmentation(name: str, node: Any) -> Augmentation:
@@ -135,17 +182,17 @@ def _augmentation(name: str, node: Any) -> Augmentation:
 
 
 def _search(cfg: DictConfig, settings: dict[str, Any], out: Path) -> dict[str, Any]:
-    space, task, strategy, prepared = _prepared(cfg)
+    this = _Search(cfg)
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.json").unlink(missing_ok=True)
     OmegaConf.save(OmegaConf.create(settings), out / "config.yaml")
     logger = wandb(str(out), name=f"{cfg.name}-seed{cfg.seed}", mode=cfg.wandb)
     try:
         logger.log_hyperparams(settings)
-        results = _all_searches(cfg, space, task, strategy, out, logger)
+        results = this.run(out, logger)
         found = {name: _best(parts, cfg.top) for name, parts in results.items()}
-        report = report_of(cfg, task, results, found, prepared)
-        files = write(out, task, results, found["found"], report)
+        report = report_of(cfg, this.task, results, found, this.prepared)
+        files = write(out, this.task, results, found["found"], report)
         for name, file in files.items():
             logger.log_image(f"search/{name}", [str(file)])
         logger.log_metrics(
@@ -184,61 +231,6 @@ def _checked(cfg: DictConfig, out: Path) -> dict[str, Any]:
                     f"{settings[name]}. Choose another out=."
                 )
     return settings
-
-
-def _all_searches(
-    cfg: DictConfig,
-    space: Space,
-    task: Task,
-    strategy: Callable[..., Method],
-    out: Path | None,
-    logger: Any,
-) -> dict[str, list[Result]]:
-    """Runs the policy search and its random-search baseline."""
-    results = {"found": _searches(cfg, space, task, strategy, out, logger, "ledger")}
-    if cfg.control and getattr(strategy, "func", strategy) is not Random:
-        results["best of random"] = _searches(cfg, space, task, Random, out, logger, "random")
-    if cfg.randaugment and not cfg.join:
-        cells = randaugment_grid(space, cfg.budget)
-        name = "RandAugment, best of its grid"
-        results[name] = _searches(cfg, cells, task, grid, out, logger, "randaugment")
-    return results
-
-
-def _searches(
-    cfg: DictConfig,
-    space: Space,
-    task: Task,
-    strategy: Callable[..., Method],
-    out: Path | None,
-    logger: Any,
-    ledger: str,
-) -> list[Result]:
-    """A search for each reward of the task."""
-    results = []
-    for part, reward in enumerate(task.rewards):
-        many = len(task.rewards) > 1
-        name = f"{ledger}_{part}" if many else ledger
-        seed = key(cfg.seed, "search", part) if many else cfg.seed
-        described = {k: _plain(cfg[k]) for k in ("space", "reward", "data", "seed")}
-        described |= {"strategy": _plain(cfg.strategy) if ledger == "ledger" else ledger, "part": part}
-        books: dict[str, Any] = {"description": described, "progress": name}
-        if out:
-            books |= {"trial_log": out / f"{name}.jsonl"}
-            books |= {"on_trial": _logging(logger, name if ledger != "ledger" or many else "search")}
-        made = getattr(strategy, "func", strategy)
-        if cfg.storage and made is not grid:
-            shared = {"name": f"{cfg.name}-seed{cfg.seed}-{name}", "random": made is Random, "seed": seed}
-            result = run_shared(space, reward, cfg.budget, storage=cfg.storage, **shared, **books)
-        else:
-            method = strategy(space=space, seed=seed)
-            result = run(space, reward, method, cfg.budget, workers=cfg.workers, **books)
-        results.append(result)
-    return results
-
-
-def _plain(node: Any) -> Any:
-    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 
 def _logging(logger: Any, name: str) -> Callable[[Trial, Result], None]:

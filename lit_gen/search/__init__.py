@@ -1,11 +1,11 @@
 """The search for augmentation policies.
 
 space.py (what may be chosen), methods.py and ppo.py (what chooses), rewards.py (what a choice is worth),
-loop.py (`run`), shared.py (`run_shared`: many processes, one study), density.py (Fast AutoAugment, made of
-these).
+loop.py (`run`), shared.py (`run_shared`: many processes, one study), density.py (the folds of Fast
+AutoAugment).
 """
 
-from lit_gen.search.density import density_folds, fast_autoaugment
+from lit_gen.search.density import density_folds
 from lit_gen.search.loop import Result, Reward, Trial, run
 from lit_gen.search.methods import TPE, Grid, Method, Random
 from lit_gen.search.ppo import PPO
@@ -39,7 +39,6 @@ __all__ = [
     "classification_space",
     "density_folds",
     "detection_space",
-    "fast_autoaugment",
     "merge",
     "run",
     "run_shared",

@@ -6,21 +6,14 @@ part; for each split the policies are searched whose augmentation of the held-ou
 best, and the best of all splits are merged. No child model is trained for a policy.
 """
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
 from lit_gen import rng
-from lit_gen.augment.policy import Policy
 from lit_gen.errors import ConfigError
-from lit_gen.search.loop import Result, run
-from lit_gen.search.methods import TPE, Method
 from lit_gen.search.rewards import DensityReward, Labelled, train_classifier
-from lit_gen.search.space import Space, merge
 
-__all__ = ["density_folds", "fast_autoaugment", "stratified_split"]
+__all__ = ["density_folds", "stratified_split"]
 
 
 def stratified_split(labels: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -63,28 +56,3 @@ def density_folds(
         )
         rewards.append(DensityReward(net, data[parts[1]], passes=passes, strength=strength, seed=seed))
     return rewards
-
-
-def fast_autoaugment(
-    space: Space,
-    rewards: Sequence[DensityReward],
-    trials: int = 200,
-    top: int = 10,
-    *,
-    seed: int = 0,
-    method: Callable[[Space, int], Method] = TPE,
-    folder: str | Path | None = None,
-    workers: int = 0,
-) -> tuple[Policy, list[Result]]:
-    """The merged `top` policies of a search of `trials` trials for each fold, and the searches.
-
-    Defaults are the paper's. `folder` keeps a trial log per fold, from which a killed search resumes.
-    """
-    results = []
-    for fold, reward in enumerate(rewards):
-        log = None if folder is None else Path(folder) / f"fold_{fold}.jsonl"
-        asked = method(space, rng.key(seed, "fold", fold))
-        results.append(
-            run(space, reward, asked, trials, trial_log=log, description={"fold": fold}, workers=workers)
-        )
-    return merge([policy for result in results for policy in result.top(top)]), results

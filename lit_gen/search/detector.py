@@ -18,6 +18,7 @@ from lit_gen.errors import ConfigError
 from lit_gen.images import to_float
 from lit_gen.metrics.detection import mean_average_precision, precision_scores
 from lit_gen.schedules import train_one_cycle
+from lit_gen.search.rewards import ChildReward
 
 __all__ = ["Boxed", "DetectorReward", "boxed", "detection_scores", "train_detector"]
 
@@ -91,25 +92,16 @@ def detection_scores(net: nn.Module, data: Boxed, batch_size: int = 32) -> dict[
     return precision_scores(metric)
 
 
-class DetectorReward:
-    """mAP50 on the validation images of a detector trained with the policy; the mean over `seeds`.
+def map50(net: nn.Module, data: Boxed) -> float:
+    """Mean average precision on the data, at an overlap of one half."""
+    return detection_scores(net, data)["map50"]
 
-    `training`: see `train_detector`.
-    """
 
-    def __init__(
-        self, train: Boxed, validation: Boxed, classes: int, *, seeds: tuple[int, ...] = (0,), **training: Any
-    ):
-        self.train, self.validation, self.classes = train, validation, classes
-        self.seeds, self.training = seeds, training
-        self.images = training.get("steps", 300) * training.get("batch_size", 8) * len(seeds)
+class DetectorReward(ChildReward):
+    """mAP50 on the validation images of a small detector; `training`: see `train_detector`."""
 
-    def __call__(self, augmentation: Augmentation | None) -> float:
-        scores = [
-            detection_scores(self.child(augmentation, seed), self.validation)["map50"] for seed in self.seeds
-        ]
-        return sum(scores) / len(scores)
+    fit, score = staticmethod(train_detector), staticmethod(map50)
 
-    def child(self, augmentation: Augmentation | None, seed: int) -> nn.Module:
-        """The child model of this seed; None trains without augmentation."""
-        return train_detector(self.train, augmentation, classes=self.classes, seed=seed, **self.training)
+    def __init__(self, *data: Any, **options: Any):
+        super().__init__(*data, **options)
+        self.images = self.training.get("steps", 300) * self.training.get("batch_size", 8) * len(self.seeds)

@@ -6,6 +6,7 @@ Path("found.yaml").write_text(result.best.to_yaml(result.summary()))
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -16,22 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from tqdm import tqdm
 
 from lit_gen.augment.policy import Augmentation
 from lit_gen.errors import ConfigError
 from lit_gen.search.methods import Method
 from lit_gen.search.space import Choices, Space
 
-__all__ = ["Result", "Reward", "Trial", "append", "bar", "run", "timed"]
+__all__ = ["Result", "Reward", "Trial", "head_of", "recording", "run", "timed"]
 
 Reward = Callable[[Augmentation], float]  # a validation score; may have `images`, how many a child model sees
 
@@ -45,9 +38,6 @@ class Trial:
     reward: float
     cpu_seconds: float
     images: int
-
-    def to_json(self) -> str:
-        return json.dumps(vars(self))
 
 
 @dataclass
@@ -104,8 +94,8 @@ def run(
     the old rewards again, so that a killed and restarted search makes the sequence of an uninterrupted one.
     `description` (any JSON; method, seed, data) is written first, and must agree on a restart. `workers`
     processes train the child models of one `ask` in parallel, which changes nothing but the time; then
-    `reward` must be picklable. `on_trial` sees every new trial, for logging. `progress` is the title of a bar
-    (on a terminal; elsewhere of a line every quarter of a minute).
+    `reward` must be picklable. `on_trial` sees every new trial, for logging. `progress` is the title of a
+    progress bar.
     """
     if budget < 1 or workers < 0:
         raise ConfigError(
@@ -113,7 +103,10 @@ def run(
         )
     old = _open(Path(trial_log), description or {}) if trial_log else []
     result = Result(space)
-    with _children(reward, workers) as train, bar(progress, budget) as advance:
+    with (
+        _child_models(reward, workers) as train,
+        recording(result, budget, trial_log, progress, on_trial) as record,
+    ):
         while len(result.trials) < budget:
             rows = method.ask()
             if not rows:
@@ -123,25 +116,53 @@ def run(
             known = old[start : start + len(rows)]
             _agree(known, rows, trial_log)
             for trial in known:
-                result.trials.append(trial)
-                advance(result)
+                record(trial, known=True)
             fresh = rows[len(known) :]
             for row, (value, seconds) in zip(fresh, train([space.decode(r) for r in fresh]), strict=True):
-                trial = Trial(len(result.trials), row, value, seconds, int(getattr(reward, "images", 0)))
-                result.trials.append(trial)
-                if trial_log:
-                    append(Path(trial_log), trial)
-                if on_trial:
-                    on_trial(trial, result)
-                advance(result)
+                record(Trial(len(result.trials), row, value, seconds, int(getattr(reward, "images", 0))))
             if len(rows) == len(asked):  # a batch cut off by the budget is told when the budget has grown
                 method.tell(rows, [t.reward for t in result.trials[start:]])
     return result
 
 
+@contextmanager
+def recording(
+    result: Result,
+    budget: int,
+    trial_log: str | Path | None,
+    progress: str,
+    on_trial: Callable[[Trial, Result], None] | None,
+) -> Iterator[Callable[..., None]]:
+    """Yields `record(trial, known=False)`, which adds a trial to the result, shows it, and, unless it was
+    known before, writes its line of the trial log (on the disk when this returns) and tells `on_trial`."""
+    interval = 0.1 if sys.stdout.isatty() else 15.0
+    with tqdm(
+        total=budget, desc=progress, disable=not progress, file=sys.stdout, mininterval=interval
+    ) as bar:
+
+        def record(trial: Trial, known: bool = False) -> None:
+            result.trials.append(trial)
+            if trial_log and not known:
+                with open(trial_log, "a") as file:
+                    file.write(json.dumps(vars(trial)) + "\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+            if on_trial and not known:
+                on_trial(trial, result)
+            bar.set_postfix_str(f"reward {trial.reward:.4f}, best {result.best_reward:.4f}", refresh=False)
+            bar.update()
+
+        yield record
+
+
+def head_of(description: dict[str, Any]) -> str:
+    """The first line of a trial log."""
+    return json.dumps({"search": description}, sort_keys=True, default=str)
+
+
 def _open(path: Path, description: dict[str, Any]) -> list[Trial]:
     """The trials of the log; a torn last line, of a search that was killed while writing, is cut off."""
-    head = json.dumps({"search": description}, sort_keys=True, default=str)
+    head = head_of(description)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(head + "\n")
@@ -157,14 +178,6 @@ def _open(path: Path, description: dict[str, Any]) -> list[Trial]:
     return [Trial(**record | {"choices": tuple(record["choices"])}) for record in records]
 
 
-def append(path: Path, trial: Trial) -> None:
-    """A line of the trial log, on the disk when this returns."""
-    with path.open("a") as file:
-        file.write(trial.to_json() + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _agree(known: Sequence[Trial], rows: Sequence[Choices], trial_log: str | Path | None) -> None:
     for trial, row in zip(known, rows, strict=False):
         if trial.choices != tuple(row):
@@ -173,7 +186,6 @@ def _agree(known: Sequence[Trial], rows: Sequence[Choices], trial_log: str | Pat
             )
 
 
-Train = Callable[[Sequence[Augmentation]], Iterator[tuple[float, float]]]
 _reward: Reward | None = None  # of a worker process
 
 
@@ -196,42 +208,12 @@ def timed(reward: Reward, policy: Augmentation) -> tuple[float, float]:
 
 
 @contextmanager
-def _children(reward: Reward, workers: int) -> Iterator[Train]:
+def _child_models(
+    reward: Reward, workers: int
+) -> Iterator[Callable[[Sequence[Augmentation]], Iterator[tuple[float, float]]]]:
+    """Yields what gives rewards and CPU seconds of policies, by worker processes if there are any."""
     if not workers:
         yield lambda policies: (timed(reward, p) for p in policies)
         return
     with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (reward,)) as pool:
         yield lambda policies: pool.map(_work, policies)
-
-
-@contextmanager
-def bar(title: str, total: int) -> Iterator[Callable[[Result], None]]:
-    """Shows how far a search is, each time the function that it yields is called."""
-    if not title:
-        yield lambda result: None
-        return
-    console = Console()
-    if not console.is_terminal:
-        yield _lines(title, total)
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    last = TextColumn("{task.fields[numbers]}")
-    with Progress(*columns, TextColumn("eta"), TimeRemainingColumn(), last, console=console) as progress:
-        task = progress.add_task(title, total=total, numbers="")
-        yield lambda result: progress.update(task, advance=1, numbers=_numbers(result))
-
-
-def _numbers(result: Result) -> str:
-    return f"reward {result.trials[-1].reward:.4f}, best {result.best_reward:.4f}"
-
-
-def _lines(title: str, total: int, seconds: float = 15.0) -> Callable[[Result], None]:
-    drawn = time.monotonic()
-
-    def advance(result: Result) -> None:
-        nonlocal drawn
-        if time.monotonic() - drawn >= seconds:
-            drawn = time.monotonic()
-            print(f"{title}: child model {len(result.trials)} of {total}, {_numbers(result)}", flush=True)
-
-    return advance

@@ -4,15 +4,33 @@ A method is deterministic given its seed and what it is told: `ask()` gives the 
 their rewards, in that order. A search is resumed by telling a new method the rewards of the trial log again.
 """
 
+import warnings
 from collections.abc import Sequence
 from itertools import product
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from lit_gen import rng
 from lit_gen.search.space import Choices, Space, random_choices
 from lit_gen.sweeps.storage import optuna_or_error
 
-__all__ = ["TPE", "Grid", "Method", "Random"]
+if TYPE_CHECKING:
+    from optuna import Trial
+    from optuna.samplers import BaseSampler
+
+__all__ = ["TPE", "Grid", "Method", "Random", "suggest", "tpe_sampler"]
+
+
+def tpe_sampler(seed: int, several: bool) -> "BaseSampler":
+    """Optuna's tree-structured Parzen estimator. `several` trials at once count as bad while they run, so
+    that they are different."""
+    with warnings.catch_warnings():  # constant_liar is experimental
+        warnings.simplefilter("ignore")
+        return optuna_or_error().samplers.TPESampler(seed=seed % 2**32, constant_liar=several)
+
+
+def suggest(trial: "Trial", space: Space) -> Choices:
+    """The row of choices that the trial's sampler suggests."""
+    return tuple(trial.suggest_categorical(f"{i:03d}", range(size)) for i, size in enumerate(space.sizes))
 
 
 class Method(Protocol):
@@ -39,9 +57,10 @@ class Random:
 
 
 class Grid:
-    """Every row of choices once, the last choice running fastest: for small spaces (RandAugment's)."""
+    """Every row of choices once, the last choice running fastest: for small spaces (RandAugment's). No seed
+    changes the order."""
 
-    def __init__(self, space: Space, batch: int = 8):
+    def __init__(self, space: Space, seed: int = 0, batch: int = 8):
         self.rows, self.batch = product(*(range(size) for size in space.sizes)), batch
 
     def ask(self) -> list[Choices]:
@@ -56,22 +75,14 @@ class TPE:
     (https://arxiv.org/abs/1905.00397)."""
 
     def __init__(self, space: Space, seed: int = 0, batch: int = 1):
-        optuna = optuna_or_error()
         self.space, self.batch = space, batch
-        sampler = optuna.samplers.TPESampler(
-            seed=rng.key(seed, "search", "tpe") % 2**32, constant_liar=batch > 1
-        )
-        self.study = optuna.create_study(direction="maximize", sampler=sampler)
-        self.trials: list = []
+        sampler = tpe_sampler(rng.key(seed, "search", "tpe"), several=batch > 1)
+        self.study = optuna_or_error().create_study(direction="maximize", sampler=sampler)
+        self.trials: list[Trial] = []
 
     def ask(self) -> list[Choices]:
         self.trials = [self.study.ask() for _ in range(self.batch)]
-        return [
-            tuple(
-                trial.suggest_categorical(f"{i:03d}", range(size)) for i, size in enumerate(self.space.sizes)
-            )
-            for trial in self.trials
-        ]
+        return [suggest(trial, self.space) for trial in self.trials]
 
     def tell(self, rows: Sequence[Choices], rewards: Sequence[float]) -> None:
         """Rewards of the last `ask`."""

@@ -6,8 +6,9 @@ without augmentation and scores how well it recognizes augmented images (Fast Au
 has a known optimum, to test a search. Images are uint8 (N, C, H, W), labels int64 (N,).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,15 @@ from lit_gen.images import to_float
 from lit_gen.schedules import train_one_cycle
 from lit_gen.search.space import PolicySpace
 
-__all__ = ["ClassifierReward", "DensityReward", "Labelled", "SyntheticReward", "accuracy", "train_classifier"]
+__all__ = [
+    "ChildReward",
+    "ClassifierReward",
+    "DensityReward",
+    "Labelled",
+    "SyntheticReward",
+    "accuracy",
+    "train_classifier",
+]
 
 
 @dataclass(frozen=True)
@@ -84,7 +93,6 @@ def train_classifier(
     Eq. 3; the paper's weight is 12): that of the clean images, plus as many times the Jensen-Shannon
     divergence of what is said of an image and of two augmentations of it.
     """
-    _check_consistency(consistency)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.key(seed, "child") % 2**63)
         net = small_cnn(data.images.shape[1], classes, width)
@@ -95,25 +103,18 @@ def train_classifier(
             generator = rng.keyed_generator(seed, "child", epoch)
             for rows in _batches(len(data), batch_size, generator):
                 images, labels = data.images[rows], data.labels[rows]
-                if augmentation is not None and consistency:
-                    views = [images, *(_augmented(augmentation, images, generator) for _ in range(2))]
-                    yield augmix_loss(net(to_float(torch.cat(views))).chunk(3), labels, consistency)
-                    continue
+                views = [images]
                 if augmentation is not None:
-                    images = _augmented(augmentation, images, generator)
-                yield F.cross_entropy(net(to_float(images)), labels)
+                    count = 2 if consistency else 1
+                    draws = [augmentation.sample_batch(len(rows), generator) for _ in range(count)]
+                    views += [augmentation.apply_batch(images, None, each)[0] for each in draws]
+                if len(views) == 3:
+                    yield augmix_loss(net(to_float(torch.cat(views))).chunk(3), labels, consistency)
+                else:
+                    yield F.cross_entropy(net(to_float(views[-1])), labels)
 
     train_one_cycle(net, torch.optim.Adam(net.parameters(), lr=learning_rate), losses(), steps)
     return net
-
-
-def _check_consistency(weight: float) -> None:
-    if weight < 0:
-        raise ConfigError(f"consistency={weight}: must be 0 (cross-entropy) or more (AugMix: 12).")
-
-
-def _augmented(augmentation: Augmentation, images: Tensor, generator: torch.Generator) -> Tensor:
-    return augmentation.apply_batch(images, None, augmentation.sample_batch(len(images), generator))[0]
 
 
 @torch.no_grad()
@@ -126,31 +127,42 @@ def accuracy(net: nn.Module, data: Labelled, batch_size: int = 500) -> float:
     return float(torch.stack(hits).sum()) / len(data)
 
 
-class ClassifierReward:
-    """Validation accuracy of a child trained with the policy; the mean over `seeds`."""
+class ChildReward:
+    """The validation score of child models trained with the policy; the mean over `seeds`. `training` goes to
+    `fit`, the function that trains one; `score` is what it is worth on the data, the higher the better."""
+
+    fit: Callable[..., nn.Module]
+    score: Callable[..., float]
+    images: int  # that the child models of one policy see in training
 
     def __init__(
-        self,
-        train: Labelled,
-        validation: Labelled,
-        classes: int,
-        *,
-        seeds: tuple[int, ...] = (0,),
-        **training,
+        self, train: Any, validation: Any, classes: int, *, seeds: Sequence[int] = (0,), **training: Any
     ):
         self.train, self.validation, self.classes = train, validation, classes
         self.seeds, self.training = seeds, training
-        _check_consistency(training.get("consistency", 0.0))
-        views = 3 if training.get("consistency") else 1
-        self.images = len(train) * training.get("epochs", 8) * len(seeds) * views
 
     def __call__(self, augmentation: Augmentation | None) -> float:
-        scores = [accuracy(self.child(augmentation, seed), self.validation) for seed in self.seeds]
+        scores = [self.score(self.child(augmentation, seed), self.validation) for seed in self.seeds]
         return sum(scores) / len(scores)
 
     def child(self, augmentation: Augmentation | None, seed: int) -> nn.Module:
         """The child model of this seed; None trains without augmentation."""
-        return train_classifier(self.train, augmentation, classes=self.classes, seed=seed, **self.training)
+        return self.fit(self.train, augmentation, classes=self.classes, seed=seed, **self.training)
+
+
+class ClassifierReward(ChildReward):
+    """Validation accuracy of a small CNN; `training`: see `train_classifier`. Raises ConfigError for a
+    negative `consistency`."""
+
+    fit, score = staticmethod(train_classifier), staticmethod(accuracy)
+
+    def __init__(self, *data: Any, **options: Any):
+        super().__init__(*data, **options)
+        consistency = self.training.get("consistency", 0.0)
+        if consistency < 0:
+            raise ConfigError(f"consistency={consistency}: must be 0 (cross-entropy) or more (AugMix: 12).")
+        views = 3 if consistency else 1
+        self.images = len(self.train) * self.training.get("epochs", 8) * len(self.seeds) * views
 
 
 class DensityReward:

@@ -10,17 +10,17 @@ import json
 import os
 import socket
 import time
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_gen import rng
 from lit_gen.errors import ConfigError
-from lit_gen.search.loop import Result, Reward, Trial, append, bar, timed
-from lit_gen.search.space import Choices, Space
+from lit_gen.search.loop import Result, Reward, Trial, head_of, recording, timed
+from lit_gen.search.methods import suggest, tpe_sampler
+from lit_gen.search.space import Space
 from lit_gen.sweeps.storage import agree, claim, open_study, optuna_or_error, release
 
 if TYPE_CHECKING:
@@ -66,21 +66,14 @@ def run_shared(
     study = open_study(storage, name, "maximize")
     text = json.dumps(description or {}, sort_keys=True, default=str)
     agree(study, {"search": text}, "choose another name.")
-    result, seen = Result(space), set()
+    result = Result(space)
     if trial_log:
         Path(trial_log).parent.mkdir(parents=True, exist_ok=True)
-        Path(trial_log).write_text(
-            json.dumps({"search": description or {}}, sort_keys=True, default=str) + "\n"
-        )
-    with bar(progress, budget) as advance:
+        Path(trial_log).write_text(head_of(description or {}) + "\n")
+    with recording(result, budget, trial_log, progress, on_trial) as record:
         while True:
-            for trial in _finished(study, seen):
-                result.trials.append(trial)
-                if trial_log:
-                    append(Path(trial_log), trial)
-                if on_trial:
-                    on_trial(trial, result)
-                advance(result)
+            for trial in _finished(study, {trial.number for trial in result.trials}):
+                record(trial)
             if len(result.trials) >= budget:
                 return result
             if (claimed := claim(study, budget, lambda: _counted(study, patience))) is None:
@@ -90,29 +83,15 @@ def run_shared(
 
 
 def _train(study: "Study", trial: "StudyTrial", space: Space, reward: Reward, sampler: "BaseSampler") -> None:
-    with _failing(study, trial):
+    try:
         study.sampler = sampler
-        choices = _choices(trial, space)
-        value, seconds = timed(reward, space.decode(choices))
+        value, seconds = timed(reward, space.decode(suggest(trial, space)))
         # Finished already: by one who took us for dead. What we have is then of no use.
         with suppress(optuna_or_error().exceptions.UpdateFinishedTrialError):
             trial.set_user_attr("cpu_seconds", seconds)
             trial.set_user_attr("images", int(getattr(reward, "images", 0)))
             study.tell(trial, value, skip_if_finished=True)
-
-
-def _choices(trial: "StudyTrial", space: Space) -> Choices:
-    return tuple(
-        trial.suggest_categorical(f"{i:03d}", list(range(size))) for i, size in enumerate(space.sizes)
-    )
-
-
-@contextmanager
-def _failing(study: "Study", trial: "StudyTrial") -> Iterator[None]:
-    """An error or Ctrl-C frees the trial's place."""
-    try:
-        yield
-    except BaseException:
+    except BaseException:  # also Ctrl-C: frees the trial's place
         release(study, trial)
         raise
 
@@ -144,20 +123,14 @@ def _dead(trial: "FrozenTrial", patience: float) -> bool:
 
 
 def _finished(study: "Study", seen: set[int]) -> Iterator[Trial]:
-    """The trials that were finished since the last look, by number."""
+    """The finished trials that were not seen before, by number."""
     for t in study.get_trials(deepcopy=False, states=(optuna_or_error().trial.TrialState.COMPLETE,)):
         if t.number not in seen and t.value is not None:
-            seen.add(t.number)
             choices = tuple(t.params[key] for key in sorted(t.params))
             yield Trial(t.number, choices, t.value, t.user_attrs["cpu_seconds"], t.user_attrs["images"])
 
 
 def _sampler(random: bool, seed: int, number: int) -> "BaseSampler":
     """A trial's own: processes that share a seed would all suggest the same."""
-    optuna = optuna_or_error()
     stream = rng.key(seed, "search", "shared", number) % 2**32
-    if random:
-        return optuna.samplers.RandomSampler(seed=stream)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.TPESampler(seed=stream, constant_liar=True)
+    return optuna_or_error().samplers.RandomSampler(stream) if random else tpe_sampler(stream, several=True)

@@ -25,16 +25,22 @@ __all__ = [
     "classification_space",
     "detection_space",
     "merge",
+    "randaugment_grid",
+    "random_choices",
 ]
 
 Choices = tuple[int, ...]
 
 
 class Space(Protocol):
-    """`sizes[i]` is the number of values of choice i; `decode` makes the augmentation of a row of choices."""
+    """`sizes[i]` is the number of values of choice i; `decode` makes the augmentation of a row of choices,
+    with `options` such as fill."""
 
     @property
     def sizes(self) -> tuple[int, ...]: ...
+
+    @property
+    def options(self) -> dict[str, Any]: ...
 
     def decode(self, choices: Sequence[int]) -> Augmentation: ...
 
@@ -149,6 +155,14 @@ class RandAugmentSpace:
     def decode(self, choices: Sequence[int]) -> RandAugment:
         """RandAugment(N, M)."""
         return RandAugment(self.num_ops[choices[0]], self.magnitudes[choices[1]], **self.options)
+
+
+def randaugment_grid(space: Space, budget: int) -> RandAugmentSpace:
+    """At most `budget` cells of one, two or three ops at evenly spread magnitudes, with the options of
+    `space`."""
+    ops = (1, 2, 3)[: max(1, budget // 2)]
+    magnitudes = torch.linspace(3, 30, max(1, budget // len(ops))).round().int().tolist()
+    return RandAugmentSpace(ops, tuple(dict.fromkeys(magnitudes)), options=space.options)
 
 
 def random_choices(space: Space, generator: torch.Generator) -> Choices:

@@ -1,11 +1,11 @@
 """What a policy search can be about: the rewards of conf/reward.
 
-Each function makes a `Task` of (space, data, seed): what the search maximises, and what its result is worth
+Each function makes a `Task` of (space, data, seed): what the search maximizes, and what its result is worth
 on images that the search has not seen. Data sets, child models, and rewards meet here.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,21 +14,13 @@ from torch import Tensor
 from lit_gen.augment import Augmentation, Policy, RandAugment
 from lit_gen.errors import ConfigError
 from lit_gen.rng import keyed_generator
-from lit_gen.search import (
-    ClassifierReward,
-    Grid,
-    Labelled,
-    PolicySpace,
-    RandAugmentSpace,
-    Reward,
-    Space,
-    SyntheticReward,
-    density_folds,
-)
-from lit_gen.search.detector import DetectorReward, boxed, detection_scores
-from lit_gen.search.rewards import accuracy
+from lit_gen.search.density import density_folds
+from lit_gen.search.detector import DetectorReward, boxed
+from lit_gen.search.loop import Reward
+from lit_gen.search.rewards import ChildReward, ClassifierReward, Labelled, SyntheticReward
+from lit_gen.search.space import PolicySpace, Space
 
-__all__ = ["Task", "classifier", "density", "detector", "grid", "randaugment_grid", "synthetic"]
+__all__ = ["Task", "classifier", "density", "detector", "synthetic"]
 
 
 @dataclass
@@ -44,7 +36,7 @@ class Task:
     test: Callable[[Augmentation | None, int], float]
     unit: str
     example: tuple[Tensor, Tensor | None] | None = None
-    compared: dict[str, Augmentation] | None = None
+    compared: Mapping[str, Augmentation] = field(default_factory=dict)
 
 
 def synthetic(space: Space, data: Any, seed: int, *, noise: float = 0.02) -> Task:
@@ -66,10 +58,17 @@ def classifier(
     scale: int = 1,
     child: dict[str, Any] | None = None,
 ) -> Task:
-    """Accuracy of small CNNs; `child` goes to `train_classifier`."""
-    train, validation, test = _labelled(data, seed, train_size, validation_size, test_size, scale)
+    """Accuracy of small CNNs; `child` goes to `train_classifier`. `scale` enlarges the images."""
+    _needs(data, "label", "digits")
+    if scale < 1:
+        raise ConfigError(f"reward.scale={scale}: must be at least 1.")
+    test = torch.randperm(len(data.test), generator=keyed_generator(seed, "search", "test"))[:test_size]
+    parts = _split(len(data.train), seed, train_size, validation_size)
+    train, validation = (_labelled(data.train, rows, scale) for rows in parts)
     reward = ClassifierReward(train, validation, len(data.train.classes), **child or {})
-    return _classification([reward], reward, test, space)
+    test_data = _labelled(data.test, test.tolist(), scale)
+    compared = {"RandAugment (2, 9)": RandAugment(2, 9, **space.options)}
+    return Task([reward], _test(reward, test_data), "accuracy", (train.images[0], None), compared)
 
 
 def density(
@@ -77,35 +76,22 @@ def density(
     data: Any,
     seed: int,
     *,
-    train_size: int = 300,
-    validation_size: int = 400,
-    test_size: int = 1000,
-    scale: int = 1,
-    child: dict[str, Any] | None = None,
-    **folding: Any,
+    folds: int = 5,
+    held_out: float = 0.4,
+    passes: int = 2,
+    strength: float = 0.5,
+    **settings: Any,
 ) -> Task:
-    """Fast AutoAugment's density matching on the images that `classifier` trains and validates on; its
-    result is tested as there. `folding` goes to `density_folds`."""
-    train, validation, test = _labelled(data, seed, train_size, validation_size, test_size, scale)
-    classes = len(data.train.classes)
-    both = Labelled(
-        torch.cat([train.images, validation.images]), torch.cat([train.labels, validation.labels])
-    )
-    rewards = density_folds(both, classes, seed=seed, **folding, **child or {})
-    return _classification(rewards, ClassifierReward(train, validation, classes, **child or {}), test, space)
-
-
-def _classification(
-    rewards: Sequence[Reward], tested: ClassifierReward, test: Labelled, space: Space
-) -> Task:
-    """The task whose result is tested by the accuracy of the child models of `tested`."""
-    return Task(
-        rewards,
-        lambda augmentation, k: accuracy(tested.child(augmentation, 1000 + k), test),
-        "accuracy",
-        (tested.train.images[0], None),
-        {"RandAugment (2, 9)": RandAugment(2, 9, **_options(space))},
-    )
+    """Fast AutoAugment's density matching (see `density_folds`) on the images that `classifier`, with these
+    `settings`, trains and validates on; its result is tested as there."""
+    task = classifier(space, data, seed, **settings)
+    (reward,) = task.rewards
+    assert isinstance(reward, ClassifierReward)
+    parts = reward.train, reward.validation
+    both = Labelled(torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts]))
+    folding = {"folds": folds, "held_out": held_out, "passes": passes, "strength": strength}
+    rewards = density_folds(both, reward.classes, seed=seed, **folding, **reward.training)
+    return replace(task, rewards=rewards)
 
 
 def detector(
@@ -120,34 +106,16 @@ def detector(
 ) -> Task:
     """mAP50 of small detectors; `child` goes to `train_detector`."""
     _needs(data, "boxes", "scenes")
-    rows = _split(len(data.train), seed, train_size, validation_size)
-    train, validation = (boxed(data.train, part) for part in rows)
-    test = boxed(data.test, range(min(test_size, len(data.test))))
+    parts = _split(len(data.train), seed, train_size, validation_size)
+    train, validation = (boxed(data.train, rows) for rows in parts)
+    test_data = boxed(data.test, range(min(test_size, len(data.test))))
     reward = DetectorReward(train, validation, len(data.train.classes), **child or {})
-    return Task(
-        [reward],
-        lambda augmentation, k: detection_scores(reward.child(augmentation, 1000 + k), test)["map50"],
-        "mAP50",
-        (train.images[0], train.boxes[0]),
-        {"detection_v1": Policy.load("detection_v1"), "RandAugment (2, 9)": RandAugment(2, 9)},
-    )
+    compared = {"detection_v1": Policy.load("detection_v1"), "RandAugment (2, 9)": RandAugment(2, 9)}
+    return Task([reward], _test(reward, test_data), "mAP50", (train.images[0], train.boxes[0]), compared)
 
 
-def grid(space: Space, seed: int, *, batch: int = 8) -> Grid:
-    """Every cell of the space once, in an order that needs no seed."""
-    return Grid(space, batch)
-
-
-def randaugment_grid(space: Space, budget: int) -> RandAugmentSpace:
-    """At most `budget` cells of one, two or three ops at evenly spread magnitudes, with the options of
-    `space`."""
-    ops = (1, 2, 3)[: max(1, budget // 2)]
-    magnitudes = torch.linspace(3, 30, max(1, budget // len(ops))).round().int().tolist()
-    return RandAugmentSpace(ops, tuple(dict.fromkeys(magnitudes)), options=_options(space))
-
-
-def _options(space: Space) -> dict[str, Any]:
-    return dict(getattr(space, "options", {}))
+def _test(reward: ChildReward, data: Any) -> Callable[[Augmentation | None, int], float]:
+    return lambda augmentation, k: reward.score(reward.child(augmentation, 1000 + k), data)
 
 
 def _needs(data: Any, field: str, example: str) -> None:
@@ -170,19 +138,7 @@ def _split(size: int, seed: int, *sizes: int) -> list[list[int]]:
     return [part.tolist() for part in order[: sum(sizes)].split(list(sizes))]
 
 
-def _labelled(
-    data: Any, seed: int, train_size: int, validation_size: int, test_size: int, scale: int
-) -> list[Labelled]:
-    """Training and validation images, disjoint, of the training split; test images of the test split."""
-    _needs(data, "label", "digits")
-    if scale < 1:
-        raise ConfigError(f"reward.scale={scale}: must be at least 1.")
-    test = torch.randperm(len(data.test), generator=keyed_generator(seed, "search", "test"))[:test_size]
-    parts = [(data.train, rows) for rows in _split(len(data.train), seed, train_size, validation_size)]
-    return [_rows(dataset, rows, scale) for dataset, rows in [*parts, (data.test, test.tolist())]]
-
-
-def _rows(dataset: Any, rows: Iterable[int], scale: int) -> Labelled:
+def _labelled(dataset: Any, rows: Iterable[int], scale: int) -> Labelled:
     items = [dataset[i] for i in rows]
     images = torch.stack([item["image"] for item in items])
     images = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
