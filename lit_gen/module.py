@@ -66,6 +66,12 @@ class Results:
         """Adds entries to `summary.json`; values are what JSON can hold."""
         self.summary |= values
 
+    def objective(self, name: str | None) -> float | None:
+        """The final value of a score: what `summary.json` says of it, or else its newest measurement; None if
+        it was never measured."""
+        newest = self.scores.get(name or "")
+        return self.summary.get(name or "", None if newest is None else newest.value)
+
     def row(self, label: str, text: str) -> None:
         """Adds a row to the closing table, below those that are there."""
         self.rows[label] = text

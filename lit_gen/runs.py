@@ -17,7 +17,7 @@ from lit_gen import checkpoints
 from lit_gen.errors import ConfigError
 from lit_gen.instantiate import up_to_date
 
-__all__ = ["claim", "differences", "history", "saved_config", "summary", "write_whole"]
+__all__ = ["claim", "config_of", "differences", "history", "saved_config", "summary", "write_whole"]
 
 RENAMED = {"confident_share": "confident_fraction", "fd_floor": "fd_train_test"}
 """Names of numbers in runs of earlier versions -> their names today."""
@@ -43,15 +43,34 @@ def saved_config(run: str | Path) -> DictConfig:
     """The resolved configuration of a run folder or of a checkpoint file, by the names of today."""
     path = Path(run)
     if path.is_file():
-        return DictConfig(up_to_date(checkpoints.read(path)["config"]))
+        return config_of(checkpoints.read(path)["config"])
     if not path.is_dir():
         raise ConfigError(f"There is no run folder {path}.")
     if not (path / "config.yaml").is_file():
         raise ConfigError(f"{path} is not a run folder of lit_gen: it has no config.yaml.")
-    config = OmegaConf.load(path / "config.yaml")
-    if not isinstance(config, DictConfig):
+    config = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
+    if not isinstance(config, dict):
         raise ConfigError(f"{path / 'config.yaml'} holds a list: it is not the configuration of a run.")
-    return DictConfig(up_to_date(OmegaConf.to_container(config)))
+    return config_of(config)
+
+
+def config_of(saved: dict[Any, Any]) -> DictConfig:
+    """A configuration that a run has saved, by the names of today. Earlier versions kept what is now
+    `metrics` with the callbacks."""
+    config = up_to_date(saved)
+    if "metrics" not in config:
+        callbacks = config.get("callbacks") or {}
+        quality, translations, checkpoint = (
+            callbacks.get(name) or {} for name in ("quality", "translations", "checkpoint")
+        )
+        config["metrics"] = {
+            "extractor": quality.get("extractor"),
+            "classifier": quality.get("classifier"),
+            "classifiers": translations.get("classifiers"),
+            "objective": checkpoint.get("monitor"),
+            "mode": checkpoint.get("mode", "min"),
+        }
+    return DictConfig(config)
 
 
 def write_whole(path: Path, text: str) -> Path:

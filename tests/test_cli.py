@@ -196,7 +196,7 @@ def test_what_is_switched_off_stays_off(command, tmp_path, tiny):
     assert saved["batches_seen"] == 10 and not {"quality", "grid"} & set(saved["config"]["callbacks"])
     assert not any(name.startswith("fd_") for name in runs.history(run))
     code, _, err = command(evaluate.main, f"run={run}", "num=8")
-    assert code == 2 and "trained without a measure" in err
+    assert code == 2 and "trained without an extractor" in err
     code, _, err = command(evaluate.main, f"run={run}", "num=8", "extractor=digits64", "measures=[fd]")
     assert code == 0, err
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from lit_gen import models, runs
+from lit_gen.commands.evaluate import evaluate
 
 OLD = Path(__file__).parent / "fixtures" / "run_2026_11"
 
@@ -37,6 +38,13 @@ def test_a_checkpoint_alone_is_enough(old):
 
 def test_its_numbers_are_read(old):
     assert runs.history(old)["train/loss"][4] == pytest.approx(1.1517, abs=1e-3)
+
+
+def test_it_is_evaluated_by_the_extractor_that_it_was_trained_with(old, compose):
+    cfg = compose(f"run={old}", "num=16", "checkpoint=last", f"out={old / 'e'}", config_name="evaluate")
+    record = evaluate(cfg, old / "e")
+    assert record["key"].startswith("fd_digits64_") and "confident_fraction" in record
+    assert runs.saved_config(old).metrics.objective == "fd"
 
 
 def test_it_resumes(old):

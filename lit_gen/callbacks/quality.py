@@ -61,8 +61,8 @@ class SampleQuality(Periodic):
     own sampler, as is `lit-gen evaluate` of the best checkpoint.
 
     `measures` adds others of `lit_gen.metrics.MEASURES` to the Frechet distance, `fd`, all from one pass over
-    the samples. Beside each stands its standard error as `se/<name>`, where it has one. `reservoir` images at
-    most are kept as features for those that need them.
+    the samples. Beside each stands its standard error as `se/<name>`, where it has one. Features of at most
+    `max_stored_features` images are kept for those that need them.
 
     `classifier`, an extractor with logits trained on the same classes, adds the confident fraction, the
     fraction of samples with p > 0.9, and the number of classes found among those.
@@ -80,7 +80,7 @@ class SampleQuality(Periodic):
         classifier: Extractor | None = None,
         batch_size: int = 256,
         measures: Sequence[str] = ("fd",),
-        reservoir: int = 10_000,
+        max_stored_features: int = 10_000,
         sampler: Sampler | None = None,
     ):
         check_measures(measures)
@@ -94,7 +94,7 @@ class SampleQuality(Periodic):
         self.extractor, self.classifier, self.sampler = extractor, classifier, sampler
         self.num_images, self.final_images = num_images, final_images
         self.seed, self.batch_size = seed, batch_size
-        self.measures, self.reservoir = tuple(measures), reservoir
+        self.measures, self.max_stored_features = tuple(measures), max_stored_features
         self._reference: Moments | Summary | None = None
         self._training: Summary | None = None
         self._drawn: _Drawn | None = None
@@ -147,7 +147,7 @@ class SampleQuality(Periodic):
             data=dataset.fingerprint(),
             split=split,
             n=len(dataset),
-            reservoir=self.reservoir,
+            max_stored_features=self.max_stored_features,
         )
 
     def _images(self, trainer: pl.Trainer, split: str) -> Iterator[tuple[range, Tensor, Tensor]]:
@@ -217,7 +217,12 @@ class SampleQuality(Periodic):
         model, step, kept = of(module, Samples), module.batches_seen, self._drawn
         if kept is None or (kept.step, kept.sampler) != (step, sampler) or kept.n > n:
             confident = torch.zeros(CLASSES + 1, device=module.device)
-            kept = _Drawn(step, sampler, Evaluation(self.extractor, reservoir=self.reservoir), confident)
+            kept = _Drawn(
+                step,
+                sampler,
+                Evaluation(self.extractor, max_stored_features=self.max_stored_features),
+                confident,
+            )
         begun = time.perf_counter()
         mine = [i for i in range(kept.n, n) if i % trainer.world_size == trainer.global_rank]
         name = self.extractor.id.key("fd", n) + self._suffix(model, sampler)

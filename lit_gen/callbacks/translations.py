@@ -41,7 +41,7 @@ class Translations(Periodic):
     Arguments
         contents: source images that are translated for the numbers.
         rows, columns: contents and target classes in the picture.
-        judging: how the classifiers are trained; None trains none and leaves `top1` and `content` out.
+        classifiers: how the classifiers are trained; None trains none and leaves `top1` and `content` out.
         seed: of the content images and of the pasted images in the baseline.
     """
 
@@ -54,7 +54,7 @@ class Translations(Periodic):
         contents: int = 32,
         rows: int = 8,
         columns: int = 8,
-        judging: ClassifierTraining | None = None,
+        classifiers: ClassifierTraining | None = None,
         batch_size: int = 64,
         seed: int = 0,
     ):
@@ -68,7 +68,7 @@ class Translations(Periodic):
                 f"callbacks.translations.ks={list(ks)}: give numbers of class images, such as [1, 5]."
             )
         self.ks, self.num_contents = sorted(set(ks)), contents
-        self.rows, self.columns, self.judging = rows, columns, judging
+        self.rows, self.columns, self.training = rows, columns, classifiers
         self.batch_size, self.seed = batch_size, seed
         self._done, self.judged = -1, {}  # accuracies of the classifiers, once they are there
 
@@ -98,7 +98,7 @@ class Translations(Periodic):
         made = partial(
             evaluation_classifier,
             data,
-            training=self.judging,
+            training=self.training,
             device=trainer.strategy.root_device,
             report=partial(working, trainer, announce=False),
         )
@@ -134,7 +134,7 @@ class Translations(Periodic):
         step, model = module.batches_seen, of(module, Translates)
         self._done, self.newest = step, {}
         with evaluating(trainer):
-            if self.judging is not None and not self.judged:
+            if self.training is not None and not self.judged:
                 self._judge(trainer)
             for k in self.ks:
                 numbers = self._numbers(trainer, model.translate, k)

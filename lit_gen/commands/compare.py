@@ -18,12 +18,12 @@ from lit_gen import __version__, models, runs
 from lit_gen.cli import entry_point
 from lit_gen.devices import divided
 from lit_gen.errors import ConfigError
-from lit_gen.evaluation.samples import Measurement, with_error
+from lit_gen.evaluation.samples import Measurement, extractor_of, with_error
 from lit_gen.figures import plain_ticks
 from lit_gen.images import grid, save_png
 from lit_gen.instantiate import instantiate
 from lit_gen.loggers import close, wandb
-from lit_gen.metrics import Estimate, Extractor, as_json, check_measures, records
+from lit_gen.metrics import Estimate, as_json, check_measures, records
 from lit_gen.metrics.distributed import from_rank_zero, own_batches, rank, world_size
 from lit_gen.models import sample_in
 
@@ -60,7 +60,7 @@ def compare_runs(cfg: DictConfig, out: Path) -> dict[str, Any]:
     n = len(data.train) if cfg.num is None else cfg.num
     if n < 2:
         raise ConfigError(f"num={n}: a Frechet distance needs at least 2 samples.")
-    measurement = Measurement.of(cfg, _extractor(cfg, opened[0]))
+    measurement = Measurement.of(cfg, extractor_of(cfg, opened[0].config, opened[0].name))
     results, shown = _measured(cfg, opened, data, measurement, n)
     fingerprint = data.test.fingerprint()
     sizes = {"n_real": len(data.test), "n_fake": n, "reference": fingerprint, "seed": cfg.seed}
@@ -155,15 +155,6 @@ def _check_same_reference(opened: Sequence[_Run], data: Any) -> None:
                 f"{run.name} was trained on other data than {opened[0].name}: their distances to different "
                 "test images do not compare. Measure each against one set by lit-gen evaluate reference=..."
             )
-
-
-def _extractor(cfg: DictConfig, first: _Run) -> Extractor:
-    quality = first.config.callbacks.get("quality")
-    if cfg.extractor is None and not quality:
-        raise ConfigError(
-            f"{first.name} was trained without a measure: choose extractor=digits64 or another."
-        )
-    return instantiate(cfg.extractor or quality.extractor)
 
 
 def sigmas(first: Estimate, other: Estimate) -> float | None:

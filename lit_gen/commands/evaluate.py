@@ -14,7 +14,14 @@ from lit_gen.cli import entry_point
 from lit_gen.devices import divided
 from lit_gen.errors import ConfigError
 from lit_gen.evaluation.likelihood import measure_likelihoods
-from lit_gen.evaluation.samples import Measurement, check_options, measure, reference_sets, report
+from lit_gen.evaluation.samples import (
+    Measurement,
+    check_options,
+    extractor_of,
+    measure,
+    reference_sets,
+    report,
+)
 from lit_gen.inputs import classes_of
 from lit_gen.instantiate import instantiate
 from lit_gen.metrics import Extractor
@@ -85,15 +92,8 @@ def evaluate(cfg: DictConfig, out: Path) -> dict[str, Any]:
 def _networks(cfg: DictConfig, run_cfg: DictConfig) -> tuple[Extractor, Extractor | None]:
     """The extractor, `cfg.extractor` or the one that the run was measured by, and the run's classifier, if
     it has one."""
-    quality = run_cfg.callbacks.get("quality")
-    if not quality and cfg.extractor is None:
-        raise ConfigError(
-            f"{cfg.run} was trained without a measure: it has no callbacks.quality. Choose "
-            "extractor=digits64, extractor=inception or another of conf/extractor."
-        )
-    extractor = instantiate(cfg.extractor or quality.extractor)
-    classifier = quality.get("classifier") if quality else None
-    return extractor, instantiate(classifier) if classifier else None
+    classifier = run_cfg.metrics.classifier
+    return extractor_of(cfg, run_cfg, cfg.run), instantiate(classifier) if classifier else None
 
 
 class _Predictions:

@@ -29,7 +29,8 @@ GROUPS = ("experiment", "data", "augment", "model", "sampler", "metrics", "callb
 
 
 def train(cfg: DictConfig, folder: Path, overrides: list[str], main: bool = True) -> float | None:
-    """Trains (or goes on training) in `folder` and returns the final Frechet distance, if one is measured.
+    """Trains (or goes on training) in `folder` and returns the final value of `metrics.objective`, if it is
+    measured.
 
     `overrides` are the command line's; `main` says that this process is rank 0.
     """
@@ -58,7 +59,7 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str], main: bool = True
         status = "success"
     finally:
         close(trainer.loggers, status)
-    return module.results.summary.get("fd")
+    return module.results.objective(cfg.metrics.objective)
 
 
 def _resumed(cfg: DictConfig, folder: Path, overrides: list[str], main: bool) -> tuple[DictConfig, Path]:
@@ -148,6 +149,7 @@ def _finish(experiment: Experiment, folder: Path, seconds: float) -> None:
         "train_seconds": round(seconds, 2),
         "images_per_second": round(module.training_pace(), 1),
         **module.results.summary,
+        "objective": module.results.objective(experiment.config["metrics"]["objective"]),
         "batch_size": data.batch_size,
         "parameters": sum(p.numel() for p in module.parameters()),
     }

@@ -31,6 +31,19 @@ class TrainerSchema:
 
 
 @dataclass
+class MetricsSchema:
+    """What a model is measured by: an extractor of Frechet distances, a classifier of the samples, the
+    training of a translator's classifiers; and the score that selects the best checkpoint and that sweeps
+    optimize, where `mode` (min or max) says which values are better."""
+
+    extractor: Any = None
+    classifier: Any = None
+    classifiers: Any = None
+    objective: str | None = None
+    mode: str = "min"
+
+
+@dataclass
 class TrainSchema:
     name: str = MISSING
     seed: int = 0
@@ -40,6 +53,7 @@ class TrainSchema:
     data: Any = MISSING
     model: Any = MISSING
     sampler: Any = None
+    metrics: MetricsSchema = field(default_factory=MetricsSchema)
     callbacks: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] = field(default_factory=dict)
     trainer: TrainerSchema = field(default_factory=TrainerSchema)
@@ -190,7 +204,7 @@ class MeasuringSchema:
     extractor: Any = None
     measures: list[str] = field(default_factory=list)
     per_class: bool = False
-    reservoir: int = 10_000
+    max_stored_features: int = 10_000
     k: int = 5
     num: int | None = None
     batch_size: int = 256
@@ -251,7 +265,7 @@ class CompareSchema:
     sampler: Any = None
     extractor: Any = None
     measures: list[str] = field(default_factory=list)
-    reservoir: int = 10_000
+    max_stored_features: int = 10_000
     k: int = 5
     grid: int = 36
     batch_size: int = 256

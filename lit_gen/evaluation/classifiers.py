@@ -106,10 +106,10 @@ class ClassifierTraining:
     def __post_init__(self) -> None:
         if not 0 < self.held_out < 1:
             raise ConfigError(
-                f"judging.held_out={self.held_out}: must be a share of the images, for instance 0.2."
+                f"metrics.classifiers.held_out={self.held_out}: must be a fraction of the images, as 0.2 is."
             )
         if self.steps < 1:
-            raise ConfigError(f"judging.steps={self.steps}: must be at least 1.")
+            raise ConfigError(f"metrics.classifiers.steps={self.steps}: must be at least 1.")
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def evaluation_classifier(
     made_by = _Maker(data, kind, training, inception, torch.device(device), report)
 
     def compute(beat: Callable[[], None]) -> TrainedClassifier:
-        path = (folder or cache_folder() / "judges") / f"{kind}-{made_by.digest()}.pt"
+        path = (folder or cache_folder() / "classifiers") / f"{kind}-{made_by.digest()}.pt"
         with _random_numbers_from(training.seed, made_by.device):
             return _kept(path) or made_by(path, beat)
 

@@ -20,6 +20,7 @@ from lit_gen.data.images import batches
 from lit_gen.errors import ConfigError
 from lit_gen.images import grid, save_png
 from lit_gen.inputs import open_images, open_reference
+from lit_gen.instantiate import instantiate
 from lit_gen.metrics import (
     Estimate,
     Evaluation,
@@ -36,7 +37,16 @@ from lit_gen.metrics import (
 from lit_gen.metrics.distributed import own_batches, rank
 from lit_gen.metrics.neighbours import nearest
 
-__all__ = ["Measurement", "References", "check_options", "measure", "reference_sets", "report", "with_error"]
+__all__ = [
+    "Measurement",
+    "References",
+    "check_options",
+    "extractor_of",
+    "measure",
+    "reference_sets",
+    "report",
+    "with_error",
+]
 
 Batches = Iterable[tuple[range, Tensor, Tensor | None]]
 """Numbers of images, the images, uint8 (B, C, H, W), and their labels, int64 (B,), if they have any."""
@@ -53,6 +63,17 @@ def check_options(cfg: DictConfig, out: Path) -> None:
         raise ConfigError(f"batch_size={cfg.batch_size} and k={cfg.k} must be at least 1.")
     if (out / "evaluation.json").exists():
         raise ConfigError(f"{out} already holds an evaluation: choose another out=.")
+
+
+def extractor_of(cfg: DictConfig, run_cfg: DictConfig, run: str) -> Extractor:
+    """`cfg.extractor`, or the one that the run was measured by. Raises ConfigError for a run without one."""
+    node = cfg.extractor or run_cfg.metrics.extractor
+    if node is None:
+        raise ConfigError(
+            f"{run} was trained without an extractor (metrics.extractor). Choose extractor=digits64, "
+            "extractor=inception or another of conf/extractor."
+        )
+    return instantiate(node)
 
 
 @dataclass(frozen=True)
@@ -75,12 +96,14 @@ class Measurement:
     @classmethod
     def of(cls, cfg: DictConfig, extractor: Extractor) -> "Measurement":
         """By the options of a command."""
-        return cls(extractor, tuple(cfg.measures), cfg.k, cfg.reservoir, cfg.batch_size, cfg.device)
+        return cls(extractor, tuple(cfg.measures), cfg.k, cfg.max_stored_features, cfg.batch_size, cfg.device)
 
     def summarize(self, parts: Batches, n: int, what: str, num_classes: int | None = None) -> Summary:
         """One pass over `parts`, this rank's batches of n images, with `what` beside the progress bar; of
         several ranks the summary is of all images, and every rank must call."""
-        evaluation = Evaluation(self.extractor, reservoir=self.max_stored_features, num_classes=num_classes)
+        evaluation = Evaluation(
+            self.extractor, max_stored_features=self.max_stored_features, num_classes=num_classes
+        )
         for rows, images, labels in self._shown(parts, n, what):
             evaluation.update(images, torch.as_tensor(rows), labels)
         return evaluation.summary()
@@ -94,7 +117,7 @@ class Measurement:
             data=dataset.fingerprint(),
             split="all",
             n=n,
-            reservoir=self.max_stored_features,
+            max_stored_features=self.max_stored_features,
             num_classes=num_classes,
         )
 

@@ -132,8 +132,8 @@ class _Test:
 
 def classifier_training(run_cfg: DictConfig) -> ClassifierTraining:
     """How the run's own classifiers were trained, or the default."""
-    callback = run_cfg.callbacks.get("translations") or {}
-    return instantiate(callback["judging"]) if callback.get("judging") else ClassifierTraining()
+    node = run_cfg.metrics.classifiers
+    return instantiate(node) if node else ClassifierTraining()
 
 
 def evaluation_classifiers(

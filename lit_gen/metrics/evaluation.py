@@ -39,8 +39,8 @@ class Summary:
     """What is kept of a set of n images: exact moments, and a random part of it with its features.
 
     `index` (m,), `features` (m, d), `logits` (m, outputs) and `label` (m,) are of the m images that a seeded
-    hash of the index chose, in the hash's order, which is a random one; m is n if the reservoir was large
-    enough. `classes` holds the moments of every class, None for one with fewer than 2 images.
+    hash of the index chose, in the hash's order, which is a random one; m is n if all of them are stored.
+    `classes` holds the moments of every class, None for one with fewer than 2 images.
     """
 
     id: ExtractorId
@@ -79,23 +79,28 @@ class Summary:
 class Evaluation:
     """Feeds images through an extractor once; `summary()` gives what all metrics need.
 
-    `reservoir` images at most are kept as features (float32; 10,000 x 2048 are 82 MB); `num_classes` asks for
-    moments per class.
+    The features of at most `max_stored_features` images are kept (float32; 10,000 x 2048 are 82 MB);
+    `num_classes` asks for moments per class.
     """
 
     def __init__(
-        self, extractor: Extractor, *, reservoir: int = 10_000, num_classes: int | None = None, seed: int = 0
+        self,
+        extractor: Extractor,
+        *,
+        max_stored_features: int = 10_000,
+        num_classes: int | None = None,
+        seed: int = 0,
     ):
-        if reservoir < 2:
-            raise ConfigError(f"reservoir={reservoir} must keep at least 2 images.")
+        if max_stored_features < 2:
+            raise ConfigError(f"max_stored_features={max_stored_features} must keep at least 2 images.")
         self.extractor, self.seed = extractor, seed
         d = extractor.id.d
         self.statistics = FeatureStatistics(d)
         self.classes = [FeatureStatistics(d) for _ in range(num_classes or 0)]
-        self.index = torch.zeros(reservoir, dtype=torch.int64)
-        self.priority = torch.full((reservoir,), ABSENT)
-        self.features = torch.zeros(reservoir, d)
-        self.label = torch.zeros(reservoir, dtype=torch.int64)
+        self.index = torch.zeros(max_stored_features, dtype=torch.int64)
+        self.priority = torch.full((max_stored_features,), ABSENT)
+        self.features = torch.zeros(max_stored_features, d)
+        self.label = torch.zeros(max_stored_features, dtype=torch.int64)
         self.logits: Tensor | None = None
 
     def update(self, images: Tensor, index: Tensor, label: Tensor | None = None) -> None:

@@ -74,14 +74,14 @@ def reference_summary(
     split: str,
     n: int,
     transform: str = "none",
-    reservoir: int = 10_000,
+    max_stored_features: int = 10_000,
     num_classes: int | None = None,
     folder: Path | None = None,
 ) -> Summary:
     """As `reference_moments`, but the whole `Summary` that `compare` needs."""
 
     def compute() -> dict[str, Tensor]:
-        evaluation = Evaluation(extractor, reservoir=reservoir, num_classes=num_classes)
+        evaluation = Evaluation(extractor, max_stored_features=max_stored_features, num_classes=num_classes)
         for rows, images, label in batches():
             evaluation.update(images, torch.as_tensor(rows), label)
         summary = evaluation.summary()
@@ -89,7 +89,7 @@ def reference_summary(
         return summary.tensors()
 
     key = {"kind": "summary", "data": data, "split": split, "n": n, "transform": transform}
-    key |= {"reservoir": reservoir, "num_classes": num_classes}
+    key |= {"max_stored_features": max_stored_features, "num_classes": num_classes}
     return Summary.from_tensors(extractor.id, _cached(key, extractor, folder, compute))
 
 

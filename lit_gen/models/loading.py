@@ -15,7 +15,7 @@ from lit_gen import checkpoints, pretrained, runs
 from lit_gen.errors import ConfigError
 from lit_gen.funit.module import FUNITModule
 from lit_gen.funit.networks import FewShotGenerator
-from lit_gen.instantiate import instantiate, up_to_date
+from lit_gen.instantiate import instantiate
 from lit_gen.pretrained.funit import load_generator
 from lit_gen.score.denoiser import AbstractDenoiser, ReparameterizedDenoiser, check_precision
 from lit_gen.score.guidance import ClassifierGuidance, Guidance, Unconditional, classifier_free_guidance
@@ -133,7 +133,7 @@ def load(
             state = checkpoints.read(path)
     else:
         state = checkpoints.read(path)
-        cfg = DictConfig(up_to_date(state["config"]))
+        cfg = runs.config_of(state["config"])
     module = instantiate(cfg.model)
     _load_weights(module, state["state_dict"], path)
     if ema:

@@ -27,8 +27,8 @@ TINY = [
     "callbacks.translations.contents=4",
     "callbacks.translations.rows=3",
     "callbacks.translations.columns=2",
-    "callbacks.translations.judging.steps=2",
-    "callbacks.translations.judging.width=4",
+    "metrics.classifiers.steps=2",
+    "metrics.classifiers.width=4",
     "callbacks.checkpoint.every=2",
 ]
 

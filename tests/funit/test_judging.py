@@ -137,7 +137,7 @@ def test_the_first_look_trains_and_the_training_is_the_same(fit_glyphs, training
     """A classifier trained within, one from the cache, and none: bit-identical checkpoints."""
     for name in ("made", "kept", "without"):
         monkeypatch.setenv("LITGEN_CACHE", str(tmp_path / "cache"))
-        fit_glyphs(tmp_path / name, *(["callbacks.translations.judging=null"] if name == "without" else []))
+        fit_glyphs(tmp_path / name, *(["metrics.classifiers=null"] if name == "without" else []))
     step, looks = ["step", "step"], ["classifier", "classifier"]  # of typefaces and of letters
     assert trainings == step + looks + step + 2 * (step + step)
     states = [
@@ -155,7 +155,7 @@ def test_the_first_look_trains_and_the_training_is_the_same(fit_glyphs, training
 
 def test_with_nothing_to_measure_there_are_pictures(fit_glyphs, trainings, tmp_path, monkeypatch):
     monkeypatch.setattr(FewShotDataModule, "truth", lambda *_: None)
-    fit_glyphs(tmp_path, "callbacks.translations.judging=null")
+    fit_glyphs(tmp_path, "metrics.classifiers=null")
     assert trainings == 4 * ["step"]
     assert not [name for name in runs.history(tmp_path) if name.startswith("k_shot")]
     assert (tmp_path / "grids" / "translations_0000004.png").exists()

@@ -144,7 +144,7 @@ def test_the_papers_experiment(compose, tmp_path, monkeypatch):
     small += ["discriminator.num_res_blocks=4"]
     few = ["data.num_classes=3", "data.batch_size=3", "data.images.image_size=36", "data.image_size=32"]
     short = ["trainer=cpu", "logger=csv", "trainer.max_steps=1", "data.num_workers=0", "log_every=1"]
-    judging = ["callbacks.translations.judging.steps=1", "callbacks.translations.judging.width=2"]
+    judging = ["metrics.classifiers.steps=1", "metrics.classifiers.width=2"]
     options = [*few, *short, *judging, f"logger.csv.save_dir={tmp_path}", *(f"model.{o}" for o in small)]
     experiment = build(compose("experiment=funit_animal_faces", *options), tmp_path / "run")
     experiment.trainer.fit(experiment.module, datamodule=experiment.data)

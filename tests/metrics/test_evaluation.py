@@ -46,18 +46,21 @@ def test_the_names_and_the_functions_values(pixels):
 def test_the_kept_part_does_not_depend_on_order_or_batch(pixels):
     x = images(300, 0)
     shuffled = torch.randperm(300, generator=torch.Generator().manual_seed(0))
-    a, b = summary(pixels, x, reservoir=40), summary(pixels, x, shuffled, batch=7, reservoir=40)
+    a, b = (
+        summary(pixels, x, max_stored_features=40),
+        summary(pixels, x, shuffled, batch=7, max_stored_features=40),
+    )
     assert torch.equal(a.index, b.index) and torch.equal(a.features, b.features)
     assert torch.equal(a.features, pixels(x)[a.index])
     assert a.n == 300 and len(a.index) == 40
-    other = summary(pixels, x, reservoir=40, seed=1)
+    other = summary(pixels, x, max_stored_features=40, seed=1)
     assert 0 < len(set(a.index.tolist()) & set(other.index.tolist())) < 20
 
 
 def test_the_kept_part_is_a_uniform_one(pixels):
     counts = torch.zeros(100)
     for seed in range(400):
-        one = Evaluation(pixels, reservoir=20, seed=seed)
+        one = Evaluation(pixels, max_stored_features=20, seed=seed)
         one.update(torch.zeros(100, 1, 4, 4, dtype=torch.uint8), torch.arange(100))
         counts[one.summary().index] += 1
     # Binomial(400, 0.2): 80 +- 8; chi^2 with 99 degrees of freedom (and a factor 0.8), 1 in 1000 below 56 or
@@ -68,7 +71,7 @@ def test_the_kept_part_is_a_uniform_one(pixels):
 
 def test_classes(pixels):
     x, y = images(300, 0), images(330, 1)
-    options = {"num_classes": 3, "reservoir": 400}
+    options = {"num_classes": 3, "max_stored_features": 400}
     results = compare(summary(pixels, x, **options), summary(pixels, y, **options))
     within = [frechet_distance(moments(pixels(x[c::3])), moments(pixels(y[c::3]))) for c in range(3)]
     for c in range(3):
@@ -100,5 +103,5 @@ def test_misuse_is_named(pixels):
         other = Evaluation(digits64())
         other.update(images(90, 0), torch.arange(90))
         compare(summary(pixels, images(9, 0)), other.summary())
-    with pytest.raises(ConfigError, match="reservoir=0"):
-        Evaluation(pixels, reservoir=0)
+    with pytest.raises(ConfigError, match="max_stored_features=0"):
+        Evaluation(pixels, max_stored_features=0)

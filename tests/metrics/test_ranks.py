@@ -69,9 +69,9 @@ def test_streaming_sums(pixels, on_ranks, shards):
         assert "1 of" in str(answer["error"]) and "are NaN or infinite" in str(answer["error"])
 
 
-def summary(pixels, images, index, labels, reservoir: int, shards=None) -> Summary:
+def summary(pixels, images, index, labels, max_stored_features: int, shards=None) -> Summary:
     """Of this rank's share of the images, or of all of them in one process."""
-    one = Evaluation(pixels, reservoir=reservoir, num_classes=3)
+    one = Evaluation(pixels, max_stored_features=max_stored_features, num_classes=3)
     rank = dist.get_rank() if shards else 0
     rows = torch.arange(len(images)).split(shards or len(images))[rank]
     for part in rows.split(11) if len(rows) else ():
@@ -79,20 +79,20 @@ def summary(pixels, images, index, labels, reservoir: int, shards=None) -> Summa
     return one.summary()
 
 
-def evaluation(pixels, fake, real, shards, reservoir: int) -> tuple[Summary, dict]:
-    generated = summary(pixels, *fake, reservoir, shards)
+def evaluation(pixels, fake, real, shards, max_stored_features: int) -> tuple[Summary, dict]:
+    generated = summary(pixels, *fake, max_stored_features, shards)
     # The reference is divided otherwise: all of it on the last rank.
-    reference = summary(pixels, *real, reservoir, [0] * (len(shards) - 1) + [len(real[0])])
+    reference = summary(pixels, *real, max_stored_features, [0] * (len(shards) - 1) + [len(real[0])])
     return generated, compare(reference, generated, training=reference)
 
 
 @SHARDS
-@pytest.mark.parametrize("reservoir", [1000, 60])
-def test_evaluation(pixels, on_ranks, shards, reservoir):
+@pytest.mark.parametrize("max_stored_features", [1000, 60])
+def test_evaluation(pixels, on_ranks, shards, max_stored_features):
     fake, real = draw(206, 0), draw(160, 1)
-    answers = on_ranks(len(shards), evaluation, pixels, fake, real, shards, reservoir)
-    expected = summary(pixels, *fake, reservoir)
-    reference = summary(pixels, *real, reservoir)
+    answers = on_ranks(len(shards), evaluation, pixels, fake, real, shards, max_stored_features)
+    expected = summary(pixels, *fake, max_stored_features)
+    reference = summary(pixels, *real, max_stored_features)
     results = compare(reference, expected, training=reference)
     for got, numbers in answers:
         for name in ("index", "features", "logits", "label"):
@@ -103,7 +103,7 @@ def test_evaluation(pixels, on_ranks, shards, reservoir):
 
 
 def repeated(pixels, images) -> ConfigError:
-    one = Evaluation(pixels, reservoir=50)
+    one = Evaluation(pixels, max_stored_features=50)
     one.update(images, torch.arange(len(images)))
     with pytest.raises(ConfigError) as error:
         one.summary()
