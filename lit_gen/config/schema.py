@@ -1,6 +1,7 @@
 """Types of the top-level configuration nodes: a misspelt key or `trainer.max_steps=abc` is refused when the
 command is typed."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +46,8 @@ class MetricsSchema:
 
 @dataclass
 class TrainSchema:
+    """With all defaults, because the configuration of an older run may lack what has been added since."""
+
     name: str = MISSING
     seed: int = 0
     log_every: int = 50
@@ -59,290 +62,253 @@ class TrainSchema:
     trainer: TrainerSchema = field(default_factory=TrainerSchema)
 
 
-@dataclass
-class SampleSchema:
-    run: str | None = None
-    weights: str | None = None
-    image_size: int | None = None
+@dataclass(kw_only=True)
+class CommandSchema:
+    """What every other command has. Defaults are in conf/<command>.yaml, of groups here."""
+
+    allow_targets: list[str]
+    out: str
+
+
+@dataclass(kw_only=True)
+class ModelSchema(CommandSchema):
+    """A trained model, and how it is used."""
+
+    checkpoint: str
+    ema: bool
+    batch_size: int
+    device: str | None
+
+
+@dataclass(kw_only=True)
+class GeneratorSchema(ModelSchema):
+    """A score model, its images divided among processes."""
+
+    run: str | None
+    weights: str | None
+    image_size: int | None
     model: Any = None
-    checkpoint: str = "best"
-    ema: bool = True
-    num: int = 64
-    first: int = 0
-    seed: int = 0
-    label: int | None = None
-    batch_size: int = 256
-    grid: int = 64
-    format: str = "png"
-    precision: str | None = None
-    device: str | None = None
-    devices: Any = "auto"
     guidance: Any = None
-    allow_targets: list[str] = field(default_factory=list)
-    out: str = MISSING
+    label: int | None
+    num: int
+    devices: Any
+
+
+@dataclass(kw_only=True)
+class SampleSchema(GeneratorSchema):
+    first: int
+    grid: int
+    format: str
+    precision: str | None
     sampler: Any = None
+    seed: int
 
 
-@dataclass
-class RestoreSchema:
-    run: str | None = None
-    weights: str | None = None
-    image_size: int | None = None
-    model: Any = None
-    checkpoint: str = "best"
-    ema: bool = True
-    images: str = "test"
-    num: int = 8
-    samples: int = 4
-    operator: Any = None
-    mask: str = "center"
-    noise_std: float = 0.0
-    method: Any = None
-    seed: int = 0
-    label: int | None = None
-    lpips: str | None = None
-    batch_size: int = 64
-    precision: str | None = None
-    device: str | None = None
-    devices: Any = "auto"
-    guidance: Any = None
-    allow_targets: list[str] = field(default_factory=list)
-    out: str = MISSING
+@dataclass(kw_only=True)
+class RestoreSchema(GeneratorSchema):
+    images: str
+    samples: int
+    operator: Any
+    mask: str
+    noise_std: float
+    method: Any
+    lpips: str | None
+    precision: str | None
+    seed: int
 
 
-@dataclass
-class TranslateSchema:
-    run: str | None = None
-    weights: str | None = None
-    checkpoint: str = "last"
-    ema: bool = True
-    content: str = "source"
-    num: int = 8
-    classes: str = "target"
-    k: int | None = None
-    image_size: int | None = None
-    fit: str = "crop"
-    interpolate: int = 0
-    seed: int = 0
-    batch_size: int = 64
-    device: str | None = None
-    allow_targets: list[str] = field(default_factory=list)
-    out: str = MISSING
+@dataclass(kw_only=True)
+class EncodeSchema(GeneratorSchema):
+    images: str
+    interpolate: int
+    rtol: float
+    atol: float
 
 
-@dataclass
-class ClassifySchema:
-    run: str = MISSING
-    checkpoint: str = "last"
-    ema: bool = True
-    num: list[int] = field(default_factory=list)
-    shots: int = 1
-    splits: int = 5
-    seed: int = 0
-    features: str | None = None
-    weight_decay: float = 1e-3
-    batch_size: int = 64
-    device: str | None = None
-    allow_targets: list[str] = field(default_factory=list)
-    out: str = MISSING
+@dataclass(kw_only=True)
+class TranslateSchema(ModelSchema):
+    run: str | None
+    weights: str | None
+    content: str
+    num: int
+    classes: str
+    k: int | None
+    image_size: int | None
+    fit: str
+    interpolate: int
+    seed: int
 
 
-@dataclass
-class EncodeSchema:
-    run: str | None = None
-    weights: str | None = None
-    image_size: int | None = None
-    model: Any = None
-    checkpoint: str = "best"
-    ema: bool = True
-    images: str = "test"
-    num: int = 8
-    interpolate: int = 8
-    rtol: float = 1e-5
-    atol: float = 1e-5
-    label: int | None = None
-    batch_size: int = 64
-    device: str | None = None
-    devices: Any = "auto"
-    guidance: Any = None
-    allow_targets: list[str] = field(default_factory=list)
-    out: str = MISSING
+@dataclass(kw_only=True)
+class FewshotClassifySchema(ModelSchema):
+    run: str
+    num: list[int]
+    shots: int
+    splits: int
+    features: str | None
+    weight_decay: float
+    seed: int
 
 
-@dataclass
-class SuggestSchema:
-    data: Any = MISSING
-    num: int = 5000
-    seed: int = 0
-    sigma_min: float = 0.02
-    overlap: float = 0.5
-    steps_per_level: int = 5
-    allow_targets: list[str] = field(default_factory=list)
-    out: str | None = None
+@dataclass(kw_only=True)
+class SuggestNoiseSchema:
+    allow_targets: list[str]
+    out: str | None
+    data: Any
+    num: int
+    seed: int
+    sigma_min: float
+    overlap: float
+    steps_per_level: int
 
 
-@dataclass
+@dataclass(kw_only=True)
 class AverageSchema:
-    run: str = MISSING
-    std: float = MISSING
-    batch: int | None = None
-    checkpoint: str = "last"
-    out: str | None = None
+    run: str
+    std: float
+    batch: int | None
+    checkpoint: str
+    out: str | None
 
 
-@dataclass
-class MeasuringSchema:
-    """What every evaluation of images reads."""
+@dataclass(kw_only=True)
+class MeasuringSchema(CommandSchema):
+    """Metrics of many images, computed by several processes."""
 
-    reference: str | None = None
-    reference_n: int | None = None
-    reference_resize: str | None = None
-    reference_section: str = "fid"
-    training: str | None = None
-    image_size: int | None = None
-    fit: str = "crop"
     extractor: Any = None
-    measures: list[str] = field(default_factory=list)
-    per_class: bool = False
-    max_stored_features: int = 10_000
-    k: int = 5
-    num: int | None = None
-    batch_size: int = 256
-    device: str | None = None
-    devices: Any = "auto"
-    allow_targets: list[str] = field(default_factory=list)
-    out: str = MISSING
+    measures: list[str]
+    max_stored_features: int
+    k: int
+    num: int | None
+    batch_size: int
+    device: str | None
+    devices: Any
 
 
-@dataclass
-class EvaluateSchema(MeasuringSchema):
-    run: str = MISSING
-    nll_images: int = 0
-    t_min: float | None = None
-    elbo_images: int = 0
-    checkpoint: str = "best"
-    ema: bool = True
-    seed: int = 1
-    precision: str | None = None
+@dataclass(kw_only=True)
+class ReferenceSchema(MeasuringSchema):
+    """What the images are measured against."""
+
+    reference_n: int | None
+    reference_resize: str | None
+    reference_section: str
+    training: str | None
+    image_size: int | None
+    fit: str
+    per_class: bool
+
+
+@dataclass(kw_only=True)
+class EvaluateImagesSchema(ReferenceSchema):
+    images: str
+    reference: str
+
+
+@dataclass(kw_only=True)
+class SamplesSchema(MeasuringSchema):
+    """Samples of runs that are measured."""
+
+    checkpoint: str
+    ema: bool
+    seed: int
+    precision: str | None
+    sampler: Any = None
+
+
+@dataclass(kw_only=True)
+class EvaluateSchema(SamplesSchema, ReferenceSchema):
+    run: str
+    reference: str | None
+    nll_images: int
+    t_min: float | None
+    elbo_images: int
     guidance: Any = None
-    sampler: Any = None
 
 
-@dataclass
-class EvaluateImagesSchema(MeasuringSchema):
-    images: str = MISSING
-    reference: str | None = MISSING
-
-
-@dataclass
-class EvaluateTranslationSchema:
-    run: str = MISSING
-    k: Any = 5
+@dataclass(kw_only=True)
+class EvaluateTranslationSchema(ModelSchema):
+    run: str
+    k: Any
     extractor: Any = None
-    classifiers: dict[str, str] = field(default_factory=dict)
-    inception: str | None = None
-    vgg: str | None = None
-    lpips: str | None = None
-    on_error: str | None = None
-    checkpoint: str = "best"
-    ema: bool = True
-    num: int = 250
-    seed: int = 1
-    batch_size: int = 256
-    device: str | None = None
-    allow_targets: list[str] = field(default_factory=list)
-    out: str = MISSING
+    classifiers: dict[str, str]
+    inception: str | None
+    vgg: str | None
+    lpips: str | None
+    on_error: str | None
+    num: int
+    seed: int
 
 
-@dataclass
-class CompareSchema:
-    runs: list[str] = MISSING
-    names: list[str] | None = None
-    checkpoint: str = "best"
-    ema: bool = True
-    num: int | None = None
-    seed: int = 1
-    sampler: Any = None
-    extractor: Any = None
-    measures: list[str] = field(default_factory=list)
-    max_stored_features: int = 10_000
-    k: int = 5
-    grid: int = 36
-    batch_size: int = 256
-    precision: str | None = None
-    device: str | None = None
-    devices: Any = "auto"
-    wandb: str = "auto"
-    allow_targets: list[str] = field(default_factory=list)
-    out: str = MISSING
+@dataclass(kw_only=True)
+class CompareSchema(SamplesSchema):
+    runs: list[str]
+    names: list[str] | None
+    grid: int
+    wandb: str
 
 
-@dataclass
-class PreviewSchema:
+@dataclass(kw_only=True)
+class PreviewSchema(CommandSchema):
     data: Any = None
-    images: str | None = None
-    boxes: list[Any] = field(default_factory=list)
-    image_size: int | None = None
-    num: int = 1
-    columns: int = 8
-    rows: int = 8
-    fed: int = 32
-    scale: int = 0
-    seed: int = 0
-    wandb: str = "auto"
-    allow_targets: list[str] = field(default_factory=list)
-    out: str = MISSING
+    images: str | None
+    boxes: list[Any]
+    image_size: int | None
+    num: int
+    columns: int
+    rows: int
+    fed: int
+    scale: int
+    seed: int
+    wandb: str
 
 
-@dataclass
-class SearchSchema:
+@dataclass(kw_only=True)
+class SearchSchema(CommandSchema):
     data: Any = None
-    space: Any = MISSING
-    strategy: Any = MISSING
-    reward: Any = MISSING
-    name: str = "search"
-    seed: int = 0
-    budget: int = 100
-    top: int = 3
-    control: bool = True
-    randaugment: bool = False
-    seeds: int = 1
-    compare: dict[str, Any] = field(default_factory=dict)
-    test_children: int = 3
-    workers: int = 0
-    storage: str | None = None
-    join: bool = False
-    wandb: str = "auto"
-    allow_targets: list[str] = field(default_factory=list)
-    out: str = MISSING
+    space: Any
+    strategy: Any
+    reward: Any
+    name: str
+    seed: int
+    budget: int
+    top: int
+    control: bool
+    randaugment: bool
+    seeds: int
+    compare: dict[str, Any]
+    test_children: int
+    workers: int
+    storage: str | None
+    join: bool
+    wandb: str
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ReportSchema:
-    run: str = MISSING
-    out: str | None = None
-    grids: int = 12
+    run: str
+    out: str | None
+    grids: int
 
 
 def register() -> None:
     """Makes the schemas known to Hydra as `<entry point>_schema`."""
     store = ConfigStore.instance()
-    nodes = {
-        "train": TrainSchema,
-        "sample": SampleSchema,
-        "restore": RestoreSchema,
-        "encode": EncodeSchema,
-        "translate": TranslateSchema,
-        "fewshot_classify": ClassifySchema,
-        "suggest_noise": SuggestSchema,
-        "average": AverageSchema,
-        "evaluate": EvaluateSchema,
-        "evaluate_images": EvaluateImagesSchema,
-        "evaluate_translation": EvaluateTranslationSchema,
-        "compare": CompareSchema,
-        "report": ReportSchema,
-        "preview": PreviewSchema,
-        "search": SearchSchema,
-    }
-    for name, node in nodes.items():
-        store.store(name=f"{name}_schema", node=node)
+    nodes = (
+        TrainSchema,
+        SampleSchema,
+        RestoreSchema,
+        EncodeSchema,
+        TranslateSchema,
+        FewshotClassifySchema,
+        SuggestNoiseSchema,
+        AverageSchema,
+        EvaluateSchema,
+        EvaluateImagesSchema,
+        EvaluateTranslationSchema,
+        CompareSchema,
+        ReportSchema,
+        PreviewSchema,
+        SearchSchema,
+    )
+    for node in nodes:
+        store.store(name=re.sub(r"(?<!^)(?=[A-Z])", "_", node.__name__).lower(), node=node)
