@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lit_gen.pretrained.edm import to_state_dict
+from lit_gen.pretrained.edm import from_state_dict
 from lit_gen.score.networks.ncsnpp import NCSNpp
 
 NETWORKS = {
@@ -45,7 +45,7 @@ OFFICIAL = {
 
 
 class Official(nn.Module):
-    """SongUNet of the clone in `folder`, with the weights of `net`."""
+    """SongUNet of the clone in `folder`, whose weights `net` takes."""
 
     def __init__(self, name: str, net: NCSNpp, folder: str):
         super().__init__()
@@ -53,8 +53,8 @@ class Official(nn.Module):
         from training.networks import SongUNet
 
         self.net = SongUNet(32, 3, 3, **OFFICIAL[name])
-        wrong = self.net.load_state_dict(to_state_dict(net), strict=False)
-        assert all(key.endswith("resample_filter") for key in wrong.missing_keys + wrong.unexpected_keys)
+        randomize(self.net)
+        from_state_dict(self.net.state_dict(), net)[0].train()
 
     def forward(self, x: Tensor, noise_label: Tensor) -> Tensor:
         return self.net(x, noise_label, None)
@@ -168,9 +168,14 @@ class Trainer:
 def build(name: str) -> NCSNpp:
     torch.manual_seed(0)
     net = NCSNpp(**NETWORKS[name])
-    for p in net.parameters():  # no layer at zero
-        nn.init.normal_(p, 1.0 if p.ndim == 1 else 0.0, 0.8 / math.sqrt(p[0].numel()) if p.ndim > 1 else 0.1)
+    randomize(net)
     return net
+
+
+def randomize(net: nn.Module) -> None:
+    """New weights: no layer at zero."""
+    for p in net.parameters():
+        nn.init.normal_(p, 1.0 if p.ndim == 1 else 0.0, 0.8 / math.sqrt(p[0].numel()) if p.ndim > 1 else 0.1)
 
 
 def sides(name: str, batch: int, edm: str | None = None) -> tuple[dict[str, nn.Module], Tensor, Tensor]:

@@ -16,20 +16,24 @@ OfficialNetwork = ADM | DDPM | EDM2 | NCSN | NCSNpp | NCSNv2
 
 
 def load(
-    path: str | Path, *, ema: bool = True, image_size: int | None = None
+    path: str | Path, net: Any = None, *, ema: bool = True, image_size: int | None = None, **network: Any
 ) -> tuple[OfficialNetwork, Info]:
     """(network in eval mode, info) of a score_sde, ncsn, ncsnv2, EDM or EDM2 file.
 
-    `ema=False` takes the raw weights where the file has both. `image_size` is for files that cannot tell it.
-    Raises ConfigError for any other file.
+    `net` takes the weights if given; otherwise the architecture is read off the tensors. `image_size` is for
+    files that cannot tell it, and so are other arguments of the network, or an official `config` of score_sde
+    (`score_sde.from_state_dict`). `ema=False` takes the raw weights where the file has both. Raises
+    ConfigError for any other file, for one that asks for foreign code, and for weights that do not fit.
     """
     content = unpickle.load(path)
-    size: dict[str, Any] = {} if image_size is None else {"image_size": image_size}
-    weights = "ema" if ema else "model"
-    if isinstance(content, list | tuple):
-        return ncsn.load(path, weights=weights, **size)
     if isinstance(content, dict) and "pytorch-lightning_version" in content:
         raise ConfigError(f"{path} is a checkpoint of lit_gen: take run={path} instead of weights=.")
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        return score_sde.load(path, weights=weights, **size)
-    return edm.load(path)  # its names hold the resolution
+    size = {} if image_size is None else {"image_size": image_size}
+    try:
+        if isinstance(content, list | tuple):
+            return ncsn.read(content, net, ema=ema, **size, **network)
+        if isinstance(content, dict) and isinstance(content.get("model"), dict):
+            return score_sde.read(content, net, ema=ema, **size, **network)
+        return edm.read(content, net, **network)  # its names hold the resolution
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None

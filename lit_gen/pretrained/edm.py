@@ -12,28 +12,19 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from lit_gen.errors import ConfigError
-from lit_gen.pretrained.keymap import CONV_AS_LINEAR, Info, Layout, Rule, apply, expand, invert
+from lit_gen.pretrained.keymap import SELF, Info, Layout, Rule, apply, conv_as_linear, expand
 from lit_gen.pretrained.unpickle import Record, tensors
-from lit_gen.pretrained.unpickle import load as read
 from lit_gen.score.networks.adm import ADM
-from lit_gen.score.networks.edm2 import EDM2, Uncertainty
+from lit_gen.score.networks.edm2 import EDM2
 from lit_gen.score.networks.ncsnpp import NCSNpp
 
-__all__ = [
-    "from_state_dict",
-    "hidden_arguments",
-    "load",
-    "network_arguments",
-    "rules",
-    "to_state_dict",
-    "uncertainty",
-]
+__all__ = ["from_state_dict", "hidden_arguments", "network_arguments", "read", "rules"]
 
 Network = NCSNpp | ADM | EDM2
 
@@ -64,8 +55,7 @@ _EMBEDDING = {
     "head.0": "out_norm",
     "head.2": "out_conv",
 }
-_EMBEDDING2 = {
-    "": "",
+_EMBEDDING2 = SELF | {
     "embedding": "emb_fourier",
     "noise": "emb_noise",
     "label": "emb_label",
@@ -92,15 +82,21 @@ _HIDDEN = {
 }
 
 
-def load(path: str | Path, net: Network | None = None, **network: Any) -> tuple[Network, Info]:
-    """(network, info) of a snapshot or state dict, in eval mode and float32.
+def read(content: Any, net: Network | None = None, **network: Any) -> tuple[Network, Info]:
+    """`lit_gen.pretrained.load` of an unpickled snapshot or state dict.
 
-    `net` takes the weights if given; otherwise the architecture is read off names and shapes, constructor
-    arguments that a snapshot records, and `network`, which goes first. Raises ConfigError for a file of
-    another kind, for one that asks for foreign code, and for weights that do not fit.
+    The architecture is read off names and shapes, the constructor arguments that a snapshot records, and
+    `network`, which goes first.
     """
-    state, recorded = _read(path)
-    net, info = from_state_dict(state, net, hidden=hidden_arguments(recorded), **network)
+    recorded: dict[str, Any] = {}
+    if isinstance(content, dict) and isinstance(content.get("ema"), Record):
+        content = content["ema"]
+    if isinstance(content, Record):
+        recorded = dict(content.state.get("_init_kwargs") or {}) | {"class": content.name}
+        content = dict(tensors(content))
+    if not (isinstance(content, dict) and content and all(isinstance(v, Tensor) for v in content.values())):
+        raise ConfigError("it is neither an EDM snapshot with an 'ema' network nor a state dict.")
+    net, info = from_state_dict(content, net, hidden=hidden_arguments(recorded), **network)
     return net, replace(info, weights="ema", snapshot=recorded)
 
 
@@ -110,22 +106,6 @@ def hidden_arguments(official: dict[str, Any]) -> dict[str, Any]:
     return hidden | ({"fir": tuple(official["resample_filter"])} if "resample_filter" in official else {})
 
 
-def uncertainty(source: str | Path | dict[str, Tensor]) -> Uncertainty:
-    """u(sigma) of an EDM2 snapshot or state dict; raises ConfigError where there is none."""
-    state = source if isinstance(source, dict) else _read(source)[0]
-    if "logvar_linear.weight" not in state:
-        raise ConfigError("the checkpoint has no uncertainty: only EDM2's preconditioned networks have one.")
-    u = Uncertainty(state["logvar_linear.weight"].shape[1])
-    u.load_state_dict(
-        {
-            "embedding.frequencies": state["logvar_fourier.freqs"].float(),
-            "embedding.phases": state["logvar_fourier.phases"].float(),
-            "linear.weight": state["logvar_linear.weight"].float(),
-        }
-    )
-    return u.eval()
-
-
 def from_state_dict(
     state: dict[str, Tensor],
     net: Network | None = None,
@@ -133,7 +113,7 @@ def from_state_dict(
     hidden: dict[str, Any] | None = None,
     **network: Any,
 ) -> tuple[Network, Info]:
-    """As `load`, for a state dict; `hidden` are arguments to be used where the class has them."""
+    """(network, info) of a state dict; `hidden` are arguments to be used where the class has them."""
     state = {re.sub(r"^(model|unet)\.", "", key): value for key, value in state.items()}
     arguments: dict[str, Any] = {}
     if net is None:
@@ -144,11 +124,6 @@ def from_state_dict(
     release = "edm2" if isinstance(net, EDM2) else "edm"
     apply(net, rules(net), state, release, ignore=_IGNORED)
     return net.eval(), Info(release, arguments)
-
-
-def to_state_dict(net: Network) -> dict[str, Tensor]:
-    """The state dict of the official network (without preconditioning), resampling filters left out."""
-    return invert(net, rules(net))
 
 
 def rules(net: Network) -> list[Rule]:
@@ -163,7 +138,7 @@ def rules(net: Network) -> list[Rule]:
     table = _EMBEDDING2 if cls is EDM2 else _EMBEDDING
     found = list(expand(net, "", "", table, leaves=_BUFFERS))
     for ours, theirs in _blocks(net):
-        layouts = {"attention.qkv": _qkv(net, ours), "attention.proj": CONV_AS_LINEAR}
+        layouts = {"attention.qkv": _qkv(net, ours), "attention.proj": conv_as_linear}
         found += expand(net, ours, theirs, _BLOCK2 if cls is EDM2 else _BLOCK, layouts)
     return found
 
@@ -186,24 +161,17 @@ def _blocks(net: Network) -> Iterator[tuple[str, str]]:
 
 
 def _qkv(net: nn.Module, block: str) -> Layout:
+    attention = dict(net.named_modules()).get(f"{block}.attention")
+    return partial(qkv_rows, heads=getattr(attention, "heads", 1))
+
+
+def qkv_rows(t: Tensor, heads: int) -> Tensor:
     """Official rows go head, channel, then q, k, v; ours q, k, v, then head, channel, of a linear layer."""
-    heads = getattr(dict(net.named_modules()).get(f"{block}.attention"), "heads", 1)
-
-    def to_ours(ts: list[Tensor]) -> Tensor:
-        t = ts[0].flatten(1) if ts[0].ndim > 1 else ts[0]
-        rows = t.unflatten(0, (heads, -1, 3))
-        return rows.movedim(2, 0).flatten(0, 2)
-
-    def to_theirs(t: Tensor) -> list[Tensor]:
-        rows = t.unflatten(0, (3, heads, -1)).movedim(0, 2).flatten(0, 2)
-        return [rows[:, :, None, None] if t.ndim > 1 else rows]
-
-    return Layout(to_ours, to_theirs)
+    return conv_as_linear(t).unflatten(0, (heads, -1, 3)).movedim(2, 0).flatten(0, 2)
 
 
 def network_arguments(state: dict[str, Tensor]) -> tuple[type[Network], dict[str, Any]]:
     """The class and constructor arguments that names and shapes of a state dict tell."""
-    state = {re.sub(r"^(model|unet)\.", "", key): value for key, value in state.items()}
     sizes = sorted({int(m[1]) for key in state if (m := re.match(r"enc\.(\d+)x\d+_", key))}, reverse=True)
     second = "emb_noise.weight" in state
     conv, first = ("conv_res0", "emb_noise") if second else ("conv0", "map_layer0")
@@ -275,16 +243,3 @@ def _song(
         "output_pyramid": "skip" if len(heads) > 1 else "none",
         "out_channels": len(state[heads[0]]),
     }
-
-
-def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state dict of a file and the constructor arguments it records."""
-    content = read(path)
-    if isinstance(content, dict) and isinstance(content.get("ema"), Record):
-        network = content["ema"]
-        return dict(tensors(network)), dict(network.state.get("_init_kwargs") or {}) | {"class": network.name}
-    if isinstance(content, Record):
-        return dict(tensors(content)), dict(content.state.get("_init_kwargs") or {}) | {"class": content.name}
-    if isinstance(content, dict) and content and all(isinstance(v, Tensor) for v in content.values()):
-        return content, {}
-    raise ConfigError(f"{path} is neither an EDM snapshot with an 'ema' network nor a state dict.")

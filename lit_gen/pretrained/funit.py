@@ -12,8 +12,8 @@ from torch import Tensor
 
 from lit_gen.errors import ConfigError
 from lit_gen.funit.networks import FewShotGenerator
-from lit_gen.pretrained.keymap import SAME, Rule, apply
-from lit_gen.pretrained.unpickle import load as read
+from lit_gen.pretrained import unpickle
+from lit_gen.pretrained.keymap import Rule, apply, same
 
 __all__ = ["load_generator", "rules"]
 
@@ -42,7 +42,7 @@ def rules(generator: FewShotGenerator) -> list[Rule]:
     layers |= {f"mlp.{2 * i}": f"mlp.model.{i}.fc" for i in range((len(generator.mlp) + 1) // 2)}
     names = generator.state_dict().keys()
     kinds = [(a, b, kind) for a, b in layers.items() for kind in ("weight", "bias") if f"{a}.{kind}" in names]
-    return [(f"{ours}.{kind}", (f"{official}.{kind}",), SAME) for ours, official, kind in kinds]
+    return [(f"{ours}.{kind}", (f"{official}.{kind}",), same) for ours, official, kind in kinds]
 
 
 def load_generator(path: str | Path, average: bool = True) -> FewShotGenerator:
@@ -51,7 +51,7 @@ def load_generator(path: str | Path, average: bool = True) -> FewShotGenerator:
 
     Raises ConfigError if the file cannot be read or holds another network.
     """
-    checkpoint = read(path)
+    checkpoint = unpickle.load(path)
     if not isinstance(checkpoint, dict) or not {"gen", "gen_test"} & checkpoint.keys():
         found = sorted(map(str, checkpoint)) if isinstance(checkpoint, dict) else type(checkpoint).__name__
         raise ConfigError(

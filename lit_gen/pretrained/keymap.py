@@ -1,4 +1,4 @@
-"""Literal key maps between a network of ours and an official state dict, in both directions."""
+"""Literal key maps from an official state dict to a network of ours."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lit_gen.errors import ConfigError
 
-__all__ = ["CONV_AS_LINEAR", "SAME", "SELF", "Info", "Layout", "Rule", "apply", "expand", "invert"]
+__all__ = ["SELF", "Info", "Layout", "Rule", "apply", "conv_as_linear", "expand", "same"]
 
 
 @dataclass(frozen=True)
@@ -24,23 +24,23 @@ class Info:
     snapshot: dict[str, Any] = field(default_factory=dict)  # constructor arguments found in an EDM snapshot
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How the tensor of one official name, or of several, is stored here, and back."""
+Layout = Callable[..., Tensor]
+"""The tensors of one official name, or of several, as the network of ours stores them."""
 
-    to_ours: Callable[[list[Tensor]], Tensor]
-    to_theirs: Callable[[Tensor], list[Tensor]]
-
-
-SAME = Layout(lambda ts: ts[0], lambda t: [t])
-CONV_AS_LINEAR = Layout(
-    lambda ts: ts[0].flatten(1) if ts[0].ndim > 1 else ts[0],
-    lambda t: [t[:, :, None, None] if t.ndim > 1 else t],
-)
+Rule = tuple[str, tuple[str, ...], Layout]
+"""Our key, the official keys, and the layout."""
 
 SELF = {"": ""}  # the table of a single layer
 
-Rule = tuple[str, tuple[str, ...], Layout]  # our key, their keys, layout
+
+def same(t: Tensor) -> Tensor:
+    """The tensor as it is."""
+    return t
+
+
+def conv_as_linear(t: Tensor) -> Tensor:
+    """A 1x1 convolution (O, I, 1, 1), or its bias, as a linear layer's."""
+    return t.flatten(1) if t.ndim > 1 else t
 
 
 def expand(
@@ -53,7 +53,7 @@ def expand(
 ) -> Iterator[Rule]:
     """Rules of the layers `ours`.name that exist in `net`, for a table name -> official name.
 
-    `layouts` is by our name of a layer (else SAME), `leaves` renames tensors ("frequencies" -> "W").
+    `layouts` is by our name of a layer (else `same`), `leaves` renames tensors ("frequencies" -> "W").
     """
     for mine, official in names.items():
         path, official_path = _join(ours, mine), _join(theirs, official)
@@ -63,7 +63,7 @@ def expand(
             continue
         for key in layer.state_dict() if layer is not None else ():
             if "." not in key:
-                layout, leaf = (layouts or {}).get(mine, SAME), (leaves or {}).get(key, key)
+                layout, leaf = (layouts or {}).get(mine, same), (leaves or {}).get(key, key)
                 yield _join(path, key), (_join(official_path, leaf),), layout
 
 
@@ -81,7 +81,7 @@ def apply(
             f"it lacks {_some(missing)} and has {_some(surplus)} besides. Give the network's own arguments."
         )
     for ours, keys, layout in rules:
-        tensor = layout.to_ours([state[key].to(torch.float32) for key in keys])
+        tensor = layout(*(state[key].to(torch.float32) for key in keys))
         if tensor.shape != own[ours].shape:
             raise ConfigError(
                 f"{keys[0]} of this {release} checkpoint has shape {tuple(tensor.shape)}, but the network's "
@@ -91,23 +91,10 @@ def apply(
     net.load_state_dict(new)
 
 
-def invert(net: nn.Module, rules: list[Rule]) -> dict[str, Tensor]:
-    """The official state dict of `net`, buffers that hold no weights left out."""
-    own = net.state_dict()
-    return {
-        key: tensor.detach().clone().contiguous()
-        for ours, keys, layout in rules
-        for key, tensor in zip(keys, layout.to_theirs(own[ours]), strict=True)
-    }
-
-
 def _join(*parts: str) -> str:
     return ".".join(part for part in parts if part)
 
 
 def _some(keys: list[str]) -> str:
-    return (
-        "nothing"
-        if not keys
-        else ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
-    )
+    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return ", ".join(keys[:3]) + more or "nothing"

@@ -9,27 +9,23 @@ NCSNv2 divides its output by the sigma.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from lit_gen.errors import ConfigError
-from lit_gen.pretrained.keymap import SAME, Info, Layout, Rule, apply, invert
-from lit_gen.pretrained.unpickle import load as read
+from lit_gen.pretrained.keymap import Info, Rule, apply, same
 from lit_gen.score.networks.ncsn import NCSN
 from lit_gen.score.networks.ncsnv2 import NCSNv2
 
-__all__ = ["from_state_dict", "load", "rules", "to_state_dict"]
+__all__ = ["from_state_dict", "read", "rules"]
 
 _PREFIX = "module."
 # Names of the residual stages and refine blocks, in the order of use, by their number.
 _STAGES = {4: "1 2 3 4", 5: "1 2 3 4 5", 6: "1 2 3 31 4 5"}
 _REFINE = {4: "1 2 3 4", 5: "1 2 3 4 5", 6: "1 2 31 3 4 5"}
-# The official NCSN returns the score of [0, 1] images, ours that of its own [-1, 1] ones, which is half of
-# it.
-_HALF = Layout(lambda ts: ts[0] / 2, lambda t: [2 * t])
 _LITERAL = [
     (r"^stem\.", "begin_conv."),
     (r"^head\.", "end_conv."),
@@ -43,36 +39,27 @@ _LITERAL = [
 ]
 
 
-def load(
-    path: str | Path, net: NCSN | NCSNv2 | None = None, *, weights: str = "ema", **network: Any
+def read(
+    content: Sequence[Any], net: NCSN | NCSNv2 | None = None, *, ema: bool = True, **network: Any
 ) -> tuple[NCSN | NCSNv2, Info]:
-    """(network, info) of a checkpoint, in eval mode: its moving average if it has one, or `weights="model"`.
+    """`lit_gen.pretrained.load` of an unpickled checkpoint.
 
-    `net` takes the weights if given; otherwise the architecture is read off the tensors, and `network` can
-    say the `image_size`, which they cannot (32, 128 or 256 by depth; nothing but a check depends on it).
-    Raises ConfigError for a file of another kind and for weights that do not fit.
+    `network` can say the `image_size`, which the tensors cannot (32, 128 or 256 by depth; nothing but a check
+    depends on it).
     """
-    checkpoint = read(path)
-    if not (isinstance(checkpoint, list | tuple) and checkpoint and isinstance(checkpoint[0], dict)):
-        raise ConfigError(
-            f"{path} is not an ncsn or ncsnv2 checkpoint: it is no list that opens with a state dict."
-        )
-    parts = list(checkpoint)
-    if weights not in ("ema", "model"):
-        raise ConfigError(f"weights={weights!r} is not known: take 'ema' or 'model'.")
-    state = {key.removeprefix(_PREFIX): value for key, value in parts[0].items()}
-    averaged = weights == "ema" and len(parts) > 4
-    if averaged:
-        state |= {key.removeprefix(_PREFIX): value for key, value in parts[4].items()}
+    if not (content and isinstance(content[0], dict)):
+        raise ConfigError("it is not an ncsn or ncsnv2 checkpoint: the list does not open with a state dict.")
+    averaged = ema and len(content) > 4
+    state = content[0] | ({_PREFIX + key: value for key, value in content[4].items()} if averaged else {})
     net, info = from_state_dict(state, net, **network)
-    step = parts[3] if len(parts) > 3 else None
+    step = content[3] if len(content) > 3 else None
     return net, replace(info, weights="ema" if averaged else "model", step=step)
 
 
 def from_state_dict(
     state: dict[str, Tensor], net: NCSN | NCSNv2 | None = None, **network: Any
 ) -> tuple[NCSN | NCSNv2, Info]:
-    """As `load`, for the model's state dict with or without its "module." prefix."""
+    """(network, info) of the model's state dict, with or without its "module." prefix."""
     state = {key.removeprefix(_PREFIX): value for key, value in state.items()}
     arguments: dict[str, Any] = {}
     if net is None:
@@ -93,20 +80,20 @@ def from_state_dict(
     return net.eval(), Info(release, arguments, sigmas=state.get("sigmas"))
 
 
-def to_state_dict(net: NCSN | NCSNv2) -> dict[str, Tensor]:
-    """The official model's state dict, "module." prefix included, without the table of sigmas."""
-    return {_PREFIX + key: tensor for key, tensor in invert(net, rules(net)).items()}
-
-
 def rules(net: NCSN | NCSNv2) -> list[Rule]:
     """Our keys -> the official ones."""
     if not isinstance(net, NCSN | NCSNv2):
         raise ConfigError("the ncsn and ncsnv2 releases have NCSN and NCSNv2 networks only.")
-    half = isinstance(net, NCSN)
+    head = half if isinstance(net, NCSN) else same
     return [
-        (key, (_official(key, len(net.stages)),), _HALF if half and key.startswith("head.") else SAME)
+        (key, (_official(key, len(net.stages)),), head if key.startswith("head.") else same)
         for key in net.state_dict()
     ]
+
+
+def half(t: Tensor) -> Tensor:
+    """The official NCSN returns the score of [0, 1] images, twice that of our own [-1, 1] ones."""
+    return t / 2
 
 
 def _official(key: str, depth: int) -> str:

@@ -12,19 +12,17 @@ descending table of sigmas, and their output is divided by sigma; the VP and sub
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lit_gen.errors import ConfigError
-from lit_gen.pretrained.keymap import SAME, SELF, Info, Layout, Rule, apply, expand, invert
-from lit_gen.pretrained.unpickle import load as read
+from lit_gen.pretrained.keymap import SELF, Info, Layout, Rule, apply, expand, same
 from lit_gen.score.networks.ddpm import DDPM
 from lit_gen.score.networks.ncsnpp import NCSNpp
 
-__all__ = ["config_arguments", "from_state_dict", "load", "network_arguments", "rules", "to_state_dict"]
+__all__ = ["config_arguments", "from_state_dict", "network_arguments", "read", "rules"]
 
 _PREFIX = "module."
 _BUFFERS = ("sigmas",)
@@ -34,15 +32,6 @@ _PYRAMID = {"skip": "Conv_0", "cat": "Conv_0", "strided": "Conv_0", "residual": 
 _ACTIVATIONS = {"swish": "silu", "elu": "elu", "relu": "relu", "lrelu": "leaky_relu"}
 _NOTHING: tuple[str, dict[str, str], dict[str, Layout]] = ("", {}, {})  # a number without weights of ours
 
-_NIN = Layout(lambda ts: ts[0].T if ts[0].ndim > 1 else ts[0], lambda t: [t.T if t.ndim > 1 else t])
-_NIN_CONV = Layout(
-    lambda ts: ts[0].T[:, :, None, None] if ts[0].ndim > 1 else ts[0],
-    lambda t: [t.flatten(1).T if t.ndim > 1 else t],
-)
-_NIN_QKV = Layout(
-    lambda ts: torch.cat([t.T if t.ndim > 1 else t for t in ts]),
-    lambda t: [part.T if t.ndim > 1 else part for part in t.chunk(3)],
-)
 _BLOCK = {
     "norm0": "GroupNorm_0",
     "conv0": "Conv_0",
@@ -53,33 +42,14 @@ _BLOCK = {
 }
 
 
-def load(
-    path: str | Path,
-    net: NCSNpp | DDPM | None = None,
-    *,
-    weights: str = "ema",
-    config: Mapping[str, Any] | None = None,
-    **network: Any,
+def read(
+    content: dict[str, Any], net: NCSNpp | DDPM | None = None, *, ema: bool = True, **network: Any
 ) -> tuple[NCSNpp | DDPM, Info]:
-    """(network, info) of a checkpoint, in eval mode: its moving average if it has one, or `weights="model"`.
-
-    `net` takes the weights if given, else the network is that of the official `config`, where there is one
-    (`config_arguments`). Without either the architecture is read off the tensors, as one of the released
-    kinds, and `network` says what they cannot: `image_size` (else attention is taken to stand at 16x16),
-    `fir` (else NCSN++ has its filter), `dropout`. Raises ConfigError for a file of another kind and for
-    weights that do not fit.
-    """
-    checkpoint = read(path)
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
-        raise ConfigError(f"{path} is not a score_sde_pytorch checkpoint: it has no 'model' state dict.")
-    if weights not in ("ema", "model"):
-        raise ConfigError(f"weights={weights!r} is not known: take 'ema' or 'model'.")
-    state = {key.removeprefix(_PREFIX): value for key, value in checkpoint["model"].items()}
-    shadow = checkpoint.get("ema", {}).get("shadow_params")
-    if weights == "ema" and shadow:
-        state = _averaged(state, shadow)
-    net, info = from_state_dict(state, net, config=config, **network)
-    return net, replace(info, weights=weights if shadow else "model", step=checkpoint.get("step"))
+    """`lit_gen.pretrained.load` of an unpickled checkpoint; `network` as in `from_state_dict`."""
+    state, shadow = content["model"], content.get("ema", {}).get("shadow_params")
+    averaged = ema and bool(shadow)
+    net, info = from_state_dict(_averaged(state, shadow) if averaged else state, net, **network)
+    return net, replace(info, weights="ema" if averaged else "model", step=content.get("step"))
 
 
 def from_state_dict(
@@ -89,28 +59,23 @@ def from_state_dict(
     config: Mapping[str, Any] | None = None,
     **network: Any,
 ) -> tuple[NCSNpp | DDPM, Info]:
-    """As `load`, for the model's state dict with or without its "module." prefix."""
+    """(network, info) of the model's state dict, with or without its "module." prefix.
+
+    `net` takes the weights if given, else the network is that of the official `config`, where there is one
+    (`config_arguments`). Without either the architecture is read off the tensors, as one of the released
+    kinds, and `network` says what they cannot: `image_size` (else attention is taken to stand at 16x16),
+    `fir` (else NCSN++ has its filter), `dropout`.
+    """
     state = {key.removeprefix(_PREFIX): value for key, value in state.items()}
     arguments = {}
     if net is None:
-        cls, arguments = (
-            network_arguments(state, network.get("image_size"))
-            if config is None
-            else config_arguments(config)
-        )
+        size = network.get("image_size")
+        cls, arguments = network_arguments(state, size) if config is None else config_arguments(config)
         arguments |= network
         net = cls(**arguments)
     unused = () if isinstance(net, DDPM) or net.conditional else _UNUSED
     apply(net, rules(net), state, "score_sde", ignore=_BUFFERS + unused)
     return net.eval(), Info("score_sde", arguments, sigmas=state.get("sigmas"))
-
-
-def to_state_dict(net: NCSNpp | DDPM) -> dict[str, Tensor]:
-    """The official model's state dict, "module." prefix included, without the table of sigmas.
-
-    That of an unconditional network lacks what the official one has and does not use.
-    """
-    return {_PREFIX + key: tensor for key, tensor in invert(net, rules(net)).items()}
 
 
 def rules(net: NCSNpp | DDPM) -> list[Rule]:
@@ -132,7 +97,7 @@ def _layers(net: NCSNpp | DDPM) -> Iterator[tuple[str, dict[str, str], dict[str,
     plus = isinstance(net, NCSNpp)
     nin = not plus or net.block == "ddpm"
     block = _BLOCK | {"skip": "NIN_0"} if nin else _BLOCK
-    layouts = {"skip": _NIN_CONV} if nin else {}
+    layouts = {"skip": nin_as_conv} if nin else {}
 
     def blocks(path: str, modules) -> Iterator:
         for n, module in enumerate(modules):
@@ -168,9 +133,19 @@ def _layers(net: NCSNpp | DDPM) -> Iterator[tuple[str, dict[str, str], dict[str,
 
 def _attention_rules(ours: str, theirs: str) -> Iterator[Rule]:
     for key in ("weight", "bias"):
-        yield f"{ours}.norm.{key}", (f"{theirs}.GroupNorm_0.{key}",), SAME
-        yield f"{ours}.qkv.{key}", tuple(f"{theirs}.{name}.{key}" for name in _QKV), _NIN_QKV
-        yield f"{ours}.proj.{key}", (f"{theirs}.NIN_3.{key}",), _NIN
+        yield f"{ours}.norm.{key}", (f"{theirs}.GroupNorm_0.{key}",), same
+        yield f"{ours}.qkv.{key}", tuple(f"{theirs}.{name}.{key}" for name in _QKV), nin_as_linear
+        yield f"{ours}.proj.{key}", (f"{theirs}.NIN_3.{key}",), nin_as_linear
+
+
+def nin_as_linear(*ts: Tensor) -> Tensor:
+    """NIN layers (I, O), or their biases, as one linear layer's rows."""
+    return torch.cat([t.T if t.ndim > 1 else t for t in ts])
+
+
+def nin_as_conv(t: Tensor) -> Tensor:
+    """A NIN layer (I, O), or its bias, as a 1x1 convolution's."""
+    return t.T[:, :, None, None] if t.ndim > 1 else t
 
 
 def _nin_names(rule: Rule) -> Rule:
@@ -188,7 +163,7 @@ def _averaged(state: dict[str, Tensor], shadow: list[Tensor]) -> dict[str, Tenso
     ):
         raise ConfigError(
             f"the checkpoint's moving average of {len(shadow)} tensors does not match its model's "
-            f"{len(trainable)}: read it with weights='model'."
+            f"{len(trainable)}: read the weights themselves, ema=false."
         )
     return state | dict(zip(trainable, shadow, strict=True))
 

@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from official import invert
 
 from lit_gen.funit import losses
 from lit_gen.funit.networks import FewShotGenerator, PatchDiscriminator
 from lit_gen.funit.step import Batch, Objective, Outputs, alternating_step, average_
-from lit_gen.pretrained import funit as official
-from lit_gen.pretrained.keymap import SAME, Rule, apply, invert
+from lit_gen.pretrained import funit as pretrained_funit
+from lit_gen.pretrained.keymap import Rule, apply, same
 
 pytestmark = pytest.mark.parity
 
@@ -52,7 +53,7 @@ def load_discriminator(path: Path) -> PatchDiscriminator:
 def rules(network: FewShotGenerator | PatchDiscriminator) -> list[Rule]:
     """Our keys -> the official ones."""
     if isinstance(network, FewShotGenerator):
-        return official.rules(network)
+        return pretrained_funit.rules(network)
     layers = {"stem": "cnn_f.0.conv", "head": "cnn_c.0.conv"}
     for s in range(len(network.stages)):
         for b in (0, 1):  # two blocks, then a padding and a pooling without parameters
@@ -60,7 +61,7 @@ def rules(network: FewShotGenerator | PatchDiscriminator) -> list[Rule]:
             layers |= {f"{ours}.conv0": f"{theirs}.conv_0.conv", f"{ours}.conv1": f"{theirs}.conv_1.conv"}
             layers |= {f"{ours}.shortcut": f"{theirs}.conv_s.conv"}
     split = {key: key.rpartition(".") for key in network.state_dict()}
-    return [(key, (f"{layers[layer]}.{kind}",), SAME) for key, (layer, _, kind) in split.items()]
+    return [(key, (f"{layers[layer]}.{kind}",), same) for key, (layer, _, kind) in split.items()]
 
 
 def arrays(path: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -109,7 +110,7 @@ def test_there_are_goldens():
 
 @cache
 def generator_outputs(case: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    generator = official.load_generator(case / "gen_00000000.pt", average=False).to(dtype)
+    generator = pretrained_funit.load_generator(case / "gen_00000000.pt", average=False).to(dtype)
     inputs = arrays(case / "inputs.npz", dtype)
     batch = batch_of(inputs, 0)
     with torch.no_grad():
@@ -225,7 +226,7 @@ class Official:
 
     def __init__(self, case: Path, dtype: torch.dtype = torch.float64):
         config = settings(case)
-        generator = official.load_generator(case / "gen_00000000.pt", average=False)
+        generator = pretrained_funit.load_generator(case / "gen_00000000.pt", average=False)
         self.generator, self.average = generator.to(dtype), copy.deepcopy(generator).to(dtype)
         self.discriminator = load_discriminator(case / "dis_00000000.pt").to(dtype)
         self.objective = objective_of(case)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from hydra.errors import ConfigCompositionException
+from official import invert
 from PIL import Image
 
 from lit_gen import checkpoints, inputs, runs
@@ -23,7 +24,6 @@ from lit_gen.funit.evaluation import copy_content, paired_l1
 from lit_gen.images import save_png, to_float
 from lit_gen.instantiate import instantiate
 from lit_gen.pretrained.funit import rules
-from lit_gen.pretrained.keymap import invert
 
 
 def state(folder, name="last"):

@@ -6,13 +6,15 @@ import types
 
 import pytest
 import torch
+from official import edm_state
 from torch import nn
 
+from lit_gen import pretrained
 from lit_gen.errors import ConfigError
 from lit_gen.pretrained import edm
 from lit_gen.score.networks.adm import ADM
 from lit_gen.score.networks.ddpm import DDPM
-from lit_gen.score.networks.edm2 import EDM2, Uncertainty
+from lit_gen.score.networks.edm2 import EDM2
 from lit_gen.score.networks.ncsnpp import NCSNpp
 
 NETWORKS = {
@@ -94,7 +96,7 @@ class Persistent:
 
 def write(path, modules, net, prefix, half=False, extra=(), **kwargs):
     persistence, util = modules
-    state = {prefix + k: v.half() if half else v for k, v in edm.to_state_dict(net).items()} | dict(extra)
+    state = {prefix + k: v.half() if half else v for k, v in edm_state(net).items()} | dict(extra)
     kwargs |= {"img_resolution": 8, "resample_filter": [1, 1]} if not kwargs.get("resample_filter") else {}
     ema = Persistent(persistence, "EDMPrecond", state, **kwargs)
     data = {"ema": ema, "loss_fn": None, "dataset_kwargs": util.EasyDict(path="x.zip")}
@@ -123,7 +125,7 @@ def test_snapshots_are_read_without_their_code(tmp_path, monkeypatch, official_m
     write(tmp_path / "s.pkl", official_modules, net, prefix, dropout=0.13, **kwargs)
     for module in ("torch_utils", "torch_utils.persistence", "dnnlib", "dnnlib.util"):
         monkeypatch.delitem(sys.modules, module)
-    read, info = edm.load(tmp_path / "s.pkl")
+    read, info = pretrained.load(tmp_path / "s.pkl")
     assert type(read) is type(net) and info.snapshot["class"] == "EDMPrecond" and not read.training
     assert info.network["dropout"] == 0.13
     x, c, label = inputs(net)
@@ -134,41 +136,40 @@ def test_snapshots_are_read_without_their_code(tmp_path, monkeypatch, official_m
 def test_state_dicts_round_trip(tmp_path, name):
     """Official names, there and back, bit for bit; also into a given network."""
     net = randomized(name)
-    state = edm.to_state_dict(net)
+    state = edm_state(net)
     hidden = {"fir": (1, 3, 3, 1)} if name == "ncsnpp" else {}
     hidden |= {"head_channels": 32, "res_balance": 0.4} if name == "edm2" else {}
     read, _ = edm.from_state_dict({f"model.{k}": v for k, v in state.items()}, hidden=hidden)
-    again = edm.to_state_dict(read)
+    again = edm_state(read)
     assert again.keys() == state.keys() and all(torch.equal(again[k], v) for k, v in state.items())
     torch.save(state, tmp_path / "s.pt")
-    given, _ = edm.load(tmp_path / "s.pt", NETWORKS[name]())
+    given, _ = pretrained.load(tmp_path / "s.pt", NETWORKS[name]())
     x, c, label = inputs(net)
     assert torch.equal(given(x, c, label), net(x, c, label))
 
 
 def test_half_precision_edm2_with_its_uncertainty(tmp_path, official_modules):
-    net, u = randomized("edm2"), Uncertainty(16)
+    """The network is read; the uncertainty, which sampling does not need, is left out."""
+    net = randomized("edm2")
     extra = {
-        "logvar_fourier.freqs": u.embedding.frequencies,
-        "logvar_fourier.phases": u.embedding.phases,
-        "logvar_linear.weight": u.linear.weight.detach(),
+        "logvar_fourier.freqs": torch.randn(16),
+        "logvar_fourier.phases": torch.rand(16),
+        "logvar_linear.weight": torch.randn(1, 16),
     }
     write(tmp_path / "s.pkl", official_modules, net, "unet.", half=True, extra=extra, channels_per_head=32)
-    read, _ = edm.load(tmp_path / "s.pkl")
+    read, _ = pretrained.load(tmp_path / "s.pkl")
     assert all(p.dtype == torch.float32 for p in read.parameters())
-    c = torch.tensor([-1.0, 0.5])
-    assert torch.equal(edm.uncertainty(tmp_path / "s.pkl")(c), u.eval()(c))
-    write(tmp_path / "plain.pkl", official_modules, net, "unet.")
-    with pytest.raises(ConfigError, match="has no uncertainty"):
-        edm.uncertainty(tmp_path / "plain.pkl")
+    assert all(
+        torch.equal(p, q.half().float()) for p, q in zip(read.parameters(), net.parameters(), strict=True)
+    )
 
 
 def test_files_that_do_not_fit_are_named(tmp_path):
     net = randomized("ddpmpp")
-    state = edm.to_state_dict(net)
+    state = edm_state(net)
     torch.save({"epoch": 3, "weights": torch.zeros(2)}, tmp_path / "other.pt")
     with pytest.raises(ConfigError, match="neither an EDM snapshot"):
-        edm.load(tmp_path / "other.pt")
+        pretrained.load(tmp_path / "other.pt")
     with pytest.raises(ConfigError, match="not those of a network of EDM"):
         edm.from_state_dict({"conv.weight": torch.zeros(2)})
     with pytest.raises(ConfigError, match=r"lacks map_layer0.bias and has nothing besides"):
@@ -178,6 +179,6 @@ def test_files_that_do_not_fit_are_named(tmp_path):
     with pytest.raises(ConfigError, match=r"map_label.weight of this edm checkpoint has shape \(16, 5\)"):
         edm.from_state_dict(state, NCSNpp(8, 3, 16, (1, 2), 2, (4,), num_classes=6, augment_dim=9))
     with pytest.raises(ConfigError, match="no NCSNpp with rescale=False"):
-        edm.to_state_dict(NCSNpp(8, 3, 8, (1,), 1, rescale=False))
+        edm_state(NCSNpp(8, 3, 8, (1,), 1, rescale=False))
     with pytest.raises(ConfigError, match="no DDPM"):
-        edm.to_state_dict(DDPM(8, 3, 8, (1,), 1))
+        edm_state(DDPM(8, 3, 8, (1,), 1))

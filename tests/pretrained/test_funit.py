@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from official import invert
 
 from lit_gen.errors import ConfigError
 from lit_gen.funit.networks import FewShotGenerator
 from lit_gen.pretrained.funit import load_generator, rules
-from lit_gen.pretrained.keymap import invert
 
 ROOT = Path(os.environ.get("LITGEN_GOLDENS") or Path(__file__).parents[1] / "goldens") / "funit"
 GENERATORS = sorted(ROOT.glob("*/gen_*.pt"))

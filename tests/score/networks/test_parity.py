@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from official import Uncertainty, ncsn_state, score_sde_state
 from torch import Tensor
 from torch.func import functional_call
 
+from lit_gen import pretrained
 from lit_gen.errors import ConfigError
 from lit_gen.pretrained import edm, ncsn, score_sde, unpickle
 from lit_gen.rng import PerSample
@@ -202,7 +204,7 @@ def karras_net(case: Case):
 
 
 def official(net, rules, tensors: dict[str, Tensor], *args, **labels) -> Tensor:
-    own = {ours: layout.to_ours([tensors[k] for k in keys]) for ours, keys, layout in rules}
+    own = {ours: layout(*(tensors[k] for k in keys)) for ours, keys, layout in rules}
     return functional_call(net, own, args, labels)
 
 
@@ -311,9 +313,9 @@ def test_edm_preconditioned_outputs_and_losses(case, name):
     if draws:
         sigma, weight = edm_sigma_and_weight(name, draws[0].flatten().double(), row)
         loss = DenoisingLoss(None, weight, mean_of_pixels)
-        per_image = loss(denoiser, io["images"], process.time(sigma), draws[1], io.get("class_labels"))
+        per_image = loss(denoiser, io["images"], process.time(sigma), draws[1], label=io.get("class_labels"))
         if name == "Precond":
-            u = edm.uncertainty(case.state)(sigma.log().float() / 4)
+            u = Uncertainty(case.state)(sigma.log().float() / 4)
             per_image = per_image / u.exp() + u
         expected = io[f"loss_{name}_per_element_mean"]
         torch.testing.assert_close(per_image.float(), expected, rtol=10 * tolerance, atol=0.0)
@@ -335,7 +337,7 @@ def edm_sigma_and_weight(name: str, draw: Tensor, row):
 def test_edm2_uncertainty(case):
     io = case.io
     c_noise = io["sigma"].flatten().log() / 4 if "sigma" in io else io["raw_noise_labels"]
-    u = edm.uncertainty(case.state)(c_noise)
+    u = Uncertainty(case.state)(c_noise)
     close(u, next(v for k, v in io.items() if "logvar" in k).flatten(), case.tolerance)
 
 
@@ -523,16 +525,17 @@ def test_score_sde_checkpoint(case):
     """The file after training: its last weights and its nameless moving average give the recorded outputs."""
     for weights, name in (("model", "out_after"), ("ema", "out_after_ema")):
         key = name if name in case.io else "out"
-        net, info = score_sde.load(case.files(".ckpt.pth")[0], weights=weights, config=case.config)
-        tensors = {k.removeprefix("module."): v for k, v in score_sde.to_state_dict(net).items()}
+        file = case.files(".ckpt.pth")[0]
+        net, info = pretrained.load(file, ema=weights == "ema", config=case.config)
+        tensors = {k.removeprefix("module."): v for k, v in score_sde_state(net).items()}
         close(song(case, tensors, case.io["x"], case.io["labels"]), case.io[key].float(), case.tolerance)
         assert info.weights == weights or key == "out"
 
 
 @pytest.mark.parametrize("case", [c for c in ERMON if c.files(".ckpt.pth")], ids=repr)
 def test_ncsn_checkpoint(case):
-    net, _ = ncsn.load(case.files(".ckpt.pth")[0], weights="model", **ermon_arguments(case))
-    tensors = {k.removeprefix("module."): v for k, v in ncsn.to_state_dict(net).items()}
+    net, _ = pretrained.load(case.files(".ckpt.pth")[0], ema=False, **ermon_arguments(case))
+    tensors = {k.removeprefix("module."): v for k, v in ncsn_state(net).items()}
     close(ermon(case, tensors, case.io["x"], case.io["labels"]), case.io["out_after"], case.tolerance)
 
 
