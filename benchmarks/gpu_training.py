@@ -85,7 +85,7 @@ def edm(sets: dict[str, Any], setting: Setting) -> tuple[Any, ...]:
     options = {"channel_mult": (2, 2, 2), "dropout": 0.13, "augment_dim": 9} | (small if setting.tiny else {})
     net = NCSNpp(32, **options)
     module = ScoreModule(
-        net, EDM(), EDMPrecondition(), edm_loss(pixels=sum_of_pixels),
+        net, EDM(), EDMPrecondition(), edm_loss(reduction=sum_of_pixels),
         partial(torch.optim.Adam, lr=1e-3, fused=True), partial(heun, num_steps=18), (3, 32, 32),
         schedule=partial(warmup, steps=500), augment=ConditionalAugment(p=0.12), compile="auto",
     )  # fmt: skip

@@ -53,6 +53,8 @@ RENAMED_KEYS: dict[str, dict[str, str]] = {
     "lit_gen.data.fewshot_module.": {"own_class_image": "same_class_target", "restyle": "content_augment"},
     "lit_gen.callbacks.SampleQuality": {"reservoir": "max_stored_features"},
     "lit_gen.callbacks.translations.Translations": {"judging": "classifiers"},
+    "lit_gen.score.losses.": {"times": "noise_distribution", "pixels": "reduction"},
+    "lit_gen.score.classifier.": {"times": "noise_distribution"},
 }
 """Prefixes of targets, by their names of today -> {option of an earlier version: its name today}."""
 

@@ -26,11 +26,11 @@ __all__ = [
     "BaseModule",
     "Results",
     "Score",
+    "SingleOptimizerModule",
     "callbacks_of",
     "clip_gradients",
     "compiles",
     "lay_out_state",
-    "optimization",
 ]
 
 log = logging.getLogger(__name__)
@@ -165,6 +165,10 @@ class BaseModule(pl.LightningModule):
         `local_shard`."""
         return keyed_generator(self.seed, purpose, self.batches_seen, device=self.device)
 
+    def whole_batch(self, images: Tensor) -> Tensor:
+        """Images (N, ...) of all ranks together, by shape, dtype, and device alone: what draws are like."""
+        return images.new_empty(()).expand(len(images) * self.trainer.world_size, *images.shape[1:])
+
     def local_shard(self, rows: Tensor) -> Tensor:
         """This rank's rows of a tensor drawn for the batch of all ranks."""
         world_size = self.trainer.world_size if self._trainer is not None else 1
@@ -271,6 +275,37 @@ class BaseModule(pl.LightningModule):
         self.nan_context = {"loss": loss.detach()} | {name: v.detach() for name, v in details.items()}
 
 
+class SingleOptimizerModule(BaseModule):
+    """A module with one optimizer of all parameters: `optimizer(parameters)` makes it, and `schedule(step)`
+    is the factor of its learning rate (None: constant)."""
+
+    def __init__(
+        self,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        schedule: Callable[[int], float] | None = None,
+        seed: int = 0,
+        log_every: int = 50,
+        compile: bool | str = False,
+    ):
+        super().__init__(seed, log_every, compile)
+        self.optimizer, self.schedule = optimizer, schedule
+
+    def log_step(self, loss: Tensor, **parts: Tensor) -> None:
+        """Logs a step's loss, its parts by name, and the learning rate, where `should_log`."""
+        if self.should_log:
+            optimizer = self.optimizers()
+            assert not isinstance(optimizer, list)
+            scalars = {"loss": loss, "lr": optimizer.param_groups[0]["lr"]} | parts
+            self.log_scalars({f"train/{name}": value for name, value in scalars.items()})
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(p for p in self.parameters() if p.requires_grad)
+        if self.schedule is None:
+            return optimizer
+        scheduler = LambdaLR(optimizer, self.schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
 def callbacks_of(trainer: pl.Trainer, kind: type[CallbackType]) -> list[CallbackType]:
     """The trainer's callbacks of a kind, in their order."""
     callbacks: list[pl.Callback] = vars(trainer)["callbacks"]  # set by Lightning without a declaration
@@ -305,19 +340,6 @@ def compiles(option: bool | str, device: torch.device) -> bool:
     if lacking := ", ".join(name for name, is_missing in missing.items() if is_missing):
         log.warning("The networks are not compiled, for want of %s: training is slower.", lacking)
     return not lacking
-
-
-def optimization(
-    module: nn.Module,
-    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
-    schedule: Callable[[int], float] | None,
-) -> Any:
-    """What `configure_optimizers` returns for one optimizer of all parameters, its learning rate times
-    `schedule(step)`."""
-    made = optimizer(p for p in module.parameters() if p.requires_grad)
-    if schedule is None:
-        return made
-    return {"optimizer": made, "lr_scheduler": {"scheduler": LambdaLR(made, schedule), "interval": "step"}}
 
 
 def _peak_gib(device: torch.device) -> float:

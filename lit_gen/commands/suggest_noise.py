@@ -146,7 +146,8 @@ def _print(r: dict[str, Any]) -> None:
         f"model=ve model.process.sigma_max={r['sigma_max']:.4g} model.process.sigma_min={r['sigma_min']:g}",
         f"model=ncsnv2 model.process.sigma_max={r['sigma_max']:.4g} "
         f"model.process.sigma_min={r['sigma_min']:g} "
-        f"model.loss.times.num_steps={r['num_levels']} sampler=langevin sampler.num_steps={r['num_levels']} "
+        f"model.loss.noise_distribution.num_steps={r['num_levels']} "
+        f"sampler=langevin sampler.num_steps={r['num_levels']} "
         f"sampler.steps_per_level={r['steps_per_level']} sampler.step_size={r['step_size']:.3g}",
         f"model=edm model.precondition.sigma_data={r['sigma_data']:.3f} "
         f"model.loss.sigma_data={r['sigma_data']:.3f}",

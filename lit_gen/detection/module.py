@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lit_gen.module import BaseModule, optimization
+from lit_gen.module import SingleOptimizerModule
 
 __all__ = ["DetectorModule", "Found"]
 
 Found = dict[str, Tensor]  # "boxes" float (K, 4) xyxy pixels, "scores" (K,), "labels" int64 (K,), best first
 
 
-class DetectorModule(BaseModule):
+class DetectorModule(SingleOptimizerModule):
     """Any detector with torchvision's interface, `net(images, targets) -> losses` in training and
     `net(images) -> [Found]` in eval mode, on the batches of `lit_gen.data.detection_module`.
 
@@ -35,8 +35,8 @@ class DetectorModule(BaseModule):
         seed: int = 0,
         log_every: int = 50,
     ):
-        super().__init__(seed, log_every)
-        self.net, self.optimizer, self.schedule = net, optimizer, schedule
+        super().__init__(optimizer, schedule, seed, log_every)
+        self.net = net
 
     def ema_network(self) -> nn.Module:
         return self.net
@@ -49,15 +49,8 @@ class DetectorModule(BaseModule):
         parts = self.net(list(batch["image"]), targets)
         loss = reduce(torch.add, parts.values())
         self.watch(loss, parts)
-        if self.should_log:
-            self.log_scalars({f"train/{name}": value for name, value in parts.items()})
-            self.log_scalars(
-                {"train/loss": loss, "train/lr": self.trainer.optimizers[0].param_groups[0]["lr"]}
-            )
+        self.log_step(loss, **parts)
         return loss
-
-    def configure_optimizers(self) -> Any:
-        return optimization(self, self.optimizer, self.schedule)
 
     @torch.no_grad()
     def detect(self, images: Tensor | Sequence[Tensor]) -> list[Found]:

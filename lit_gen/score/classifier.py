@@ -2,28 +2,27 @@
 (`lit_gen.score.guidance.ClassifierGuidance`)."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from lit_gen.module import BaseModule, optimization
-from lit_gen.rng import PerSample, randn
-from lit_gen.score.losses import Times
+from lit_gen.module import SingleOptimizerModule
+from lit_gen.rng import Generator, PerSample, randn
+from lit_gen.score.losses import NoiseDistribution
 from lit_gen.score.precondition import Precondition
 from lit_gen.score.sde import Process, per_image, per_row, wide
 
 __all__ = ["ClassifierModule"]
 
 
-class ClassifierModule(BaseModule):
+class ClassifierModule(SingleOptimizerModule):
     """Cross-entropy of `net(c_in x_t, c_noise) -> logits` on images as noisy as a sampler will meet them
     (Dhariwal & Nichol 2021, Section 4, https://arxiv.org/abs/2105.05233).
 
-    `image_shape` is (C, H, W); `precondition` gives c_in and c_noise, `times(process, x_0, generator)` draws
-    t.
+    `image_shape` is (C, H, W); `precondition` gives c_in and c_noise, `noise_distribution` draws t.
     """
 
     next_commands: ClassVar[dict[str, str]] = {
@@ -37,16 +36,16 @@ class ClassifierModule(BaseModule):
         net: nn.Module,
         process: Process,
         precondition: Precondition,
-        times: Times,
+        noise_distribution: NoiseDistribution,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         image_shape: Sequence[int],
         schedule: Callable[[int], float] | None = None,
         seed: int = 0,
         log_every: int = 50,
     ):
-        super().__init__(seed, log_every)
-        self.net, self.process, self.precondition, self.times = net, process, precondition, times
-        self.optimizer, self.schedule = optimizer, schedule
+        super().__init__(optimizer, schedule, seed, log_every)
+        self.net, self.process, self.precondition = net, process, precondition
+        self.noise_distribution = noise_distribution
         self.image_shape, self.num_classes = tuple(image_shape), net.num_classes
 
     def ema_network(self) -> nn.Module:
@@ -68,30 +67,24 @@ class ClassifierModule(BaseModule):
         return classify
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        x_0, label, generator = batch["image"], batch["label"], self.step_generator("noise")
-        whole = x_0.new_empty(()).expand(len(x_0) * self.trainer.world_size, *x_0.shape[1:])
-        t = self.times(self.process, whole, generator)
-        z = randn(whole.shape, generator, device=x_0.device)
-        t, z = self.local_shard(t), self.local_shard(z)
+        x_0, label = batch["image"], batch["label"]
+        draws = self._draw(self.whole_batch(x_0), self.step_generator("noise"))
+        t, z = map(self.local_shard, draws)
         logits = self(self.process.marginal(wide(x_0), t, wide(z)), t)
         loss = F.cross_entropy(logits, label)
         self.watch(loss, {"noise levels of the batch": self.process.noise_level(t)})
-        if self.should_log:
-            right = (logits.argmax(1) == label).float().mean()
-            optimizer = self.optimizers()
-            assert not isinstance(optimizer, list)
-            rate = optimizer.param_groups[0]["lr"]
-            self.log_scalars({"train/loss": loss, "train/accuracy": right, "train/lr": rate})
+        self.log_step(loss, accuracy=(logits.argmax(1) == label).float().mean())
         return loss
 
-    def configure_optimizers(self) -> Any:
-        return optimization(self, self.optimizer, self.schedule)
+    def _draw(self, x_0: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        """t (B,) and z like x_0."""
+        t = self.noise_distribution(self.process, x_0, generator)
+        return t, randn(x_0.shape, generator, device=x_0.device)
 
     @torch.no_grad()
     def validation_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """(B,) cross-entropies with noise drawn from (seed, image index)."""
-        x_0, generator = batch["image"], PerSample.keyed(self.seed, batch["index"].tolist())
-        t = self.times(self.process, x_0, generator)
-        z = randn(x_0.shape, generator, device=x_0.device)
+        x_0 = batch["image"]
+        t, z = self._draw(x_0, PerSample.keyed(self.seed, batch["index"].tolist()))
         logits = self(self.process.marginal(wide(x_0), t, wide(z)), t)
         return F.cross_entropy(logits, batch["label"], reduction="none")

@@ -6,15 +6,15 @@ A loss draws its random numbers apart from using them:
     draws = loss.draw(process, x_0, generator)                     # for the whole of x_0 (B, ...)
     per_image_loss = loss(denoiser, x_0, *draws, label=label)      # (B,) in float64
 
-| objective                                   | times             | weight             |
-|---------------------------------------------|-------------------|--------------------|
-| EDM                                         | LogNormal         | EDMWeight          |
-| DSM with lambda = sigma^2; eps-MSE (DDPM)   | UniformTime, -Step| snr                |
-| DSM with likelihood weighting               | UniformTime       | likelihood         |
-| annealed DSM of NCSN, anneal power 2        | UniformStep       | snr                |
-| v-MSE, x_0-MSE                              | UniformTime       | velocity, constant |
-| min-SNR-gamma                               | UniformStep       | MinSNR             |
-| flow matching                               | UniformTime       | flow               |
+| objective                                   | noise distribution | weight             |
+|---------------------------------------------|--------------------|--------------------|
+| EDM                                         | LogNormal          | EDMWeight          |
+| DSM with lambda = sigma^2; eps-MSE (DDPM)   | UniformTime, -Step | snr                |
+| DSM with likelihood weighting               | UniformTime        | likelihood         |
+| annealed DSM of NCSN, anneal power 2        | UniformStep        | snr                |
+| v-MSE, x_0-MSE                              | UniformTime        | velocity, constant |
+| min-SNR-gamma                               | UniformStep        | MinSNR             |
+| flow matching                               | UniformTime        | flow               |
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lit_gen.errors import ConfigError
 from lit_gen.rng import Generator, rand, randint, randn
-from lit_gen.score.denoiser import AbstractDenoiser, Denoiser
+from lit_gen.score.denoiser import AbstractDenoiser
 from lit_gen.score.sde import Process, wide
 
 __all__ = [
@@ -51,9 +51,12 @@ __all__ = [
     "velocity",
 ]
 
-Times = Callable[[Process, Tensor, Generator], Tensor]
+NoiseDistribution = Callable[[Process, Tensor, Generator], Tensor]
+"""`draw(process, x_0, generator)`: times (B,) for images (B, ...), of which the shape and device matter."""
 Weight = Callable[[Process, Tensor], Tensor]
-Pixels = Callable[[Tensor], Tensor]
+"""`weight(process, t)`: w, of the shape of t."""
+Reduction = Callable[[Tensor], Tensor]
+"""(B, ...) -> (B,)."""
 
 
 def mean_of_pixels(squares: Tensor) -> Tensor:
@@ -178,35 +181,27 @@ def flow(process: Process, t: Tensor) -> Tensor:
 class DenoisingLoss:
     """w(t) ||x0_hat(x_t, t) - x_0||^2 with x_t = alpha x_0 + sigma z.
 
-    `times(process, x_0, generator) -> (B,)` draws t, `weight(process, t)` is w, `pixels` takes the squares
-    (B, ...) to (B,). Computed in float64 around the network, for at small t the noise is below the last digit
-    of a float32 image.
+    `noise_distribution` draws t, `weight` is w, and `reduction` takes the squares (B, ...) to (B,). Computed
+    in float64 around the network, for at small t the noise is below the last digit of a float32 image.
     """
 
-    times: Times
+    noise_distribution: NoiseDistribution
     weight: Weight
-    pixels: Pixels = mean_of_pixels
+    reduction: Reduction = mean_of_pixels
 
     def draw(self, process: Process, x_0: Tensor, generator: Generator = None) -> tuple[Tensor, Tensor]:
         """t (B,) in float64 and z of the shape and dtype of `x_0` (float32 at least), of which only shape,
         dtype and device matter.
         """
-        return self.times(process, x_0, generator), _noise(x_0, generator)
+        return self.noise_distribution(process, x_0, generator), _noise(x_0, generator)
 
     def __call__(
-        self,
-        denoiser: Denoiser,
-        x_0: Tensor,
-        t: Tensor,
-        z: Tensor,
-        label: Tensor | None = None,
-        augment_label: Tensor | None = None,
+        self, denoiser: AbstractDenoiser, x_0: Tensor, t: Tensor, z: Tensor, **conditions: Tensor | None
     ) -> Tensor:
-        """(B,) in float64. `augment_label` is passed to the network when it is given."""
+        """(B,) in float64. `conditions` (`label`, `augment_label`) go to the denoiser."""
         x_0 = wide(x_0)
-        conditions = {} if augment_label is None else {"augment_label": augment_label}
-        x0_hat = denoiser(denoiser.process.marginal(x_0, t, wide(z)), t, label, **conditions)
-        return self.weight(denoiser.process, t) * self.pixels((x0_hat - x_0).square())
+        x0_hat = denoiser(denoiser.process.marginal(x_0, t, wide(z)), t, **conditions)
+        return self.weight(denoiser.process, t) * self.reduction((x0_hat - x_0).square())
 
 
 class UncertaintyLoss(nn.Module):
@@ -239,19 +234,13 @@ class UncertaintyLoss(nn.Module):
         return self.loss.draw(process, x_0, generator)
 
     def forward(
-        self,
-        denoiser: Denoiser,
-        x_0: Tensor,
-        t: Tensor,
-        z: Tensor,
-        label: Tensor | None = None,
-        augment_label: Tensor | None = None,
+        self, denoiser: AbstractDenoiser, x_0: Tensor, t: Tensor, z: Tensor, **conditions: Tensor | None
     ) -> Tensor:
         """(B,) in float64, which may be negative."""
         u = self.uncertainty(denoiser.process, t)
-        weighted = self.loss(denoiser, x_0, t, z, label, augment_label) / u.exp()
+        weighted = self.loss(denoiser, x_0, t, z, **conditions) / u.exp()
         ones = torch.ones(1, *x_0.shape[1:], dtype=u.dtype, device=u.device)
-        return weighted + self.loss.pixels(ones) * u
+        return weighted + self.loss.reduction(ones) * u
 
 
 @dataclass(frozen=True)
@@ -263,7 +252,7 @@ class SlicedScoreLoss:
     The default weight is sigma^2, as in NCSN's annealed form. The directions are random signs.
     """
 
-    times: Times
+    noise_distribution: NoiseDistribution
     weight: Weight = variance
     variance_reduced: bool = True
 
@@ -271,7 +260,7 @@ class SlicedScoreLoss:
         self, process: Process, x_0: Tensor, generator: Generator = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """t (B,), z and the directions v, both of the shape of `x_0`."""
-        t, z = self.times(process, x_0, generator), _noise(x_0, generator)
+        t, z = self.noise_distribution(process, x_0, generator), _noise(x_0, generator)
         signs = randint(0, 2, x_0.shape, generator, device=x_0.device)
         return t, z, (2 * signs - 1).to(z)
 
@@ -307,7 +296,7 @@ def _noise(like: Tensor, generator: Generator) -> Tensor:
 
 
 def edm_loss(
-    P_mean: float = -1.2, P_std: float = 1.2, sigma_data: float = 0.5, pixels: Pixels = mean_of_pixels
+    P_mean: float = -1.2, P_std: float = 1.2, sigma_data: float = 0.5, reduction: Reduction = mean_of_pixels
 ) -> DenoisingLoss:
     """The EDM loss (Karras et al. 2022, Equation 2 and Table 1); its code has `sum_of_pixels`."""
-    return DenoisingLoss(LogNormal(P_mean, P_std), EDMWeight(sigma_data), pixels)
+    return DenoisingLoss(LogNormal(P_mean, P_std), EDMWeight(sigma_data), reduction)

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from lit_gen.errors import ConfigError
 from lit_gen.images import to_uint8
-from lit_gen.module import BaseModule, optimization
+from lit_gen.module import SingleOptimizerModule
 from lit_gen.rng import PerSample
 from lit_gen.score.denoiser import Denoiser, GaussianDenoiser, check_precision, network_precision
 from lit_gen.score.losses import DenoisingLoss, SlicedScoreLoss
@@ -19,7 +19,7 @@ from lit_gen.score.sde import Process
 __all__ = ["ScoreModule"]
 
 
-class ScoreModule(BaseModule):
+class ScoreModule(SingleOptimizerModule):
     """Denoising score matching for any network, process, preconditioning, and loss.
 
     `image_shape` is (C, H, W). `optimizer(parameters)` makes the optimizer, `schedule(step)` its
@@ -56,7 +56,7 @@ class ScoreModule(BaseModule):
         seed: int = 0,
         log_every: int = 50,
     ):
-        super().__init__(seed, log_every, compile)
+        super().__init__(optimizer, schedule, seed, log_every, compile)
         if not 0 <= label_dropout <= 1:
             raise ConfigError(f"model.label_dropout={label_dropout}: must be a probability.")
         if label_dropout and not num_classes:
@@ -66,7 +66,7 @@ class ScoreModule(BaseModule):
         check_precision("model.sampling_precision", sampling_precision)
         self.sampling_precision = sampling_precision
         self.denoiser = Denoiser(net, process, precondition)
-        self.loss, self.optimizer, self.schedule, self.sampler = loss, optimizer, schedule, sampler
+        self.loss, self.sampler = loss, sampler
         self.image_shape = tuple(image_shape)
         self.num_classes, self.label_dropout, self.augment = num_classes, label_dropout, augment
         if channels_last not in (True, False, "auto"):
@@ -110,16 +110,14 @@ class ScoreModule(BaseModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         x_0, augment_label = self._augmented(batch)
-        draws = self._draw(x_0)
-        losses = self.loss(self.denoiser, x_0, *draws, label=self._labels(batch), augment_label=augment_label)
+        draws = self.loss.draw(self.denoiser.process, self.whole_batch(x_0), self.step_generator("noise"))
+        t, *others = map(self.local_shard, draws)
+        conditions = {"label": self._labels(batch), "augment_label": augment_label}
+        losses = self.loss(self.denoiser, x_0, t, *others, **conditions)
         loss = losses.mean()
-        self.watch(loss, {"noise levels of the batch": self.denoiser.process.noise_level(draws[0])})
+        self.watch(loss, {"noise levels of the batch": self.denoiser.process.noise_level(t)})
         if self.should_log:
-            optimizer = self.optimizers()
-            assert not isinstance(optimizer, list)
-            rate = optimizer.param_groups[0]["lr"]
-            self.log_scalars({"train/loss": loss, "train/lr": rate})
-            self.log_scalars(self._by_noise_level(losses, draws[0]))
+            self.log_step(loss, **self._by_noise_level(losses, t))
         return loss
 
     def _augmented(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
@@ -132,22 +130,13 @@ class ScoreModule(BaseModule):
         )
         return self.augment.apply(x_0, {name: self.local_shard(rows) for name, rows in draws.items()})
 
-    def _draw(self, x_0: Tensor) -> list[Tensor]:
-        """This rank's part of the loss's draws, times first, which depend on the seed and the step alone."""
-        whole = x_0.new_empty(()).expand(len(x_0) * self.trainer.world_size, *x_0.shape[1:])
-        draws = self.loss.draw(self.denoiser.process, whole, self.step_generator("noise"))
-        return [self.local_shard(rows) for rows in draws]
-
     def _labels(self, batch: dict[str, Tensor]) -> Tensor | None:
         if not self.num_classes:
             return None
         rows = nn.functional.one_hot(batch["label"], self.num_classes).to(batch["image"].dtype)
         if self.label_dropout:
-            generator = self.step_generator("label dropout")
-            kept = (
-                torch.rand(len(rows) * self.trainer.world_size, generator=generator, device=rows.device)
-                >= self.label_dropout
-            )
+            n, generator = len(rows) * self.trainer.world_size, self.step_generator("label dropout")
+            kept = torch.rand(n, generator=generator, device=rows.device) >= self.label_dropout
             rows = rows * self.local_shard(kept)[:, None]
         return rows
 
@@ -157,10 +146,7 @@ class ScoreModule(BaseModule):
         assert isinstance(gathered, Tensor)
         losses, t = gathered.reshape(-1, 2, len(t)).unbind(1)
         quarters = losses.flatten()[t.flatten().argsort()].chunk(4)
-        return {f"train/loss_noise_q{i + 1}": q.mean() for i, q in enumerate(quarters)}
-
-    def configure_optimizers(self) -> Any:
-        return optimization(self, self.optimizer, self.schedule)
+        return {f"loss_noise_q{i + 1}": q.mean() for i, q in enumerate(quarters)}
 
     @torch.no_grad()
     def validation_loss(self, batch: dict[str, Tensor]) -> Tensor:

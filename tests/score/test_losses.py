@@ -189,7 +189,7 @@ def test_uncertainty(x_0):
     u = loss.uncertainty(EDM(), t)
     assert_close(u[0].detach(), plain.mean().log(), atol=1e-3, rtol=0)
     assert_close(loss(denoiser, x_0, t, z).mean().detach(), 1 + plain.mean().log(), atol=1e-3, rtol=0)
-    summed = UncertaintyLoss(DenoisingLoss(base.times, base.weight, sum_of_pixels), features=16)
+    summed = UncertaintyLoss(DenoisingLoss(base.noise_distribution, base.weight, sum_of_pixels), features=16)
     summed.load_state_dict(loss.state_dict())
     assert_close(summed(denoiser, x_0, t, z), 48 * loss(denoiser, x_0, t, z))
 

@@ -307,7 +307,7 @@ def test_edm_loss(name):
     x_0, first = numbers(OFFICIAL_EDM["losses"]["images"]), numbers(golden["draw0"])
     z = numbers(golden["draw1"])
     sigma, loss = {
-        "EDM": ((-1.2 + 1.2 * first).exp(), edm_loss(pixels=sum_of_pixels)),
+        "EDM": ((-1.2 + 1.2 * first).exp(), edm_loss(reduction=sum_of_pixels)),
         "VP": (VP().noise_level(1 + first * (1e-5 - 1)), DenoisingLoss(LogNormal(), snr, sum_of_pixels)),
         "VE": (0.02 * 5000**first, DenoisingLoss(LogNormal(), snr, sum_of_pixels)),
         "EDM2": (
