@@ -7,21 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from lit_gen.errors import ConfigError
-from lit_gen.rng import Generator, rand
 from lit_gen.score.denoiser import AbstractDenoiser
 from lit_gen.score.sde import per_image
 
-__all__ = ["ClassifierGuidance", "Guidance", "Unconditional", "classifier_free_guidance", "drop_labels"]
-
-
-def drop_labels(label: Tensor, num_classes: int, probability: float, generator: Generator = None) -> Tensor:
-    """int64 (B,) -> one-hot float (B, num_classes), each row zero, which means no class, with the given
-    probability.
-    """
-    if not 0 <= probability <= 1:
-        raise ConfigError(f"The probability of dropping a label must be between 0 and 1, got {probability}.")
-    kept = rand((len(label),), generator, device=label.device) >= probability
-    return nn.functional.one_hot(label, num_classes) * kept[:, None].to(torch.float32)
+__all__ = ["ClassifierGuidance", "Guidance", "Unconditional", "classifier_free_guidance"]
 
 
 class Unconditional(AbstractDenoiser):

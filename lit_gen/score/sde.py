@@ -130,8 +130,21 @@ def _increasing(low: float, high: float, names: str, *, floor: float = 0.0) -> N
         raise ConfigError(f"{names} must be increasing and at least {floor:g}, got {low} and {high}.")
 
 
+class _ConstantSignal(Process):
+    """alpha = 1: the noise level is sigma."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(wide(t))
+
+    def noise_level(self, t: Tensor) -> Tensor:
+        return self.sigma(t)
+
+    def drift(self, t: Tensor) -> Tensor:
+        return torch.zeros_like(wide(t))
+
+
 @dataclass(frozen=True)
-class EDM(Process):
+class EDM(_ConstantSignal):
     """x_t = x_0 + t z: time is the noise level (Karras et al. 2022, Section 4,
     https://arxiv.org/abs/2206.00364).
     """
@@ -146,27 +159,18 @@ class EDM(Process):
     def prior_std(self) -> float:
         return self.t_max
 
-    def alpha(self, t: Tensor) -> Tensor:
-        return torch.ones_like(wide(t))
-
     def sigma(self, t: Tensor) -> Tensor:
-        return wide(t)
-
-    def noise_level(self, t: Tensor) -> Tensor:
         return wide(t)
 
     def time(self, noise_level: Tensor) -> Tensor:
         return wide(noise_level)
-
-    def drift(self, t: Tensor) -> Tensor:
-        return torch.zeros_like(wide(t))
 
     def diffusion(self, t: Tensor) -> Tensor:
         return (2 * wide(t)).sqrt()
 
 
 @dataclass(frozen=True)
-class VE(Process):
+class VE(_ConstantSignal):
     """x_t = x_0 + sigma(t) z, sigma = sigma_min (sigma_max / sigma_min)^t (Song et al. 2021,
     https://arxiv.org/abs/2011.13456).
 
@@ -191,20 +195,11 @@ class VE(Process):
     def log_ratio(self) -> float:
         return math.log(self.sigma_max / self.sigma_min)
 
-    def alpha(self, t: Tensor) -> Tensor:
-        return torch.ones_like(wide(t))
-
     def sigma(self, t: Tensor) -> Tensor:
         return self.sigma_min * (wide(t) * self.log_ratio).exp()
 
-    def noise_level(self, t: Tensor) -> Tensor:
-        return self.sigma(t)
-
     def time(self, noise_level: Tensor) -> Tensor:
         return (wide(noise_level) / self.sigma_min).log() / self.log_ratio
-
-    def drift(self, t: Tensor) -> Tensor:
-        return torch.zeros_like(wide(t))
 
     def diffusion(self, t: Tensor) -> Tensor:
         return self.sigma(t) * math.sqrt(2 * self.log_ratio)

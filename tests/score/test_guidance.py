@@ -4,14 +4,13 @@ from torch import nn
 from torch.testing import assert_close
 
 from lit_gen.errors import ConfigError
-from lit_gen.rng import PerSample, keyed_generator
+from lit_gen.rng import keyed_generator
 from lit_gen.score.denoiser import CountingDenoiser, GaussianDenoiser, GaussianMixtureDenoiser
 from lit_gen.score.guidance import (
     ClassifierGuidance,
     Guidance,
     Unconditional,
     classifier_free_guidance,
-    drop_labels,
 )
 from lit_gen.score.samplers import heun
 from lit_gen.score.sde import EDM, VE, VP, Flow
@@ -98,19 +97,6 @@ def test_conditional_samples_are_of_their_class():
     ).float().mean() > 0.98
     mean = samples.view(50, 3, 1, 2, 2).mean(0)
     assert_close(mean, MEANS.double(), atol=0.12, rtol=0)
-
-
-def test_dropped_labels():
-    label = torch.arange(5).repeat(2000)
-    rows = drop_labels(label, 5, 0.2, keyed_generator("drop"))
-    kept = rows.sum(1) == 1
-    assert rows.sum(1).unique().tolist() == [0, 1]
-    assert kept.float().mean().item() == pytest.approx(0.8, abs=0.02)
-    assert torch.equal(rows[kept].argmax(1), label[kept])
-    one = drop_labels(label[3:4], 5, 0.5, PerSample.keyed(0, [3]))
-    assert torch.equal(one[0], drop_labels(label[:5], 5, 0.5, PerSample.keyed(0, range(5)))[3])
-    with pytest.raises(ConfigError, match=r"between 0 and 1, got 1\.5"):
-        drop_labels(label, 5, 1.5)
 
 
 def test_guide_on_another_process_is_refused():

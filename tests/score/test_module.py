@@ -58,3 +58,13 @@ def test_no_indices_give_no_images(fit, tmp_path):
     assert module.num_classes == 10
     for images, shape in ((module.sample([]), (0, 1, 8, 8)), (module.sample_trajectory([]), (0, 1, 1, 8, 8))):
         assert images.shape == shape and images.dtype == torch.uint8
+
+
+def test_dropped_labels_are_rows_of_zeros(fit, tmp_path):
+    module = fit(tmp_path, "trainer.max_steps=1", "model.label_dropout=0.2").module
+    label = torch.arange(10).repeat(1000)
+    rows = module._labels({"label": label, "image": torch.zeros(1)})
+    kept = rows.sum(1) == 1
+    assert rows.sum(1).unique().tolist() == [0, 1]
+    assert kept.float().mean().item() == pytest.approx(0.8, abs=0.02)
+    assert torch.equal(rows[kept].argmax(1), label[kept])

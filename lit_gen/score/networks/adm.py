@@ -6,21 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_gen.score.networks.layers import (
-    Attention,
-    PositionalEmbedding,
-    Resample,
-    augment_rows,
-    check_input,
-    class_rows,
-    decoder_levels,
-    encoder_levels,
-    group_norm,
-    laid_out_as,
-    levels_of,
-    refuse_labels,
-    run,
-)
+from lit_gen.score.networks import layers
 
 __all__ = ["ADM"]
 
@@ -53,7 +39,7 @@ class ADM(nn.Module):
         checkpoint_blocks: bool = False,  # recompute blocks in the backward pass: less memory, 1/3 more time
     ):
         super().__init__()
-        self.resolutions = levels_of(image_size, len(channel_mult))
+        self.resolutions = layers.levels_of(image_size, len(channel_mult))
         self.channels, self.out_channels = channels, out_channels or channels
         self.num_classes, self.augment_dim = num_classes, augment_dim
         self.checkpoint_blocks = checkpoint_blocks
@@ -66,35 +52,35 @@ class ADM(nn.Module):
         widths = [base_channels * m for m in channel_mult]
         attend = [r in tuple(attention_resolutions) for r in self.resolutions]
         self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
-        self.encoder, skips = encoder_levels(block, widths, attend, num_blocks)
+        self.encoder, skips = layers.encoder_levels(block, widths, attend, num_blocks)
         c = skips[-1]
         self.middle = nn.ModuleList([block(c, c, attention=True), block(c, c)])
-        self.decoder = decoder_levels(block, widths, attend, num_blocks, skips)
+        self.decoder = layers.decoder_levels(block, widths, attend, num_blocks, skips)
         head = _zero(nn.Conv2d(widths[0], self.out_channels, 3, padding=1))
-        self.head = nn.Sequential(group_norm(widths[0], 1e-5), nn.SiLU(), head)
+        self.head = nn.Sequential(layers.group_norm(widths[0], 1e-5), nn.SiLU(), head)
 
     def forward(
         self, x: Tensor, noise_label: Tensor, label: Tensor | None = None, augment_label: Tensor | None = None
     ) -> Tensor:
         """x (B, C, H, W) and noise_label (B,) -> (B, out_channels, H, W); labels as in NCSNpp."""
-        check_input(x, self.channels, len(self.resolutions))
+        layers.check_input(x, self.channels, len(self.resolutions))
         emb = self.noise(noise_label, label, augment_label)
-        h = self.stem(laid_out_as(self.stem.weight, x))
+        h = self.stem(layers.laid_out_as(self.stem.weight, x))
         skips = [h]
         for level in self.encoder:
             if level.resize is not None:
-                h = run(level.resize, h, emb, self.checkpoint_blocks)
+                h = layers.run(level.resize, h, emb, self.checkpoint_blocks)
                 skips.append(h)
             for block in level.blocks:
-                h = run(block, h, emb, self.checkpoint_blocks)
+                h = layers.run(block, h, emb, self.checkpoint_blocks)
                 skips.append(h)
         for block in self.middle:
-            h = run(block, h, emb, self.checkpoint_blocks)
+            h = layers.run(block, h, emb, self.checkpoint_blocks)
         for level in self.decoder:
             if level.resize is not None:
-                h = run(level.resize, h, emb, self.checkpoint_blocks)
+                h = layers.run(level.resize, h, emb, self.checkpoint_blocks)
             for block in level.blocks:
-                h = run(block, torch.cat([h, skips.pop()], 1), emb, self.checkpoint_blocks)
+                h = layers.run(block, torch.cat([h, skips.pop()], 1), emb, self.checkpoint_blocks)
         return self.head(h)
 
 
@@ -104,7 +90,7 @@ class _NoiseMLP(nn.Module):
     def __init__(self, base: int, width: int, num_classes: int, augment_dim: int):
         super().__init__()
         self.num_classes, self.augment_dim = num_classes, augment_dim
-        self.embedding = PositionalEmbedding(base, endpoint=False, cos_first=True)
+        self.embedding = layers.PositionalEmbedding(base, endpoint=False, cos_first=True)
         self.augment = _zero(nn.Linear(augment_dim, base, bias=False)) if augment_dim else None
         self.hidden = nn.Linear(base, width)
         self.out = nn.Linear(width, width)
@@ -113,13 +99,13 @@ class _NoiseMLP(nn.Module):
             nn.init.normal_(self.label.weight)
 
     def forward(self, noise_label: Tensor, label: Tensor | None, augment_label: Tensor | None) -> Tensor:
-        refuse_labels(label, self.num_classes, augment_label, self.augment_dim)
+        layers.refuse_labels(label, self.num_classes, augment_label, self.augment_dim)
         emb = self.embedding(noise_label).to(self.hidden.weight.dtype)
         if self.augment is not None:
-            emb = emb + self.augment(augment_rows(augment_label, self.augment_dim, emb))
+            emb = emb + self.augment(layers.rows("augment_label", augment_label, self.augment_dim, emb))
         emb = self.out(F.silu(self.hidden(emb)))
         if self.label is not None:
-            emb = emb + self.label(class_rows(label, self.num_classes, emb))
+            emb = emb + self.label(layers.class_rows(label, self.num_classes, emb))
         return F.silu(emb)
 
 
@@ -129,35 +115,30 @@ class _ResBlock(nn.Module):
     def __init__(self, c_in: int, c_out: int, c_emb: int, dropout: float, attention: bool, mode: str):
         super().__init__()
         self.mode, self.dropout = mode, dropout
-        self.resample = Resample()
-        self.norm0 = group_norm(c_in, 1e-5)
+        self.resample = layers.Resample()
+        self.norm0 = layers.group_norm(c_in, 1e-5)
         self.conv0 = nn.Conv2d(c_in, c_out, 3, padding=1)
         self.affine = nn.Linear(c_emb, 2 * c_out)
-        self.norm1 = group_norm(c_out, 1e-5)
+        self.norm1 = layers.group_norm(c_out, 1e-5)
         self.conv1 = _zero(nn.Conv2d(c_out, c_out, 3, padding=1))
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else None
         self.attention = _attention(c_out) if attention else None
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self._resize(F.silu(self.norm0(x)))
+        h = self.resample(F.silu(self.norm0(x)), self.mode)
         scale, shift = self.affine(emb)[:, :, None, None].chunk(2, 1)
         h = F.silu(torch.addcmul(shift, self.norm1(self.conv0(h)), scale + 1))
         h = self.conv1(F.dropout(h, self.dropout, self.training))
-        x = self._resize(x)
+        x = self.resample(x, self.mode)
         h = h + (x if self.skip is None else self.skip(x))
         return h if self.attention is None else self.attention(h)
 
-    def _resize(self, x: Tensor) -> Tensor:
-        if self.mode == "down":
-            return self.resample.down(x)
-        return self.resample.up(x) if self.mode == "up" else x
 
-
-def _attention(channels: int) -> Attention:
+def _attention(channels: int) -> layers.Attention:
     heads = max(channels // _HEAD, 1)
     while channels % heads:
         heads -= 1
-    attention = Attention(channels, group_norm(channels, 1e-5), heads)
+    attention = layers.Attention(channels, layers.group_norm(channels, 1e-5), heads)
     _zero(attention.proj)
     return attention
 

@@ -7,18 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_gen.errors import ConfigError
-from lit_gen.score.networks.layers import (
-    Level,
-    Levels,
-    NoiseMLP,
-    PositionalEmbedding,
-    Resample,
-    check_input,
-    conv,
-    group_norm,
-    levels_of,
-    linear,
-)
+from lit_gen.score.networks import layers
 from lit_gen.score.networks.ncsnpp import ResBlock
 
 __all__ = ["NoisyClassifier"]
@@ -45,14 +34,14 @@ class NoisyClassifier(nn.Module):
         super().__init__()
         if num_classes < 2:
             raise ConfigError(f"num_classes={num_classes}: a classifier needs two classes at least.")
-        self.resolutions = levels_of(image_size, len(channel_mult))
+        self.resolutions = layers.levels_of(image_size, len(channel_mult))
         self.channels, self.num_classes = channels, num_classes
-        c_emb, c, resample = emb_mult * base_channels, base_channels, Resample()
-        self.noise = NoiseMLP(PositionalEmbedding(c), c, c_emb)
-        self.stem = conv(channels, c)
-        self.encoder = Levels()
+        c_emb, c, resample = emb_mult * base_channels, base_channels, layers.Resample()
+        self.noise = layers.NoiseMLP(layers.PositionalEmbedding(c), c, c_emb)
+        self.stem = layers.conv(channels, c)
+        self.encoder = layers.Levels()
         for i, resolution in enumerate(self.resolutions):
-            level, width = Level(), base_channels * channel_mult[i]
+            level, width = layers.Level(), base_channels * channel_mult[i]
             if i:
                 level.resize = ResBlock(c, c, c_emb, dropout, False, "down", resample)
             for n in range(num_blocks):
@@ -61,11 +50,11 @@ class NoisyClassifier(nn.Module):
                 level.blocks.append(ResBlock(c, width, c_emb, dropout, attend, "same", resample))
                 c = width
             self.encoder.append(level)
-        self.norm, self.head = group_norm(c), linear(c, num_classes)
+        self.norm, self.head = layers.group_norm(c), layers.linear(c, num_classes)
 
     def forward(self, x: Tensor, noise_label: Tensor) -> Tensor:
         """x (B, C, H, W) and noise_label (B,) -> (B, num_classes)."""
-        check_input(x, self.channels, len(self.resolutions))
+        layers.check_input(x, self.channels, len(self.resolutions))
         emb = self.noise(noise_label, None, None)
         h = self.stem(x)
         for level in self.encoder:

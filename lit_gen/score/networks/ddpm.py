@@ -6,23 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_gen.score.networks.layers import (
-    Attention,
-    Level,
-    Levels,
-    NoiseMLP,
-    PositionalEmbedding,
-    activation_of,
-    check_input,
-    conv,
-    double,
-    group_norm,
-    laid_out_as,
-    levels_of,
-    linear,
-    run,
-    xavier,
-)
+from lit_gen.score.networks import layers
 
 __all__ = ["DDPM"]
 
@@ -54,12 +38,14 @@ class DDPM(nn.Module):
         resample_conv: bool = True,  # False: 2x2 means and nearest neighbours, without weights
     ):
         super().__init__()
-        self.resolutions = levels_of(image_size, len(channel_mult))
+        self.resolutions = layers.levels_of(image_size, len(channel_mult))
         self.channels, self.out_channels = channels, out_channels or channels
         self.num_classes, self.augment_dim = num_classes, 0
         self.checkpoint_blocks, self.resample_conv = checkpoint_blocks, resample_conv
         c, c_emb = base_channels, 4 * base_channels
-        self.noise = NoiseMLP(PositionalEmbedding(c), c, c_emb, num_classes, activation=activation)
+        self.noise = layers.NoiseMLP(
+            layers.PositionalEmbedding(c), c, c_emb, num_classes, activation=activation
+        )
 
         def block(c_in, c_out, attention=False):
             return _ResBlock(c_in, c_out, c_emb, dropout, attention, activation)
@@ -67,10 +53,10 @@ class DDPM(nn.Module):
         widths = [base_channels * m for m in channel_mult]
         attend = [r in tuple(attention_resolutions) for r in self.resolutions]
         last = len(widths) - 1
-        self.stem = conv(channels, c)
-        skips, self.encoder, self.decoder = [c], Levels(), Levels()
+        self.stem = layers.conv(channels, c)
+        skips, self.encoder, self.decoder = [c], layers.Levels(), layers.Levels()
         for i, width in enumerate(widths):
-            level = Level()
+            level = layers.Level()
             for _ in range(num_blocks):
                 level.blocks.append(block(c, width, attend[i]))
                 c = width
@@ -81,36 +67,36 @@ class DDPM(nn.Module):
             self.encoder.append(level)
         self.middle = nn.ModuleList([block(c, c, attention=True), block(c, c)])
         for i in range(last, -1, -1):
-            level = Level()
+            level = layers.Level()
             for n in range(num_blocks + 1):
                 level.blocks.append(block(c + skips.pop(), widths[i], attend[i] and n == num_blocks))
                 c = widths[i]
             if i:
                 level.resize = _Up(c) if resample_conv else _Double()
             self.decoder.append(level)
-        last = conv(c, self.out_channels, gain=_SMALL)
-        self.head = nn.Sequential(_norm(c), activation_of(activation), last)
+        last = layers.conv(c, self.out_channels, gain=_SMALL)
+        self.head = nn.Sequential(_norm(c), layers.activation_of(activation), last)
 
     def forward(
         self, x: Tensor, noise_label: Tensor, label: Tensor | None = None, augment_label: Tensor | None = None
     ) -> Tensor:
         """x (B, C, H, W) and noise_label (B,), 0 to 999 -> (B, out_channels, H, W); labels as in NCSNpp."""
-        check_input(x, self.channels, len(self.resolutions))
+        layers.check_input(x, self.channels, len(self.resolutions))
         emb = self.noise(noise_label, label, augment_label)
-        h = self.stem(laid_out_as(self.stem.weight, x))
+        h = self.stem(layers.laid_out_as(self.stem.weight, x))
         skips = [h]
         for level in self.encoder:
             for block in level.blocks:
-                h = run(block, h, emb, self.checkpoint_blocks)
+                h = layers.run(block, h, emb, self.checkpoint_blocks)
                 skips.append(h)
             if level.resize is not None:
                 h = level.resize(h)
                 skips.append(h)
         for block in self.middle:
-            h = run(block, h, emb, self.checkpoint_blocks)
+            h = layers.run(block, h, emb, self.checkpoint_blocks)
         for level in self.decoder:
             for block in level.blocks:
-                h = run(block, torch.cat([h, skips.pop()], 1), emb, self.checkpoint_blocks)
+                h = layers.run(block, torch.cat([h, skips.pop()], 1), emb, self.checkpoint_blocks)
             if level.resize is not None:
                 h = level.resize(h)
         return self.head(h)
@@ -121,14 +107,14 @@ class _ResBlock(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, c_emb: int, dropout: float, attention: bool, activation: str):
         super().__init__()
-        self.act = activation_of(activation)
+        self.act = layers.activation_of(activation)
         self.dropout = dropout
         self.norm0 = _norm(c_in)
-        self.conv0 = conv(c_in, c_out)
-        self.affine = linear(c_emb, c_out)
+        self.conv0 = layers.conv(c_in, c_out)
+        self.affine = layers.linear(c_emb, c_out)
         self.norm1 = _norm(c_out)
-        self.conv1 = conv(c_out, c_out, gain=_SMALL)
-        self.skip = conv(c_in, c_out, 1, gain=0.1**0.5) if c_in != c_out else None
+        self.conv1 = layers.conv(c_out, c_out, gain=_SMALL)
+        self.skip = layers.conv(c_in, c_out, 1, gain=0.1**0.5) if c_in != c_out else None
         self.attention = _attention(c_out) if attention else None
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
@@ -144,7 +130,7 @@ class _Down(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = xavier(nn.Conv2d(channels, channels, 3, stride=2))
+        self.conv = layers.xavier(nn.Conv2d(channels, channels, 3, stride=2))
 
     def forward(self, h: Tensor) -> Tensor:
         return self.conv(F.pad(h, (0, 1, 0, 1)))
@@ -152,24 +138,24 @@ class _Down(nn.Module):
 
 class _Double(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
-        return double(h)
+        return layers.double(h)
 
 
 class _Up(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = conv(channels, channels)
+        self.conv = layers.conv(channels, channels)
 
     def forward(self, h: Tensor) -> Tensor:
-        return self.conv(double(h))
+        return self.conv(layers.double(h))
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    return group_norm(channels, smallest=1)
+    return layers.group_norm(channels, smallest=1)
 
 
-def _attention(channels: int) -> Attention:
-    attention = Attention(channels, _norm(channels))
+def _attention(channels: int) -> layers.Attention:
+    attention = layers.Attention(channels, _norm(channels))
     # q, k, v are three layers in the paper: the bound of each is that of a square matrix.
     nn.init.uniform_(attention.qkv.weight, -((0.3 / channels) ** 0.5), (0.3 / channels) ** 0.5)
     nn.init.xavier_uniform_(attention.proj.weight, _SMALL)

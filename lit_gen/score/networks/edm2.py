@@ -8,19 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_gen.score.networks.layers import (
-    Resample,
-    check_input,
-    class_rows,
-    decoder_levels,
-    encoder_levels,
-    laid_out_as,
-    levels_of,
-    refuse_labels,
-    run,
-)
+from lit_gen.score.networks import layers
 
-__all__ = ["EDM2", "Uncertainty", "renormalize"]
+__all__ = ["EDM2", "MPFourier", "MPLinear", "renormalize"]
 
 
 class EDM2(nn.Module):
@@ -57,7 +47,7 @@ class EDM2(nn.Module):
         checkpoint_blocks: bool = False,  # recompute blocks in the backward pass: less memory, 1/3 more time
     ):
         super().__init__()
-        self.resolutions = levels_of(image_size, len(channel_mult))
+        self.resolutions = layers.levels_of(image_size, len(channel_mult))
         self.channels, self.num_classes, self.augment_dim = channels, num_classes, 0
         self.label_balance, self.concat_balance = label_balance, concat_balance
         self.checkpoint_blocks = checkpoint_blocks
@@ -68,7 +58,7 @@ class EDM2(nn.Module):
         self.noise = MPLinear(c_noise, c_emb)
         self.label = MPLinear(num_classes, c_emb) if num_classes else None
         self.out_gain = nn.Parameter(torch.zeros([]))
-        resample = Resample(fir)
+        resample = layers.Resample(fir)
 
         def block(encoder, c_in, c_out, attention=False, mode="same"):
             heads = max(c_out // head_channels, 1) if attention and c_out >= attention_width else 0
@@ -77,64 +67,49 @@ class EDM2(nn.Module):
 
         attend = [r in tuple(attention_resolutions) for r in self.resolutions]
         self.stem = MPConv(channels + 1, widths[0], 3)
-        self.encoder, skips = encoder_levels(partial(block, True), widths, attend, num_blocks)
+        self.encoder, skips = layers.encoder_levels(partial(block, True), widths, attend, num_blocks)
         c = skips[-1]
         self.middle = nn.ModuleList([block(False, c, c, attention=True), block(False, c, c)])
-        self.decoder = decoder_levels(partial(block, False), widths, attend, num_blocks, skips)
+        self.decoder = layers.decoder_levels(partial(block, False), widths, attend, num_blocks, skips)
         self.head = MPConv(widths[0], channels, 3)
 
     def forward(
         self, x: Tensor, noise_label: Tensor, label: Tensor | None = None, augment_label: Tensor | None = None
     ) -> Tensor:
         """x (B, C, H, W) and noise_label (B,), ln(sigma) / 4 -> like x; label as in NCSNpp."""
-        check_input(x, self.channels, len(self.resolutions))
+        layers.check_input(x, self.channels, len(self.resolutions))
         if self.training:
             renormalize(self)
         emb = self._condition(noise_label, label, augment_label)
         # A channel of ones stands in for the bias of the first layer.
         x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
-        h = self.stem(laid_out_as(self.stem.weight, x))
+        h = self.stem(layers.laid_out_as(self.stem.weight, x))
         skips = [h]
         for level in self.encoder:
             if level.resize is not None:
-                h = run(level.resize, h, emb, self.checkpoint_blocks)
+                h = layers.run(level.resize, h, emb, self.checkpoint_blocks)
                 skips.append(h)
             for block in level.blocks:
-                h = run(block, h, emb, self.checkpoint_blocks)
+                h = layers.run(block, h, emb, self.checkpoint_blocks)
                 skips.append(h)
         for block in self.middle:
-            h = run(block, h, emb, self.checkpoint_blocks)
+            h = layers.run(block, h, emb, self.checkpoint_blocks)
         for level in self.decoder:
             if level.resize is not None:
-                h = run(level.resize, h, emb, self.checkpoint_blocks)
+                h = layers.run(level.resize, h, emb, self.checkpoint_blocks)
             for block in level.blocks:
-                h = run(block, mp_cat(h, skips.pop(), self.concat_balance), emb, self.checkpoint_blocks)
+                h = layers.run(
+                    block, mp_cat(h, skips.pop(), self.concat_balance), emb, self.checkpoint_blocks
+                )
         return self.head(h, self.out_gain)
 
     def _condition(self, noise_label: Tensor, label: Tensor | None, augment_label: Tensor | None) -> Tensor:
-        refuse_labels(label, self.num_classes, augment_label, 0)
+        layers.refuse_labels(label, self.num_classes, augment_label, 0)
         emb = self.noise(self.embedding(noise_label).to(self.noise.weight.dtype))
         if self.label is not None:
-            rows = class_rows(label, self.num_classes, emb) * math.sqrt(self.num_classes)
+            rows = layers.class_rows(label, self.num_classes, emb) * math.sqrt(self.num_classes)
             emb = mp_sum(emb, self.label(rows), self.label_balance)
         return mp_silu(emb)
-
-
-class Uncertainty(nn.Module):
-    """u(noise_label), the log-variance by which EDM2 weights its loss per noise level; (B,) -> (B,).
-
-    Equation 21: loss exp(-u) + u, u a magnitude-preserving linear map of Fourier features.
-    """
-
-    def __init__(self, channels: int = 128):
-        super().__init__()
-        self.embedding = MPFourier(channels)
-        self.linear = MPLinear(channels, 1)
-
-    def forward(self, noise_label: Tensor) -> Tensor:
-        if self.training:
-            renormalize(self)
-        return self.linear(self.embedding(noise_label))[:, 0]
 
 
 def renormalize(net: nn.Module) -> None:
@@ -215,8 +190,7 @@ class _Block(nn.Module):
         self.attention = _Attention(c_out, heads, attention_balance) if heads else None
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        if self.mode != "same":
-            x = self.resample.down(x) if self.mode == "down" else self.resample.up(x)
+        x = self.resample(x, self.mode)
         if self.encoder:
             x = normalize(x if self.skip is None else self.skip(x), dim=1)
         scale = self.affine(emb, self.emb_gain) + 1

@@ -12,31 +12,6 @@ from torch.utils.checkpoint import checkpoint
 
 from lit_gen.errors import ConfigError
 
-__all__ = [
-    "Attention",
-    "FourierEmbedding",
-    "Level",
-    "Levels",
-    "NoiseMLP",
-    "PositionalEmbedding",
-    "Resample",
-    "activation_of",
-    "augment_rows",
-    "check_input",
-    "class_rows",
-    "conv",
-    "decoder_levels",
-    "double",
-    "encoder_levels",
-    "group_norm",
-    "laid_out_as",
-    "levels_of",
-    "linear",
-    "refuse_labels",
-    "run",
-    "xavier",
-]
-
 L = TypeVar("L", nn.Linear, nn.Conv2d)
 
 
@@ -114,7 +89,7 @@ class NoiseMLP(nn.Module):
         if self.label is not None:
             emb = emb + self.label(class_rows(label, self.num_classes, emb) * math.sqrt(self.num_classes))
         if self.augment is not None:
-            emb = emb + self.augment(augment_rows(augment_label, self.augment_dim, emb))
+            emb = emb + self.augment(rows("augment_label", augment_label, self.augment_dim, emb))
         return self.act(self.out(self.act(self.hidden(emb))))
 
 
@@ -209,6 +184,10 @@ class Resample(nn.Module):
         self.pad = (len(taps) - 1) // 2
         self.box = tuple(taps) == (1, 1)
 
+    def forward(self, x: Tensor, mode: str) -> Tensor:
+        """x "down", "up", or the "same"."""
+        return self.down(x) if mode == "down" else self.up(x) if mode == "up" else x
+
     def down(self, x: Tensor) -> Tensor:
         if self.box:
             return F.avg_pool2d(x, 2)
@@ -294,31 +273,23 @@ def class_rows(label: Tensor | None, num_classes: int, like: Tensor) -> Tensor:
 
     The index -1 is a row of zeros too: no class, for some images of a batch.
     """
-    if label is None:
-        return like.new_zeros(like.shape[0], num_classes)
-    if label.is_floating_point():
-        if label.shape != (like.shape[0], num_classes):
-            raise ConfigError(
-                f"label rows of shape {tuple(label.shape)}: give {(like.shape[0], num_classes)}."
-            )
-        return label.to(like.dtype)
-    if label.shape != (like.shape[0],):
+    if label is None or label.is_floating_point():
+        return rows("label", label, num_classes, like)
+    if label.shape != (len(like),):
         raise ConfigError(
-            f"label of shape {tuple(label.shape)}: give class indices, int64 ({like.shape[0]},), "
-            f"or float rows {(like.shape[0], num_classes)}."
+            f"label of shape {tuple(label.shape)}: give class indices, int64 ({len(like)},), "
+            f"or float rows {(len(like), num_classes)}."
         )
     return (label[:, None] == torch.arange(num_classes, device=label.device)).to(like.dtype)
 
 
-def augment_rows(augment_label: Tensor | None, augment_dim: int, like: Tensor) -> Tensor:
-    """Augmentation labels (B, augment_dim) as given, None (not augmented, or sampling) as zeros."""
-    if augment_label is None:
-        return like.new_zeros(like.shape[0], augment_dim)
-    if augment_label.shape != (like.shape[0], augment_dim):
-        raise ConfigError(
-            f"augment_label of shape {tuple(augment_label.shape)}: give {(like.shape[0], augment_dim)}."
-        )
-    return augment_label.to(like.dtype)
+def rows(name: str, value: Tensor | None, width: int, like: Tensor) -> Tensor:
+    """A condition (B, width) as given, None (no class, not augmented) as zeros; ConfigError for others."""
+    if value is None:
+        return like.new_zeros(len(like), width)
+    if value.shape != (len(like), width):
+        raise ConfigError(f"{name} of shape {tuple(value.shape)}: give {(len(like), width)}.")
+    return value.to(like.dtype)
 
 
 def refuse_labels(label: Tensor | None, num_classes: int, augment_label: Tensor | None, augment_dim: int):

@@ -3,8 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_gen.score.networks.layers import check_input, laid_out_as, levels_of, refuse_labels
-from lit_gen.score.networks.refinenet import RefineBlock, ResBlock, instance_norm_plus
+from lit_gen.score.networks import layers
+from lit_gen.score.networks.refinenet import instance_norm_plus, refine, refine_blocks, residual_stages
 
 __all__ = ["NCSN"]
 
@@ -20,7 +20,7 @@ class NCSN(nn.Module):
 
     def __init__(self, image_size: int, channels: int = 3, base_channels: int = 128, num_levels: int = 10):
         super().__init__()
-        levels_of(image_size, 2)
+        layers.levels_of(image_size, 2)
         self.channels, self.num_levels, self.num_classes, self.augment_dim = channels, num_levels, 0, 0
         c = base_channels
 
@@ -28,22 +28,9 @@ class NCSN(nn.Module):
             return _ConditionalNorm(channels, num_levels)
 
         self.stem = nn.Conv2d(channels, c, 3, padding=1)
-        self.stages = nn.ModuleList(
-            nn.ModuleList([ResBlock(a, b, norm, down, d), ResBlock(b, b, norm, False, d)])
-            for a, b, down, d in [
-                (c, c, False, 1),
-                (c, 2 * c, True, 1),
-                (2 * c, 2 * c, True, 2),
-                (2 * c, 2 * c, True, 4),
-            ]
-        )
-        pool = nn.AvgPool2d(5, 1, 2)
-        self.refine = nn.ModuleList(
-            RefineBlock(c_in, c_out, norm, pool, end=i == 3)
-            for i, (c_in, c_out) in enumerate(
-                [([2 * c], 2 * c), ([2 * c] * 2, 2 * c), ([2 * c] * 2, c), ([c] * 2, c)]
-            )
-        )
+        widths = [c, 2 * c, 2 * c, 2 * c]
+        self.stages = residual_stages(widths, norm)
+        self.refine = refine_blocks(widths, norm, nn.AvgPool2d(5, 1, 2))
         self.norm = norm(c)
         self.head = nn.Conv2d(c, channels, 3, padding=1)
 
@@ -54,26 +41,12 @@ class NCSN(nn.Module):
 
         The index is rounded and limited to what the network was trained on. No class or augmentation labels.
         """
-        check_input(x, self.channels, 2)
-        refuse_labels(label, 0, augment_label, 0)
+        layers.check_input(x, self.channels, 2)
+        layers.refuse_labels(label, 0, augment_label, 0)
         level = noise_label.round().long().clamp(0, self.num_levels - 1)
-        h = self.stem(laid_out_as(self.stem.weight, x))
+        h = self.stem(layers.laid_out_as(self.stem.weight, x))
         h = refine(self.stages, self.refine, h, level)
         return self.head(F.elu(self.norm(h, level)))
-
-
-def refine(stages: nn.ModuleList, blocks: nn.ModuleList, h: Tensor, level: Tensor | None) -> Tensor:
-    """Down the residual stages, then up the RefineNet cascade, which meets them last first."""
-    outputs = []
-    for stage in stages:
-        assert isinstance(stage, nn.ModuleList)
-        for block in stage:
-            h = block(h, level)
-        outputs.append(h)
-    h = blocks[0]([outputs.pop()], level)
-    for block in blocks[1:]:
-        h = block([outputs.pop(), h], level)
-    return h
 
 
 class _ConditionalNorm(nn.Module):

@@ -14,24 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_gen.errors import ConfigError
-from lit_gen.score.networks.layers import (
-    Attention,
-    FourierEmbedding,
-    Level,
-    Levels,
-    NoiseMLP,
-    PositionalEmbedding,
-    Resample,
-    activation_of,
-    check_input,
-    conv,
-    group_norm,
-    laid_out_as,
-    levels_of,
-    linear,
-    refuse_labels,
-    run,
-)
+from lit_gen.score.networks import layers
 
 __all__ = ["NCSNpp"]
 
@@ -75,7 +58,7 @@ class NCSNpp(nn.Module):
         conditional: bool = True,  # False: the network ignores its noise label
     ):
         super().__init__()
-        self.resolutions = levels_of(image_size, len(channel_mult))
+        self.resolutions = layers.levels_of(image_size, len(channel_mult))
         _check_choices(
             embedding=embedding, input_pyramid=input_pyramid, output_pyramid=output_pyramid, block=block
         )
@@ -93,8 +76,8 @@ class NCSNpp(nn.Module):
         self.noise = None
         if conditional:
             waves = _waves(embedding, base_channels, embedding_mult, fourier_scale)
-            self.noise = NoiseMLP(waves, waves.channels, c_emb, num_classes, augment_dim, activation)
-        self.resample = Resample(fir)
+            self.noise = layers.NoiseMLP(waves, waves.channels, c_emb, num_classes, augment_dim, activation)
+        self.resample = layers.Resample(fir)
 
         def residual(c_in, c_out, attention=False, mode="same"):
             if block == "ddpm" and mode != "same":
@@ -103,7 +86,7 @@ class NCSNpp(nn.Module):
 
         widths = [base_channels * m for m in channel_mult]
         attend = [r in tuple(attention_resolutions) for r in self.resolutions]
-        self.stem = conv(channels, base_channels)
+        self.stem = layers.conv(channels, base_channels)
         self.encoder, skips = self._encoder(residual, base_channels, widths, attend)
         c = skips[-1]
         self.middle = nn.ModuleList([residual(c, c, attention=True), residual(c, c)])
@@ -111,11 +94,11 @@ class NCSNpp(nn.Module):
 
     def _encoder(
         self, residual: Callable[..., nn.Module], c: int, widths: list[int], attend: list[bool]
-    ) -> tuple[Levels, list[int]]:
+    ) -> tuple[layers.Levels, list[int]]:
         """The levels on the way down, and the widths of the signals that the way up takes in."""
-        levels, skips, c_image = Levels(), [c], self.channels
+        levels, skips, c_image = layers.Levels(), [c], self.channels
         for i, width in enumerate(widths):
-            level = Level()
+            level = layers.Level()
             if i:
                 level.resize = residual(c, c, mode="down")
                 level.pyramid = _PYRAMIDS[self.input_pyramid](c_image, c, self.resample, self.rescale)
@@ -131,19 +114,19 @@ class NCSNpp(nn.Module):
 
     def _decoder(
         self, residual: Callable[..., nn.Module], skips: list[int], widths: list[int], attend: list[bool]
-    ) -> Levels:
+    ) -> layers.Levels:
         """The levels on the way up, which use up `skips`."""
-        levels, c = Levels(), skips[-1]
+        levels, c = layers.Levels(), skips[-1]
         for i, width in reversed(list(enumerate(widths))):
-            level = Level()
+            level = layers.Level()
             if i < len(widths) - 1:
                 level.resize = residual(c, c, mode="up")
             for n in range(self.num_blocks + 1):
                 level.blocks.append(residual(c + skips.pop(), width, attend[i] and n == self.num_blocks))
                 c = width
             if i == 0 or self.output_pyramid == "skip":
-                last = conv(c, self.out_channels, gain=_SMALL)
-                level.head = nn.Sequential(group_norm(c), activation_of(self.activation), last)
+                last = layers.conv(c, self.out_channels, gain=_SMALL)
+                level.head = nn.Sequential(layers.group_norm(c), layers.activation_of(self.activation), last)
             levels.append(level)
         return levels
 
@@ -155,28 +138,28 @@ class NCSNpp(nn.Module):
         label: int64 (B,), -1 for no class, or float (B, num_classes); None is no class. augment_label: float
         (B, augment_dim); None is not augmented. Raises ConfigError for shapes that do not fit.
         """
-        check_input(x, self.channels, len(self.resolutions))
-        image = x = laid_out_as(self.stem.weight, x)
+        layers.check_input(x, self.channels, len(self.resolutions))
+        image = x = layers.laid_out_as(self.stem.weight, x)
         emb = self._embed(noise_label, label, augment_label)
         h = self.stem(x)
         skips = [h]
         for level in self.encoder:
             if level.resize is not None:
-                h = run(level.resize, h, emb, self.checkpoint_blocks)
+                h = layers.run(level.resize, h, emb, self.checkpoint_blocks)
                 if level.pyramid is not None:
                     h, image = level.pyramid(h, image)
                 skips.append(h)
             for block in level.blocks:
-                h = run(block, h, emb, self.checkpoint_blocks)
+                h = layers.run(block, h, emb, self.checkpoint_blocks)
                 skips.append(h)
         for block in self.middle:
-            h = run(block, h, emb, self.checkpoint_blocks)
+            h = layers.run(block, h, emb, self.checkpoint_blocks)
         out: Tensor | None = None
         for level in self.decoder:
             if level.resize is not None:
-                h = run(level.resize, h, emb, self.checkpoint_blocks)
+                h = layers.run(level.resize, h, emb, self.checkpoint_blocks)
             for block in level.blocks:
-                h = run(block, torch.cat([h, skips.pop()], 1), emb, self.checkpoint_blocks)
+                h = layers.run(block, torch.cat([h, skips.pop()], 1), emb, self.checkpoint_blocks)
             if level.head is not None:
                 out = level.head(h) if out is None else self.resample.up(out) + level.head(h)
         assert out is not None  # the last level has a head
@@ -187,7 +170,7 @@ class NCSNpp(nn.Module):
     ) -> Tensor | None:
         if self.noise is not None:
             return self.noise(noise_label, label, augment_label)
-        refuse_labels(label, 0, augment_label, 0)
+        layers.refuse_labels(label, 0, augment_label, 0)
         return None
 
 
@@ -202,21 +185,17 @@ class ResBlock(nn.Module):
     ):
         super().__init__()
         self.mode, self.dropout = mode, dropout
-        self.resample, self.rescale, self.act = resample, rescale, activation_of(activation)
-        self.norm0 = group_norm(c_in)
-        self.conv0 = conv(c_in, c_out)
-        self.affine = linear(c_emb, c_out) if c_emb else None
-        self.norm1 = group_norm(c_out)
-        self.conv1 = conv(c_out, c_out, gain=_SMALL)
-        self.skip = conv(c_in, c_out, 1) if c_in != c_out or mode != "same" else None
+        self.resample, self.rescale, self.act = resample, rescale, layers.activation_of(activation)
+        self.norm0 = layers.group_norm(c_in)
+        self.conv0 = layers.conv(c_in, c_out)
+        self.affine = layers.linear(c_emb, c_out) if c_emb else None
+        self.norm1 = layers.group_norm(c_out)
+        self.conv1 = layers.conv(c_out, c_out, gain=_SMALL)
+        self.skip = layers.conv(c_in, c_out, 1) if c_in != c_out or mode != "same" else None
         self.attention = _attention(c_out) if attention else None
 
     def forward(self, x: Tensor, emb: Tensor | None) -> Tensor:
-        h = self.act(self.norm0(x))
-        if self.mode == "down":
-            h = self.resample.down(h)
-        elif self.mode == "up":
-            h = self.resample.up(h)
+        h = self.resample(self.act(self.norm0(x)), self.mode)
         h = self.conv0(h) if self.affine is None else self.conv0(h) + self.affine(emb)[:, :, None, None]
         h = self.act(self.norm1(h))
         h = self.conv1(F.dropout(h, self.dropout, self.training))
@@ -229,18 +208,18 @@ class ResBlock(nn.Module):
         if self.mode == "up":  # a 1x1 convolution commutes with resampling; before it, it costs a quarter
             assert self.skip.bias is not None
             return self.resample.up(F.conv2d(x, self.skip.weight)) + self.skip.bias[:, None, None]
-        return self.skip(self.resample.down(x) if self.mode == "down" else x)
+        return self.skip(self.resample(x, self.mode))
 
 
 class _Resize(nn.Module):
     """Resampling alone, in the place of a residual block."""
 
-    def __init__(self, resample: Resample, mode: str):
+    def __init__(self, resample: layers.Resample, mode: str):
         super().__init__()
         self.resample, self.mode = resample, mode
 
     def forward(self, x: Tensor, emb: Tensor | None) -> Tensor:
-        return self.resample.down(x) if self.mode == "down" else self.resample.up(x)
+        return self.resample(x, self.mode)
 
 
 class _InputSkip(nn.Module):
@@ -251,7 +230,7 @@ class _InputSkip(nn.Module):
     def __init__(self, c_image, c, resample, rescale, cat=False):
         super().__init__()
         self.resample, self.cat = resample, cat
-        self.conv = conv(c_image, c, 1)
+        self.conv = layers.conv(c_image, c, 1)
 
     def forward(self, h: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
         image = self.resample.down(image)
@@ -267,7 +246,7 @@ class _InputResidual(nn.Module):
     def __init__(self, c_image, c, resample, rescale, filtered=True):
         super().__init__()
         self.resample, self.rescale, self.filtered = resample, rescale, filtered
-        self.conv = conv(c_image, c, padding=0)
+        self.conv = layers.conv(c_image, c, padding=0)
 
     def forward(self, h: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
         if self.filtered:
@@ -289,18 +268,18 @@ _PYRAMIDS = {
 
 def _waves(
     embedding: str, base_channels: int, mult: int | None, scale: float
-) -> PositionalEmbedding | FourierEmbedding:
+) -> layers.PositionalEmbedding | layers.FourierEmbedding:
     if embedding == "positional":
-        return PositionalEmbedding(base_channels * (mult or 1))
-    return FourierEmbedding(base_channels * (mult or 2), scale, radians=embedding == "fourier_edm")
+        return layers.PositionalEmbedding(base_channels * (mult or 1))
+    return layers.FourierEmbedding(base_channels * (mult or 2), scale, radians=embedding == "fourier_edm")
 
 
 def _rescaled(h: Tensor, rescale: bool) -> Tensor:
     return h.mul_(math.sqrt(0.5)) if rescale else h
 
 
-def _attention(channels: int) -> Attention:
-    attention = Attention(channels, group_norm(channels))
+def _attention(channels: int) -> layers.Attention:
+    attention = layers.Attention(channels, layers.group_norm(channels))
     nn.init.xavier_uniform_(attention.qkv.weight, math.sqrt(0.2))
     nn.init.xavier_uniform_(attention.proj.weight, _SMALL)
     nn.init.zeros_(attention.qkv.bias)

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_gen.score.networks.layers import activation_of
+from lit_gen.score.networks import layers
 
-__all__ = ["RefineBlock", "ResBlock", "instance_norm_plus"]
+__all__ = ["RefineBlock", "ResBlock", "instance_norm_plus", "refine", "refine_blocks", "residual_stages"]
 
 Norm = Callable[[int], nn.Module]
 
@@ -48,7 +48,7 @@ class ResBlock(nn.Module):
         activation: str = "elu",
     ):
         super().__init__()
-        self.act = activation_of(activation)
+        self.act = layers.activation_of(activation)
         self.halve = down and dilation == 1
         c_mid = c_in if down else c_out
         self.norm1 = norm(c_in)
@@ -85,7 +85,7 @@ class RefineBlock(nn.Module):
         activation: str = "elu",
     ):
         super().__init__()
-        act = activation_of(activation)
+        act = layers.activation_of(activation)
         self.adapt = nn.ModuleList(_ConvUnits(c, 2, 2, norm, act) for c in c_in)
         self.fuse = _Fuse(c_in, c_out, norm) if len(c_in) > 1 else None
         self.pool = _ChainedPool(c_out, norm, pool, act)
@@ -95,6 +95,41 @@ class RefineBlock(nn.Module):
         hs = [adapt(x, level) for adapt, x in zip(self.adapt, xs, strict=True)]
         h = hs[0] if self.fuse is None else self.fuse(hs, level)
         return self.output(self.pool(h, level), level)
+
+
+def residual_stages(widths: Sequence[int], norm: Norm, activation: str = "elu") -> nn.ModuleList:
+    """Two residual blocks of each width. All stages but the first halve the resolution; the last two widen
+    the field of view instead, by a dilation of 2 and of 4."""
+    stages, dilations = nn.ModuleList(), [1] * (len(widths) - 2) + [2, 4]
+    for i, (c, dilation) in enumerate(zip(widths, dilations, strict=True)):
+        first = ResBlock(widths[max(i - 1, 0)], c, norm, i > 0, dilation, activation)
+        stages.append(nn.ModuleList([first, ResBlock(c, c, norm, False, dilation, activation)]))
+    return stages
+
+
+def refine_blocks(
+    widths: Sequence[int], norm: Norm | None, pool: nn.Module, activation: str = "elu"
+) -> nn.ModuleList:
+    """The cascade for the outputs of `residual_stages` of these widths, the last one first."""
+    c_in, last = widths[::-1], len(widths) - 1
+    return nn.ModuleList(
+        RefineBlock([c] * (2 if i else 1), c_in[min(i + 1, last)], norm, pool, i == last, activation)
+        for i, c in enumerate(c_in)
+    )
+
+
+def refine(stages: nn.ModuleList, blocks: nn.ModuleList, h: Tensor, level: Tensor | None) -> Tensor:
+    """Down the residual stages, then up the RefineNet cascade, which meets them last first."""
+    outputs = []
+    for stage in stages:
+        assert isinstance(stage, nn.ModuleList)
+        for block in stage:
+            h = block(h, level)
+        outputs.append(h)
+    h = blocks[0]([outputs.pop()], level)
+    for block in blocks[1:]:
+        h = block([outputs.pop(), h], level)
+    return h
 
 
 class _ConvUnits(nn.Module):

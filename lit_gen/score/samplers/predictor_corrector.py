@@ -6,6 +6,7 @@ to t, a predictor reverses such a step, a corrector moves at one time. `x_t = ra
 all that a predictor knows.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -131,17 +132,14 @@ def probability_flow_step(x: Tensor, score: Tensor, step: Step, z: Tensor) -> tu
 # --- correctors ---------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Langevin:
-    """Langevin steps of length 2 ratio^2 (snr ||z|| / ||score||)^2 (Algorithms 4 and 5).
+class _LangevinSteps(ABC):
+    """`num_steps` Langevin steps at one time."""
 
-    Each image has its own step size. With `per_image=False` the norms are averaged over the batch, the
-    official rule, under which an image depends on its batch mates.
-    """
+    num_steps: int
 
-    snr: float = 0.16
-    num_steps: int = 1
-    per_image: bool = True
+    @abstractmethod
+    def size(self, score: Tensor, z: Tensor, ratio: Tensor, sigma: Tensor) -> Tensor:
+        """The length of a step, to multiply (B, ...)."""
 
     def __call__(
         self,
@@ -155,9 +153,25 @@ class Langevin:
         for _ in range(self.num_steps):
             score = denoiser.score(x, t, label)
             z = randn(x.shape, generator, device=x.device, dtype=x.dtype)
-            size = 2 * step.ratio.square() * (self.snr * self._norm(z) / self._norm(score)).square()
+            size = self.size(score, z, step.ratio, denoiser.process.sigma(t))
             x = x + size * score + (2 * size).sqrt() * z
         return x
+
+
+@dataclass(frozen=True)
+class Langevin(_LangevinSteps):
+    """Langevin steps of length 2 ratio^2 (snr ||z|| / ||score||)^2 (Algorithms 4 and 5).
+
+    Each image has its own step size. With `per_image=False` the norms are averaged over the batch, the
+    official rule, under which an image depends on its batch mates.
+    """
+
+    snr: float = 0.16
+    num_steps: int = 1
+    per_image: bool = True
+
+    def size(self, score: Tensor, z: Tensor, ratio: Tensor, sigma: Tensor) -> Tensor:
+        return 2 * ratio.square() * (self.snr * self._norm(z) / self._norm(score)).square()
 
     def _norm(self, v: Tensor) -> Tensor:
         norm = v.flatten(1).norm(dim=1)
@@ -165,26 +179,14 @@ class Langevin:
 
 
 @dataclass(frozen=True)
-class AnnealedLangevin:
+class AnnealedLangevin(_LangevinSteps):
     """Langevin steps of length 2 ratio^2 (snr sigma)^2, the corrector "ALD" of the official code."""
 
     snr: float = 0.176
     num_steps: int = 5
 
-    def __call__(
-        self,
-        denoiser: AbstractDenoiser,
-        x: Tensor,
-        t: Tensor,
-        step: Step,
-        label: Tensor | None = None,
-        generator: Generator = None,
-    ) -> Tensor:
-        size = 2 * (step.ratio * self.snr * denoiser.process.sigma(t)).square()
-        for _ in range(self.num_steps):
-            z = randn(x.shape, generator, device=x.device, dtype=x.dtype)
-            x = x + size * denoiser.score(x, t, label) + (2 * size).sqrt() * z
-        return x
+    def size(self, score: Tensor, z: Tensor, ratio: Tensor, sigma: Tensor) -> Tensor:
+        return 2 * (ratio * self.snr * sigma).square()
 
 
 @torch.no_grad()

@@ -5,9 +5,10 @@ Wanner, "Solving ODEs I", II.4, as in scipy's RK45: a row takes the steps that s
 alone. Networks run in full float32 inside, without TF32, whose rounding is above the tolerance.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
+from scipy.integrate import RK45
 from torch import Tensor
 
 from lit_gen.errors import ConfigError
@@ -19,25 +20,9 @@ from lit_gen.score.sde import Process, per_image, wide
 
 __all__ = ["encode", "integrate", "rk45"]
 
-_NODES = (0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1)
-_STAGES = (
-    (),
-    (1 / 5,),
-    (3 / 40, 9 / 40),
-    (44 / 45, -56 / 15, 32 / 9),
-    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
-    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-)
-_FIFTH = (35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84)
-_ERROR = (
-    71 / 57600,
-    0,
-    -71 / 16695,
-    71 / 1920,
-    -17253 / 339200,
-    22 / 525,
-    -1 / 40,
-)  # fifth minus fourth order
+# The tableau: nodes, weights of the stages, of the fifth order, and of its difference from the fourth.
+_NODES, _FIFTH, _ERROR = (row.tolist() for row in (RK45.C, RK45.B, RK45.E))
+_STAGES = [row[:i].tolist() for i, row in enumerate(RK45.A)]
 
 
 def integrate(
@@ -90,7 +75,7 @@ def integrate(
     )
 
 
-def _combine(weights: tuple[float, ...], k: list[Tensor]) -> Tensor:
+def _combine(weights: Sequence[float], k: list[Tensor]) -> Tensor:
     first, *others = [w * k_i for w, k_i in zip(weights, k, strict=True) if w]
     return sum(others, start=first)
 
