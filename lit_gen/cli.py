@@ -15,14 +15,15 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
+from rich.console import Console
 
 from lit_gen.config import schema
 from lit_gen.errors import ConfigError, Exit
 from lit_gen.instantiate import allowing
 
-__all__ = ["CONF_DIR", "entry_point", "is_main_process", "leave_nothing"]
+__all__ = ["CONF_DIR", "check_at_least_1", "claim", "entry_point", "is_main_process", "leave_nothing", "show"]
 
 
 def _conf_dir() -> Path:
@@ -97,6 +98,34 @@ def entry_point(config_name: str) -> Callable[[Callable[[Any], Any]], Callable[[
         return run
 
     return decorate
+
+
+def check_at_least_1(cfg: DictConfig, *names: str) -> None:
+    """Raises ConfigError for the first of these options that is below 1."""
+    for name in names:
+        if cfg[name] < 1:
+            raise ConfigError(f"{name}={cfg[name]}: must be at least 1.")
+
+
+def claim(out: Path, what: str, *patterns: str) -> None:
+    """Makes the folder of a command's results. Raises ConfigError if it holds earlier ones, which are never
+    written over: files that match a pattern."""
+    if any(next(out.glob(pattern), None) for pattern in patterns):
+        raise ConfigError(f"{out} already holds {what}: choose another out=.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"out={out} cannot be made: {error.strerror}.") from error
+
+
+def show(*parts: Any) -> None:
+    """Prints tables of rich, and lines, which are not wrapped so that they can be copied."""
+    console = Console()
+    for part in parts:
+        if isinstance(part, str):
+            console.print(part, soft_wrap=True, highlight=False)
+        else:
+            console.print(part)
 
 
 def _users_mistake(error: BaseException | None) -> str | None:

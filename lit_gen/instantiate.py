@@ -109,8 +109,9 @@ def instantiate(node: Any, **kwargs: Any) -> Any:
         OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig | ListConfig) else node
     )
     container = up_to_date(container)
-    for target in _targets(container):
-        if not target.startswith(prefixes) or _leads_elsewhere(target, prefixes):
+    for _, part in _nodes(container):
+        target = str(part.get("_target_"))
+        if "_target_" in part and (not target.startswith(prefixes) or _leads_elsewhere(target, prefixes)):
             raise ConfigError(
                 f"_target_ {target!r} is outside the packages that "
                 f"a configuration may call ({', '.join(prefixes)}). "
@@ -145,52 +146,45 @@ def _no_option(called: str, name: str, at: str) -> str:
     )
 
 
-def _check_options(node: Any, at: str = "") -> None:
+def _nodes(node: Any, at: str = "") -> Iterator[tuple[str, dict[Any, Any]]]:
+    """Every mapping in the container, with the dotted key where it stands."""
+    if isinstance(node, dict):
+        yield at, node
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in children:
+        yield from _nodes(value, f"{at}.{key}" if at else str(key))
+
+
+def _check_options(container: Any) -> None:
     """A function that is given `_partial_` is called later, in the middle of a training: options that it does
     not have are refused now.
     """
-    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    for key, value in children:
-        _check_options(value, f"{at}.{key}" if at else str(key))
-    if isinstance(node, dict) and node.get("_partial_") and "_target_" in node:
-        function = hydra.utils.get_object(node["_target_"])
-        parameters = inspect.signature(function).parameters
+    for at, node in _nodes(container):
+        if not (node.get("_partial_") and "_target_" in node):
+            continue
+        parameters = inspect.signature(hydra.utils.get_object(node["_target_"])).parameters
         if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            return
+            continue
         for name in node:
             if name not in parameters and not name.startswith("_"):
                 raise ConfigError(_no_option(node["_target_"].rpartition(".")[2], name, at))
 
 
-def _with_partials(node: Any) -> Any:
+def _with_partials(node: Any, top: bool = True) -> Any:
     """The container with every `_partial_: true` node below its top as a `functools.partial`.
 
     Hydra's own partials look their target's permission up again at every call, which costs a training step
     half a millisecond each.
     """
-    if isinstance(node, dict):
-        return {key: _made(_with_partials(value)) for key, value in node.items()}
     if isinstance(node, list):
-        return [_made(_with_partials(value)) for value in node]
-    return node
-
-
-def _made(node: Any) -> Any:
-    if not (isinstance(node, dict) and node.get("_partial_") and "_target_" in node):
+        return [_with_partials(value, top=False) for value in node]
+    if not isinstance(node, dict):
+        return node
+    node = {key: _with_partials(value, top=False) for key, value in node.items()}
+    if top or not (node.get("_partial_") and "_target_" in node):
         return node
     arguments = {
         key: value for key, value in node.items() if key not in ("_target_", "_partial_", "_convert_")
     }
     arguments = hydra.utils.instantiate(arguments, _convert_="all")
     return functools.partial(hydra.utils.get_method(node["_target_"]), **arguments)
-
-
-def _targets(node: Any) -> Iterable[str]:
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield str(node["_target_"])
-        for value in node.values():
-            yield from _targets(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from _targets(value)

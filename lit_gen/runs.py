@@ -17,7 +17,16 @@ from lit_gen import checkpoints
 from lit_gen.errors import ConfigError
 from lit_gen.instantiate import up_to_date
 
-__all__ = ["claim", "config_of", "differences", "history", "saved_config", "summary", "write_whole"]
+__all__ = [
+    "claim",
+    "config_of",
+    "differences",
+    "history",
+    "saved_config",
+    "summary",
+    "write_json",
+    "write_whole",
+]
 
 RENAMED = {"confident_share": "confident_fraction", "fd_floor": "fd_train_test"}
 """Names of numbers in runs of earlier versions -> their names today."""
@@ -79,6 +88,11 @@ def write_whole(path: Path, text: str) -> Path:
     part.write_text(text)
     part.replace(path)
     return path
+
+
+def write_json(path: Path, record: Any) -> Path:
+    """`write_whole` of a record."""
+    return write_whole(path, json.dumps(record, indent=2) + "\n")
 
 
 def history(run: str | Path) -> dict[str, dict[int, float]]:

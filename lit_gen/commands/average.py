@@ -65,11 +65,7 @@ def reconstruct(folder: str | Path, std: float, batch: int | None = None) -> tup
     }, batch
 
 
-@entry_point("average")
-def main(cfg: DictConfig) -> None:
-    """The command line's."""
-    average(cfg)
-
+main = entry_point("average")(average)
 
 if __name__ == "__main__":
     main()

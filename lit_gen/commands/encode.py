@@ -2,7 +2,6 @@
 https://arxiv.org/abs/2011.13456): the flow is one to one, so that an image, its latent and the image decoded
 from it are the same up to the solver's tolerance; between two latents lie images on the way."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import one_hot
 
 from lit_gen import __version__
-from lit_gen.cli import entry_point
+from lit_gen.cli import check_at_least_1, claim, entry_point, show
 from lit_gen.devices import divided
 from lit_gen.errors import ConfigError
 from lit_gen.images import grid, save_png, to_float, to_uint8
@@ -25,13 +23,12 @@ from lit_gen.inputs import pictures
 from lit_gen.metrics.distributed import from_rank_zero, gather_batches, own_batches, rank
 from lit_gen.metrics.restored import quality
 from lit_gen.models import open_model
+from lit_gen.runs import write_json
 from lit_gen.score import samplers
 from lit_gen.score.restoration import slerp
 from lit_gen.score.sde import wide_dtype
 
 __all__ = ["between", "encode", "solve"]
-
-RESULTS = ("latents.npz", "encoding.json", "strip.png")
 
 
 def encode(cfg: DictConfig, out: Path) -> dict[str, Any]:
@@ -43,14 +40,12 @@ def encode(cfg: DictConfig, out: Path) -> dict[str, Any]:
     Of several ranks each solves its share, and rank 0 writes. Raises ConfigError for what does not fit
     together.
     """
-    if cfg.num < 1 or cfg.interpolate < 2 or cfg.batch_size < 1:
-        raise ConfigError(
-            f"num={cfg.num} and batch_size={cfg.batch_size} must be at least 1, "
-            f"interpolate={cfg.interpolate} at least 2, the two ends."
-        )
+    check_at_least_1(cfg, "num", "batch_size")
+    if cfg.interpolate < 2:
+        raise ConfigError(f"interpolate={cfg.interpolate}: must be at least 2, the two ends.")
     if min(cfg.rtol, cfg.atol) <= 0:
         raise ConfigError(f"rtol={cfg.rtol} and atol={cfg.atol} must be positive.")
-    from_rank_zero(lambda: _claim(out))
+    from_rank_zero(lambda: claim(out, "latents", "latents.npz", "encoding.json", "strip.png"))
     module, run_cfg, path = open_model(cfg)
     images, labels = pictures(cfg, run_cfg, module)
     rows = None if labels is None else one_hot(labels, module.num_classes).to(torch.float64)
@@ -83,21 +78,15 @@ def encode(cfg: DictConfig, out: Path) -> dict[str, Any]:
         strip = to_uint8(solve(module.denoiser, way, way_rows, **options))
     if rank() > 0:
         return record
-    out.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(out / "latents.npz", latents=latents.numpy(), images=images.numpy())
     if strip is not None:
         strip = strip.unflatten(0, (len(images) - 1, cfg.interpolate))
         strip = torch.cat([images[:-1, None], strip, images[1:, None]], 1)
         scale = max(1, 64 // images.shape[-1])
         save_png(grid(strip.flatten(0, 1), columns=strip.shape[1], scale=scale), out / "strip.png")
-    (out / "encoding.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_json(out / "encoding.json", record)
     _print(record, out)
     return record
-
-
-def _claim(out: Path) -> None:
-    if any((out / name).exists() for name in RESULTS):
-        raise ConfigError(f"{out} already holds latents: choose another out=.")
 
 
 @torch.no_grad()
@@ -158,16 +147,10 @@ def _print(record: dict[str, Any], out: Path) -> None:
     table.add_row("  the largest", f"{error['largest']:.1e}")
     table.add_row("bytes that differ", str(error["different_bytes"]))
     table.add_row("length of the latents over that of noise", f"{min(lengths):.2f} to {max(lengths):.2f}")
-    console = Console()
-    console.print(table)
-    console.print(f"written to {out}", soft_wrap=True, highlight=False)
+    show(table, f"written to {out}")
 
 
-@entry_point("encode")
-def main(cfg: DictConfig) -> None:
-    """The command line's."""
-    divided(encode, cfg, images=cfg.num * cfg.interpolate)
-
+main = entry_point("encode")(lambda cfg: divided(encode, cfg, images=cfg.num * cfg.interpolate))
 
 if __name__ == "__main__":
     main()

@@ -1,17 +1,16 @@
 """Whether translations help to classify: the few-shot experiment of FUNIT's paper on unseen classes."""
 
-import json
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from lit_gen import __version__
-from lit_gen.cli import entry_point
+from lit_gen.cli import check_at_least_1, claim, entry_point, show
 from lit_gen.data.fewshot_module import FewShotDataModule
 from lit_gen.errors import ConfigError
 from lit_gen.evaluation.classifiers import all_images, evaluation_classifier
@@ -20,6 +19,7 @@ from lit_gen.funit.classifier import Classifier, load_classifier
 from lit_gen.funit.fewshot import few_shot_accuracy, generated_set
 from lit_gen.instantiate import instantiate
 from lit_gen.models import funit_run
+from lit_gen.runs import write_json
 
 __all__ = ["classify"]
 
@@ -31,14 +31,11 @@ def classify(cfg: DictConfig, out: Path) -> dict[str, Any]:
 
     Raises ConfigError for what does not fit together.
     """
-    for name in ("shots", "splits"):
-        if cfg[name] < 1:
-            raise ConfigError(f"{name}={cfg[name]}: must be at least 1.")
+    check_at_least_1(cfg, "shots", "splits")
     nums = sorted(set(cfg.num))
     if not nums or nums[0] < 1:
         raise ConfigError(f"num={list(cfg.num)}: give numbers of translations a class, such as [1,50,100].")
-    if (out / "classification.json").exists():
-        raise ConfigError(f"{out} already holds a classification: choose another out=.")
+    claim(out, "a classification", "classification.json")
     module, run_cfg, path = funit_run(cfg)
     data = instantiate(run_cfg.data)
     network = _features(cfg, run_cfg, data, module.device)
@@ -62,8 +59,7 @@ def classify(cfg: DictConfig, out: Path) -> dict[str, Any]:
         "accuracy": {str(n): values for n, values in found.items()},
         "versions": {"lit_gen": __version__, "torch": torch.__version__},
     }
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "classification.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_json(out / "classification.json", record)
     _print(record, out)
     return record
 
@@ -102,19 +98,12 @@ def _print(record: dict[str, Any], out: Path) -> None:
     table.add_column("translations a class")
     table.add_column("accuracy ± deviation over the draws", justify="right")
     for num, values in record["accuracy"].items():
-        mean = sum(values) / len(values)
-        deviation = (sum((v - mean) ** 2 for v in values) / max(len(values) - 1, 1)) ** 0.5
+        mean, deviation = fmean(values), stdev(values) if len(values) > 1 else 0.0
         table.add_row("none" if num == "0" else num, f"{100 * mean:.1f} ± {100 * deviation:.1f} %")
-    console = Console()
-    console.print(table)
-    console.print(f"written to {out}", soft_wrap=True, highlight=False)
+    show(table, f"written to {out}")
 
 
-@entry_point("fewshot_classify")
-def main(cfg: DictConfig) -> None:
-    """The command line's."""
-    classify(cfg, Path(cfg.out))
-
+main = entry_point("fewshot_classify")(lambda cfg: classify(cfg, Path(cfg.out)))
 
 if __name__ == "__main__":
     main()

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from lit_gen.augment.sheet import policy_sheet
-from lit_gen.cli import entry_point
+from lit_gen.cli import check_at_least_1, claim, entry_point
 from lit_gen.data.archive import open_store
 from lit_gen.data.decode import EXTENSIONS, decode
 from lit_gen.errors import ConfigError
@@ -32,11 +32,8 @@ def preview(cfg: DictConfig, out: Path) -> dict[str, Path]:
 
     Raises ConfigError for settings that do not fit and if `out` holds a preview already.
     """
-    for name in ("num", "columns", "rows", "fed"):
-        if cfg[name] < 1:
-            raise ConfigError(f"{name}={cfg[name]}: must be at least 1.")
-    if any(out.glob("policy_*.png")) or any(out.glob("fed*.png")):
-        raise ConfigError(f"{out} already holds a preview: choose another out=.")
+    check_at_least_1(cfg, "num", "columns", "rows", "fed")
+    claim(out, "a preview", "policy_*.png", "fed*.png")
     data, shown = None, {}
     node = config_dict(cfg.data) if cfg.data else {}
     augmentation = instantiate(node["augment"]) if node.get("augment") else None
@@ -134,11 +131,7 @@ def _to_wandb(cfg: DictConfig, out: Path, files: dict[str, Path]) -> None:
         close([logger])
 
 
-@entry_point("preview")
-def main(cfg: DictConfig) -> None:
-    """The command line's."""
-    preview(cfg, Path(cfg.out))
-
+main = entry_point("preview")(lambda cfg: preview(cfg, Path(cfg.out)))
 
 if __name__ == "__main__":
     main()

@@ -1,17 +1,15 @@
 """Images restored from a degraded measurement, beside what they were: pictures, a table, a JSON record."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from lit_gen import __version__
-from lit_gen.cli import entry_point
+from lit_gen.cli import check_at_least_1, claim, entry_point, show
 from lit_gen.devices import divided
 from lit_gen.errors import ConfigError
 from lit_gen.images import grid, save_png, to_float, to_uint8
@@ -20,7 +18,8 @@ from lit_gen.instantiate import instantiate
 from lit_gen.metrics.distributed import from_rank_zero
 from lit_gen.metrics.restored import Perceptual, quality
 from lit_gen.models import open_model, restore_images
-from lit_gen.rng import keyed_generator
+from lit_gen.rng import PerSample, keyed_generator, randn
+from lit_gen.runs import write_json
 from lit_gen.score.restoration import repaint, replacement
 
 __all__ = ["restore"]
@@ -35,12 +34,10 @@ def restore(cfg: DictConfig, out: Path) -> dict[str, Any] | None:
 
     Restoration k of image i depends on (seed, i, k) alone. Raises ConfigError for what does not fit together.
     """
-    for name in ("num", "samples", "batch_size"):
-        if cfg[name] < 1:
-            raise ConfigError(f"{name}={cfg[name]}: must be at least 1.")
+    check_at_least_1(cfg, "num", "samples", "batch_size")
     if cfg.noise_std < 0:
         raise ConfigError(f"noise_std={cfg.noise_std}: a standard deviation cannot be negative.")
-    from_rank_zero(lambda: _claim(out))
+    from_rank_zero(lambda: claim(out, "restorations", "sheet.png", "images", "restoration.json"))
     module, run_cfg, path = open_model(cfg)
     OmegaConf.update(cfg, "image_size", module.image_shape[-1])
     operator, method = instantiate(cfg.operator), instantiate(cfg.method)
@@ -80,20 +77,13 @@ def restore(cfg: DictConfig, out: Path) -> dict[str, Any] | None:
     return record
 
 
-def _claim(out: Path) -> None:
-    if any((out / name).exists() for name in ("sheet.png", "images", "restoration.json")):
-        raise ConfigError(f"{out} already holds restorations: choose another out=.")
-
-
 def _measure(operator: Any, x: Tensor, noise_std: float, seed: int) -> Tensor:
     """y = A x + noise_std n, the noise n of image i drawn from (seed, i)."""
     y = operator(x)
     if noise_std == 0:
         return y
-    rows = [
-        torch.randn(y.shape[1:], generator=keyed_generator(seed, "measurement", i)) for i in range(len(y))
-    ]
-    return y + noise_std * torch.stack(rows)
+    keyed = PerSample([keyed_generator(seed, "measurement", i) for i in range(len(y))])
+    return y + noise_std * randn(y.shape, keyed)
 
 
 def _check_noise(cfg: DictConfig, operator: Any, method: Any, image_shape: tuple[int, ...]) -> None:
@@ -119,7 +109,7 @@ def _write(out: Path, originals: Tensor, shown: Tensor, restored: Tensor, record
         names = ["original", "degraded", *(f"restored_{k}" for k in range(restored.shape[1]))]
         for name, image in zip(names, row, strict=True):
             save_png(image, out / "images" / f"{i:04d}_{name}.png")
-    (out / "restoration.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_json(out / "restoration.json", record)
 
 
 def _print(record: dict[str, Any], out: Path) -> None:
@@ -132,18 +122,11 @@ def _print(record: dict[str, Any], out: Path) -> None:
     for name in ("degraded", "restored", "mean_of_restorations"):
         values = [format(record[name][column], spec) for column, (_, spec) in columns.items()]
         table.add_row(name.replace("_", " "), *values)
-    console = Console()
-    console.print(table)
-    if "lpips" not in columns:
-        console.print(f"LPIPS {record['lpips']}", soft_wrap=True, highlight=False)
-    console.print(f"written to {out}", soft_wrap=True, highlight=False)
+    without_lpips = [] if "lpips" in columns else [f"LPIPS {record['lpips']}"]
+    show(table, *without_lpips, f"written to {out}")
 
 
-@entry_point("restore")
-def main(cfg: DictConfig) -> None:
-    """The command line's."""
-    divided(restore, cfg, images=cfg.num * cfg.samples)
-
+main = entry_point("restore")(lambda cfg: divided(restore, cfg, images=cfg.num * cfg.samples))
 
 if __name__ == "__main__":
     main()

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from lit_gen.cli import entry_point
+from lit_gen.cli import check_at_least_1, claim, entry_point
 from lit_gen.devices import divided
 from lit_gen.errors import ConfigError
 from lit_gen.images import grid, save_png
@@ -23,11 +23,8 @@ def sample(cfg: DictConfig, out: Path) -> None:
     uint8 NHWC)."""
     if cfg.format not in ("png", "npz", "none"):
         raise ConfigError(f"format={cfg.format}: must be png, npz or none (the grid alone).")
-    if min(cfg.num, cfg.batch_size, cfg.grid) < 1:
-        raise ConfigError(
-            f"num={cfg.num}, batch_size={cfg.batch_size} and grid={cfg.grid} must be at least 1."
-        )
-    from_rank_zero(lambda: _claim(out))
+    check_at_least_1(cfg, "num", "batch_size", "grid")
+    from_rank_zero(lambda: claim(out, "samples", "grid.png", "images", "images.npz"))
     module, _, path = open_model(cfg)
     sampler = instantiate(cfg.sampler) if cfg.sampler else None
     indices = range(cfg.first, cfg.first + cfg.num)
@@ -54,21 +51,7 @@ def sample(cfg: DictConfig, out: Path) -> None:
     print(f"{total} images of {path} in {seconds:.1f} s ({total / seconds:.1f} images/s) -> {out}")
 
 
-def _claim(out: Path) -> None:
-    """Results are never written over earlier ones."""
-    if any((out / name).exists() for name in ("grid.png", "images", "images.npz")):
-        raise ConfigError(f"{out} already holds samples: choose another out=.")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"out={out} cannot be made: {error.strerror}.") from error
-
-
-@entry_point("sample")
-def main(cfg: DictConfig) -> None:
-    """The command line's."""
-    divided(sample, cfg, images=cfg.num)
-
+main = entry_point("sample")(lambda cfg: divided(sample, cfg, images=cfg.num))
 
 if __name__ == "__main__":
     main()

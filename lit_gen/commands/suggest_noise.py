@@ -1,22 +1,21 @@
 """What a data set says about noise levels: Techniques 1 to 4 of NCSNv2 (Song & Ermon 2020,
 https://arxiv.org/abs/2006.09011) and the deviation of its pixels for EDM. Images are [-1, 1]."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Table
 from scipy.optimize import brentq, minimize_scalar
 from torch import Tensor
 
-from lit_gen.cli import entry_point
+from lit_gen.cli import entry_point, show
 from lit_gen.errors import ConfigError
 from lit_gen.instantiate import instantiate
 from lit_gen.rng import keyed_generator
+from lit_gen.runs import write_json
 
 __all__ = ["largest_distance", "level_overlap", "level_ratio", "step_factor", "suggest", "variance_ratio"]
 
@@ -51,7 +50,7 @@ def suggest(cfg: DictConfig) -> dict[str, Any]:
     _print(record)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(record, indent=2) + "\n")
+        write_json(out, record)
     return record
 
 
@@ -124,43 +123,32 @@ def step_factor(ratio: float, steps_per_level: int) -> float:
 
 def _print(r: dict[str, Any]) -> None:
     bound = "" if r["compared"] == r["images"] else ", a lower bound"
-    table = Table(
-        title=f"{r['compared']:,} of {r['images']:,} images, of {r['dimensions']:,} numbers in [-1, 1]",
-        show_header=False,
-    )
-    table.add_row(f"largest distance of two images (Technique 1{bound})", f"{r['sigma_max']:.4g}")
-    table.add_row("ratio of noise levels (Technique 2)", f"{r['level_ratio']:.5f}")
-    table.add_row(
-        f"noise levels down to {r['sigma_min']:g} (Technique 3: the network's output divided by sigma)",
-        str(r["num_levels"]),
-    )
-    table.add_row(
-        f"step size at the last level, {r['steps_per_level']} steps each (Technique 4)",
-        f"{r['step_size']:.3g}",
-    )
-    table.add_row("  its variance over the level's", f"{r['variance_ratio']:.3f}")
-    table.add_row("deviation of the pixels (sigma_data)", f"{r['sigma_data']:.4f}")
-    console = Console()
-    console.print(table)
-    lines = (
-        f"model=ve model.process.sigma_max={r['sigma_max']:.4g} model.process.sigma_min={r['sigma_min']:g}",
-        f"model=ncsnv2 model.process.sigma_max={r['sigma_max']:.4g} "
-        f"model.process.sigma_min={r['sigma_min']:g} "
-        f"model.loss.noise_distribution.num_steps={r['num_levels']} "
-        f"sampler=langevin sampler.num_steps={r['num_levels']} "
-        f"sampler.steps_per_level={r['steps_per_level']} sampler.step_size={r['step_size']:.3g}",
+    title = f"{r['compared']:,} of {r['images']:,} images, of {r['dimensions']:,} numbers in [-1, 1]"
+    table = Table(title=title, show_header=False)
+    levels = f"noise levels down to {r['sigma_min']:g} (Technique 3: the network's output divided by sigma)"
+    step = f"step size at the last level, {r['steps_per_level']} steps each (Technique 4)"
+    for label, value in {
+        f"largest distance of two images (Technique 1{bound})": f"{r['sigma_max']:.4g}",
+        "ratio of noise levels (Technique 2)": f"{r['level_ratio']:.5f}",
+        levels: str(r["num_levels"]),
+        step: f"{r['step_size']:.3g}",
+        "  its variance over the level's": f"{r['variance_ratio']:.3f}",
+        "standard deviation of the pixels (sigma_data)": f"{r['sigma_data']:.4f}",
+    }.items():
+        table.add_row(label, value)
+    sigmas = f"model.process.sigma_max={r['sigma_max']:.4g} model.process.sigma_min={r['sigma_min']:g}"
+    show(
+        table,
+        f"model=ve {sigmas}",
+        f"model=ncsnv2 {sigmas} model.loss.noise_distribution.num_steps={r['num_levels']} sampler=langevin "
+        f"sampler.num_steps={r['num_levels']} sampler.steps_per_level={r['steps_per_level']} "
+        f"sampler.step_size={r['step_size']:.3g}",
         f"model=edm model.precondition.sigma_data={r['sigma_data']:.3f} "
         f"model.loss.sigma_data={r['sigma_data']:.3f}",
     )
-    for line in lines:
-        console.print(line, soft_wrap=True, highlight=False)
 
 
-@entry_point("suggest_noise")
-def main(cfg: DictConfig) -> None:
-    """The command line's."""
-    suggest(cfg)
-
+main = entry_point("suggest_noise")(suggest)
 
 if __name__ == "__main__":
     main()

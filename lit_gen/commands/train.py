@@ -1,6 +1,5 @@
 """From a configuration to a trained run folder."""
 
-import json
 import logging
 import time
 import warnings
@@ -12,8 +11,10 @@ from hydra.core.override_parser.types import Override
 from lightning.pytorch import LightningDataModule
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from rich.table import Table
 
 from lit_gen import checkpoints, runs
+from lit_gen.cli import show
 from lit_gen.config.experiment import Experiment, build
 from lit_gen.config.schema import TrainSchema
 from lit_gen.errors import ConfigError
@@ -47,7 +48,7 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str], main: bool = True
         runs.write_whole(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(experiment.config)))
         _introduce(cfg, experiment, folder, checkpoint)
         around = environment()
-        runs.write_whole(folder / "environment.json", json.dumps(around, indent=2) + "\n")
+        runs.write_json(folder / "environment.json", around)
         for logger in trainer.loggers:
             logger.log_hyperparams(experiment.config | {"environment": around})
     start, status = time.perf_counter(), "failed"
@@ -153,7 +154,7 @@ def _finish(experiment: Experiment, folder: Path, seconds: float) -> None:
         "batch_size": data.batch_size,
         "parameters": sum(p.numel() for p in module.parameters()),
     }
-    runs.write_whole(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    runs.write_json(folder / "summary.json", summary)
     for logger in experiment.trainer.loggers:
         logger.log_metrics(
             {f"summary/{k}": v for k, v in summary.items() if isinstance(v, int | float)}, step=steps
@@ -165,21 +166,14 @@ def _finish(experiment: Experiment, folder: Path, seconds: float) -> None:
 
 
 def _table(summary: dict[str, Any], experiment: Experiment, folder: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table(show_header=False, title="result")
     rows = {"batches": f"{summary['steps']:,}", "seconds": f"{summary['train_seconds']:.1f}"}
     rows["images/s while training"] = f"{summary['images_per_second']:,.0f}"
-    module, trusted = experiment.module, experiment.config["allow_targets"]
+    module, allowed = experiment.module, experiment.config["allow_targets"]
     for label, text in (rows | module.results.rows).items():
         table.add_row(label, text)
-    console = Console()
-    console.print(table)
-    console.print(f"run folder: {folder}", soft_wrap=True, highlight=False)
+    trusted = f" allow_targets=[{','.join(allowed)}]" if allowed else ""
     commands = {what: command.format(run=folder) for what, command in module.next_commands.items()}
     commands["train on"] = f"python -m lit_gen.train resume={folder} trainer.max_steps={2 * summary['steps']}"
-    for what, command in commands.items():
-        if trusted:
-            command += f" allow_targets=[{','.join(trusted)}]"
-        console.print(f"{what}: {command}", soft_wrap=True, highlight=False)
+    advice = [f"{what}: {command}{trusted}" for what, command in commands.items()]
+    show(table, f"run folder: {folder}", *advice)

@@ -1,7 +1,6 @@
 """Images translated into classes that a few images show: pictures, a contact sheet, a record."""
 
 import itertools
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from lit_gen import __version__
 from lit_gen.callbacks.translations import contact_sheet
-from lit_gen.cli import entry_point
+from lit_gen.cli import check_at_least_1, claim, entry_point
 from lit_gen.data.fewshot_module import FewShotDataModule
 from lit_gen.errors import ConfigError
 from lit_gen.funit import translator
@@ -21,6 +20,7 @@ from lit_gen.images import grid, save_png, to_float
 from lit_gen.inputs import read_class_folders, read_contents
 from lit_gen.instantiate import instantiate
 from lit_gen.models import open_translator, translate_images
+from lit_gen.runs import write_json
 
 __all__ = ["translate"]
 
@@ -35,17 +35,14 @@ def translate(cfg: DictConfig, out: Path) -> dict[str, Any]:
 
     Raises ConfigError for what does not fit together.
     """
-    for name in ("num", "batch_size"):
-        if cfg[name] < 1:
-            raise ConfigError(f"{name}={cfg[name]}: must be at least 1.")
+    check_at_least_1(cfg, "num", "batch_size")
     if cfg.k is not None and cfg.k < 1:
         raise ConfigError(f"k={cfg.k}: at least one image must show a class.")
     if cfg.fit not in ("crop", "stretch"):
         raise ConfigError(f"fit={cfg.fit}: the networks take squares; give crop or stretch.")
     if cfg.interpolate < 0 or cfg.interpolate == 1:
         raise ConfigError(f"interpolate={cfg.interpolate}: give 0 for none, or at least 2 steps.")
-    if any((out / name).exists() for name in ("sheet.png", "images", "interpolation", "translation.json")):
-        raise ConfigError(f"{out} already holds translations: choose another out=.")
+    claim(out, "translations", "sheet.png", "images", "interpolation", "translation.json")
     generator, run_cfg, path = open_translator(cfg)
     size = cfg.image_size or (OFFICIAL_SIZE if run_cfg is None else run_cfg.data.image_size)
     contents, classes, truth = _inputs(cfg, run_cfg, generator.content_encoder.stem.in_channels, size)
@@ -58,8 +55,9 @@ def translate(cfg: DictConfig, out: Path) -> dict[str, Any]:
     translated = torch.stack(
         [translate_images(generator, images, code, cfg.batch_size) for code in codes.values()], 1
     )
-    for (content, row), k in _cells(contents, translated, list(classes)):
-        save_png(row, out / "images" / _file_name(k) / f"{_file_name(content)}.png")
+    for content, row in zip(contents, translated, strict=True):
+        for name, image in zip(classes, row, strict=True):
+            save_png(image, out / "images" / _file_name(name) / f"{_file_name(content)}.png")
     save_png(contact_sheet(images, list(classes.values()), translated, truth), out / "sheet.png")
     if cfg.interpolate:
         _interpolate(generator, contents, codes, cfg.interpolate, out)
@@ -75,7 +73,7 @@ def translate(cfg: DictConfig, out: Path) -> dict[str, Any]:
         "seed": cfg.seed,
         "version": __version__,
     }
-    (out / "translation.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_json(out / "translation.json", record)
     print(f"{len(contents)} images into {len(classes)} classes by {path} -> {out / 'sheet.png'}")
     return record
 
@@ -120,13 +118,6 @@ def _true_translations(data: FewShotDataModule, content: int, classes: Iterable[
     return torch.stack([image for image in images if image is not None])
 
 
-def _cells(contents: dict[str, Tensor], translated: Tensor, classes: list[str]) -> Any:
-    """((content name, image), class name) of translations (N, T, C, H, W)."""
-    for name, row in zip(contents, translated, strict=True):
-        for k, image in zip(classes, row, strict=True):
-            yield (name, image), k
-
-
 def _interpolate(
     generator: FewShotGenerator, contents: dict[str, Tensor], codes: dict[str, Tensor], steps: int, out: Path
 ) -> None:
@@ -148,11 +139,7 @@ def _file_name(name: str) -> str:
     return name.replace("/", "-")
 
 
-@entry_point("translate")
-def main(cfg: DictConfig) -> None:
-    """The command line's."""
-    translate(cfg, Path(cfg.out))
-
+main = entry_point("translate")(lambda cfg: translate(cfg, Path(cfg.out)))
 
 if __name__ == "__main__":
     main()
