@@ -212,24 +212,24 @@ def detection(side: int, seconds: float) -> None:
     image, g = picture(side), torch.Generator().manual_seed(1)
     array, boxes = image.permute(1, 2, 0).numpy().copy(), torch.from_numpy(BOXES)
     repaired = Policy.load("detection_v1", box_format="yxyx_normalised")
-    faithful = Policy.load("detection_v1", box_format="yxyx_normalised", faithful=True)
+    official = Policy.load("detection_v1", box_format="yxyx_normalised", official=True)
     for _ in range(40):  # the same pictures, before any clock runs
-        draws = faithful.sample(4, g)
-        a, b = faithful.apply(image, boxes, draws), np_apply(array, BOXES, draws)
+        draws = official.sample(4, g)
+        a, b = official.apply(image, boxes, draws), np_apply(array, BOXES, draws)
         assert np.array_equal(a[0].permute(1, 2, 0), b[0]), draws
-    turns = {name: torch.Generator().manual_seed(2) for name in ("repaired", "faithful", "numpy")}
+    turns = {name: torch.Generator().manual_seed(2) for name in ("repaired", "official", "numpy")}
 
     def ours(policy: Policy, name: str) -> int:
         policy.apply(image, boxes, policy.sample(4, turns[name]))
         return 1
 
     def theirs() -> int:
-        np_apply(array, BOXES, faithful.sample(4, turns["numpy"]))
+        np_apply(array, BOXES, official.sample(4, turns["numpy"]))
         return 1
 
     sides = {
         "lit_gen": lambda: ours(repaired, "repaired"),
-        "lit_gen, faithful": lambda: ours(faithful, "faithful"),
+        "lit_gen, official": lambda: ours(official, "official"),
         "plain numpy": theirs,
     }
     compare(f"Detection v1, 4 boxes, {side} x {side}", sides, seconds)

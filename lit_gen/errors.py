@@ -1,6 +1,8 @@
 """Exceptions that end a command with a message instead of a traceback."""
 
-__all__ = ["ConfigError", "Exit"]
+from collections.abc import Iterable
+
+__all__ = ["ConfigError", "Exit", "check_choice"]
 
 
 class ConfigError(ValueError):
@@ -14,3 +16,9 @@ class Exit(Exception):
     def __init__(self, code: int, message: str):
         super().__init__(message)
         self.code = code
+
+
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Raises ConfigError where the value of option `name` is none of the choices."""
+    if value not in choices:
+        raise ConfigError(f"{name}={value!r}: must be one of {', '.join(choices)}.")

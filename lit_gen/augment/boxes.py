@@ -10,15 +10,16 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy import ndarray
+from torchvision.ops import box_convert
 
 __all__ = [
     "BOX_FORMATS",
-    "from_pixels",
+    "convert",
     "rotate_official",
     "shear_x_official",
     "shear_y_official",
-    "to_pixels",
     "transform_boxes",
     "translate_x_official",
     "translate_y_official",
@@ -28,28 +29,16 @@ __all__ = [
 BOX_FORMATS = ("xyxy", "xywh", "cxcywh", "yxyx_normalised")
 
 
-def to_pixels(boxes: ndarray, box_format: str, h: int, w: int) -> ndarray:
-    """(N, 4) in one of `BOX_FORMATS` -> float64 [x0, y0, x1, y1] in pixels."""
-    a, b, c, d = boxes.astype(np.float64).T
-    if box_format == "xywh":
-        a, b, c, d = a, b, a + c, b + d
-    elif box_format == "cxcywh":
-        a, b, c, d = a - c / 2, b - d / 2, a + c / 2, b + d / 2
-    elif box_format == "yxyx_normalised":
-        a, b, c, d = b * w, a * h, d * w, c * h
-    return np.stack([a, b, c, d], 1)
-
-
-def from_pixels(boxes: ndarray, box_format: str, h: int, w: int) -> ndarray:
-    """The inverse of `to_pixels`, float64."""
-    a, b, c, d = boxes.T
-    if box_format == "xywh":
-        a, b, c, d = a, b, c - a, d - b
-    elif box_format == "cxcywh":
-        a, b, c, d = (a + c) / 2, (b + d) / 2, c - a, d - b
-    elif box_format == "yxyx_normalised":
-        a, b, c, d = b / h, a / w, d / h, c / w
-    return np.stack([a, b, c, d], 1)
+def convert(boxes: ndarray, old: str, new: str, h: int, w: int) -> ndarray:
+    """(N, 4) in one of `BOX_FORMATS` -> float64 (N, 4) in another; exact where they are the same."""
+    rows = boxes.astype(np.float64)
+    if old == new:
+        return rows
+    if old == "yxyx_normalised":
+        rows, old = (rows * (h, w, h, w))[:, [1, 0, 3, 2]], "xyxy"
+    if new == "yxyx_normalised":
+        return convert(rows, old, "xyxy", h, w)[:, [1, 0, 3, 2]] / (h, w, h, w)
+    return box_convert(torch.from_numpy(rows), old, new).numpy()
 
 
 def usable(boxes: ndarray, h: int, w: int) -> ndarray:
@@ -84,9 +73,8 @@ def _official(y0: ndarray, x0: ndarray, y1: ndarray, x1: ndarray) -> ndarray:
 
     def widen(low: ndarray, high: ndarray) -> tuple[ndarray, ndarray]:
         gone = high - low == 0
-        return np.where(gone, np.minimum(low, np.float32(0.95)), low), np.where(
-            gone, np.maximum(high, np.float32(0.05)), high
-        )
+        low = np.where(gone, np.minimum(low, np.float32(0.95)), low)
+        return low, np.where(gone, np.maximum(high, np.float32(0.05)), high)
 
     (y0, y1), (x0, x1) = widen(y0, y1), widen(x0, x1)
     return np.stack([y0, x0, y1, x1], 1).astype(np.float32)
@@ -121,18 +109,20 @@ def _corners(y0: ndarray, x0: ndarray, y1: ndarray, x1: ndarray) -> tuple[ndarra
     return np.stack([y0, y0, y1, y1]), np.stack([x0, x1, x0, x1])
 
 
+def _around(y: ndarray, x: ndarray, h: int, w: int) -> ndarray:
+    return _official(y.min(0) / h, x.min(0) / w, y.max(0) / h, x.max(0) / w)
+
+
 def shear_x_official(boxes: ndarray, s: float, h: int, w: int) -> ndarray:
     """Official boxes under `shear_x`: x' = -s y + x."""
     y, x = _corners(*_quantised(boxes, h, w))
-    x = _multiply(-s, y, 1.0, x)
-    return _official(y.min(0) / h, x.min(0) / w, y.max(0) / h, x.max(0) / w)
+    return _around(y, _multiply(-s, y, 1.0, x), h, w)
 
 
 def shear_y_official(boxes: ndarray, s: float, h: int, w: int) -> ndarray:
     """Official boxes under `shear_y`: y' = y - s x."""
     y, x = _corners(*_quantised(boxes, h, w))
-    y = _multiply(1.0, y, -s, x)
-    return _official(y.min(0) / h, x.min(0) / w, y.max(0) / h, x.max(0) / w)
+    return _around(_multiply(1.0, y, -s, x), x, h, w)
 
 
 def rotate_official(boxes: ndarray, degrees: float, h: int, w: int) -> ndarray:

@@ -23,32 +23,14 @@ __all__ = ["ConditionalAugment"]
 # The scaling filter of Daubechies' least-asymmetric wavelet with six vanishing moments ("sym6"): the low-pass
 # of the resampling.
 SYM6 = (
-    0.015404109327027373,
-    0.0034907120842174702,
-    -0.11799011114819057,
-    -0.048311742585633,
-    0.491055941926747,
-    0.787641141030194,
-    0.3379294217276218,
-    -0.07263752278646252,
-    -0.021060292512300564,
-    0.04472490177066578,
-    0.0017677118642428036,
-    -0.007800708325034148,
-)
-PIXEL_FLIPS, GEOMETRY = (
-    ("xflip", "yflip", "rotate_int", "translate_int"),
-    ("scale", "rotate_frac", "aniso", "translate_frac"),
-)
+    0.015404109327027373, 0.0034907120842174702, -0.11799011114819057, -0.048311742585633,
+    0.491055941926747, 0.787641141030194, 0.3379294217276218, -0.07263752278646252,
+    -0.021060292512300564, 0.04472490177066578, 0.0017677118642428036, -0.007800708325034148,
+)  # fmt: skip
+PIXEL_FLIPS = ("xflip", "yflip", "rotate_int", "translate_int")
+GEOMETRY = ("scale", "rotate_frac", "aniso", "translate_frac")
 COLORS = ("brightness", "contrast", "lumaflip", "hue", "saturation")
-LABELS = {
-    "rotate_int": 2,
-    "translate_int": 2,
-    "rotate_frac": 2,
-    "aniso": 2,
-    "translate_frac": 2,
-    "hue": 2,
-}  # others 1
+PAIRS = ("rotate_int", "translate_int", "rotate_frac", "aniso", "translate_frac", "hue")  # of two labels
 LUMA = 1 / math.sqrt(3)  # each coordinate of the direction in which R, G and B are equal
 
 
@@ -101,7 +83,7 @@ class ConditionalAugment:
     @property
     def label_dim(self) -> int:
         """The length of the label vector."""
-        return sum(LABELS.get(name, 1) for name in self.active)
+        return sum(2 if name in PAIRS else 1 for name in self.active)
 
     def __call__(self, images: Tensor, generator: rng.Generator = None) -> tuple[Tensor, Tensor]:
         """(images, labels), drawn from `generator`."""
@@ -224,15 +206,9 @@ def _constant(values: Sequence[float], like: Tensor) -> Tensor:
 
 def _rows(*rows: tuple) -> Tensor:
     """(B, r, c) from numbers and (B,) tensors."""
-    tensors = [x for row in rows for x in row if isinstance(x, Tensor)]
-    like = tensors[0]
-    return torch.stack(
-        [
-            torch.stack([x if isinstance(x, Tensor) else torch.full_like(like, x) for x in row], -1)
-            for row in rows
-        ],
-        -2,
-    )
+    like = next(x for row in rows for x in row if isinstance(x, Tensor))
+    tensors = [[x if isinstance(x, Tensor) else torch.full_like(like, x) for x in row] for row in rows]
+    return torch.stack([torch.stack(row, -1) for row in tensors], -2)
 
 
 def _rotation(a: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from lit_gen.augment.ops import Record
 from lit_gen.augment.policy import Augmentation, Draws, uniform
-from lit_gen.augment.tables import OpTable, absolute, classification_table
+from lit_gen.augment.tables import absolute, classification_table
 from lit_gen.errors import ConfigError
 
 __all__ = ["AugMix", "RandAugment", "TrivialAugmentWide", "augmix_loss", "jensen_shannon"]
@@ -20,11 +20,6 @@ GEOMETRIC = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 FIXED = ("AutoContrast", "Equalize", "Posterize", "Solarize")  # with GEOMETRIC: the nine ops of AugMix
 ENHANCING = ("Brightness", "Color", "Contrast", "Sharpness")
 FOURTEEN = ("Identity", *GEOMETRIC, *ENHANCING, *FIXED)
-
-
-def _draw(table: OpTable, name: str, level: float, num_boxes: int, u: Iterator[float]) -> Record | None:
-    op = table[name]
-    return op.draw(None if op.magnitude is None else op.magnitude(level), 1.0, num_boxes, u)
 
 
 def _pick(names: Sequence[str], u: float) -> str:
@@ -50,7 +45,7 @@ class RandAugment(Augmentation):
     def sample(self, num_boxes: int = 0, generator: torch.Generator | None = None) -> Draws:
         u = uniform(3 * self.num_ops, generator)
         names = [_pick(FOURTEEN, next(u)) for _ in range(self.num_ops)]
-        return {"ops": [_draw(self.table, name, self.magnitude, num_boxes, u) for name in names]}
+        return {"ops": [self.draw_op(name, 1.0, self.magnitude, num_boxes, u) for name in names]}
 
 
 class TrivialAugmentWide(Augmentation):
@@ -78,7 +73,7 @@ class TrivialAugmentWide(Augmentation):
     def sample(self, num_boxes: int = 0, generator: torch.Generator | None = None) -> Draws:
         u = uniform(4, generator)
         name, level = _pick(FOURTEEN, next(u)), int(next(u) * self.num_bins)
-        return {"ops": [_draw(self.table, name, level, num_boxes, u)]}
+        return {"ops": [self.draw_op(name, 1.0, level, num_boxes, u)]}
 
 
 class AugMix(Augmentation):
@@ -125,7 +120,7 @@ class AugMix(Augmentation):
 
     def _link(self, num_boxes: int, u: Iterator[float]) -> Record:
         name = _pick(self.names, next(u))
-        record = _draw(self.table, name, 0.1 + next(u) * (self.severity - 0.1), num_boxes, u)
+        record = self.draw_op(name, 1.0, 0.1 + next(u) * (self.severity - 0.1), num_boxes, u)
         assert record is not None  # its probability is 1
         return record
 
@@ -135,8 +130,8 @@ class AugMix(Augmentation):
         boxes: Sequence[Tensor] | None,
         draws: Sequence[Draws],
         masks: Sequence[Tensor] | None = None,
-        box_format: str | None = None,
-        partners: Tensor | None = None,
+        *options: Any,
+        **named: Any,
     ) -> tuple[Any, ...]:
         """(1 - mix) image + mix (sum of weights times chains), rounded; otherwise as
         `Augmentation.apply_batch`."""
@@ -152,7 +147,7 @@ class AugMix(Augmentation):
         out: tuple[Any, ...] = ()
         for c in range(self.width):
             chain = [{"ops": d["chains"][c]} for d in draws]
-            out = super().apply_batch(images, boxes, chain, masks, box_format, partners)
+            out = super().apply_batch(images, boxes, chain, masks, *options, **named)
             mixed += column([d["weights"][c] for d in draws]) * out[0]
         mixed = torch.lerp(images.float(), mixed, column([d["mix"] for d in draws]))
         return mixed.round_().clamp_(0, 255).to(torch.uint8), *out[1:]

@@ -360,8 +360,9 @@ def _region(row: list[float], h: int, w: int) -> Region:
 
 
 def regions_official(boxes: ndarray, h: int, w: int, clip: bool = True) -> list[Region | None]:
-    """trunc(H y0) .. trunc(H y1) inclusive of official boxes, clipped to the image; None where the official
-    code stops with an error.
+    """trunc(H y0) .. trunc(H y1) inclusive of official boxes, with `clip` clipped to the image; None where
+    the official code stops with an error. BBox_Cutout does not clip: its center may lie one pixel below or
+    right of the image.
     """
     size = np.array([h, w, h, w], np.float32)
     rows = np.trunc(np.where(np.isfinite(boxes), boxes * size, -1)).astype(np.int64).tolist()
@@ -371,10 +372,3 @@ def regions_official(boxes: ndarray, h: int, w: int, clip: bool = True) -> list[
             bottom, right = min(bottom, h - 1), min(right, w - 1)
         out.append((top, bottom + 1, left, right + 1) if 0 <= top <= bottom and 0 <= left <= right else None)
     return out
-
-
-def regions_official_unclipped(boxes: ndarray, h: int, w: int) -> list[Region | None]:
-    """As `regions_official` without clipping: BBox_Cutout's center may lie one pixel below or right of the
-    image.
-    """
-    return regions_official(boxes, h, w, clip=False)

@@ -25,7 +25,7 @@ from torch import Tensor
 from lit_gen.augment import boxes as box_maps
 from lit_gen.augment.ops import Batch, Op, PairOp, Record, rows_of
 from lit_gen.augment.tables import DETECTION_OFFICIAL, TABLES
-from lit_gen.errors import ConfigError
+from lit_gen.errors import ConfigError, check_choice
 
 __all__ = ["Augmentation", "Draws", "Policy", "shipped_policies", "uniform"]
 
@@ -39,7 +39,7 @@ class Augmentation(ABC):
     """What samples draws and applies them; `sample` is the subclass's, the rest is here.
 
     `fill` is the value of uncovered pixels. A box of which less than `min_visibility` of the area is left in
-    the image loses its `keep`. `faithful` reproduces the official detection code bit for bit, quirks
+    the image loses its `keep`. `official` reproduces the official detection code bit for bit, quirks
     included: boxes are then never dropped, and their native format is "yxyx_normalised" (other formats are
     converted, which rounds).
     """
@@ -50,7 +50,7 @@ class Augmentation(ABC):
         self,
         table: dict[str, Op],
         *,
-        faithful: bool = False,
+        official: bool = False,
         fill: int = 128,
         min_visibility: float = 0.1,
         box_format: str = "xyxy",
@@ -59,13 +59,10 @@ class Augmentation(ABC):
             raise ConfigError(f"fill = {fill!r}: give an integer in 0..255.")
         if not 0 <= min_visibility <= 1:
             raise ConfigError(f"min_visibility = {min_visibility}: give a share in [0, 1].")
-        if box_format not in box_maps.BOX_FORMATS:
-            raise ConfigError(
-                f"box_format = {box_format!r}: choose one of {', '.join(box_maps.BOX_FORMATS)}."
-            )
-        self.table = table
-        self.faithful, self.fill = faithful, fill
-        self.min_visibility, self.box_format = min_visibility, _known_format(box_format)
+        check_choice("box_format", box_format, box_maps.BOX_FORMATS)
+        self.table, self.official, self.fill = table, official, fill
+        self.min_visibility, self.box_format = min_visibility, box_format
+        self._native, self._dtype = ("yxyx_normalised", np.float32) if official else ("xyxy", np.float64)
 
     @abstractmethod
     def sample(self, num_boxes: int = 0, generator: torch.Generator | None = None) -> Draws:
@@ -87,36 +84,14 @@ class Augmentation(ABC):
         draws: Draws,
         masks: Tensor | None = None,
         box_format: str | None = None,
+        partner: Tensor | None = None,
     ) -> tuple[Any, ...]:
         """(image, boxes, keep) of one image; without boxes those two are None. With masks (K, H, W): also
-        the moved masks.
+        the moved masks. `partner`, an image of the same shape, is what SamplePairing mixes in.
         """
-        out = self.apply_batch(
-            image[None],
-            None if boxes is None else [boxes],
-            [draws],
-            None if masks is None else [masks],
-            box_format,
-        )
-        return tuple(x if x is None else x[0] for x in out)
-
-    def apply_beside(
-        self,
-        image: Tensor,
-        partner: Tensor,
-        boxes: Tensor | None,
-        draws: Draws,
-        masks: Tensor | None = None,
-        box_format: str | None = None,
-    ) -> tuple[Any, ...]:
-        """`apply` with what SamplePairing mixes in, an image of the same shape."""
-        if partner.shape != image.shape:
-            raise ConfigError(
-                f"SamplePairing mixes images of one size, got {tuple(image.shape)} and "
-                f"{tuple(partner.shape)}: set data.image_size, or leave this op out."
-            )
-        both = [None if x is None else [x] for x in (boxes, masks)]
-        out = self.apply_batch(image[None], both[0], [draws], both[1], box_format, partner[None])
+        boxes_of, masks_of = ([x] if x is not None else None for x in (boxes, masks))
+        partners = None if partner is None else partner[None]
+        out = self.apply_batch(image[None], boxes_of, [draws], masks_of, box_format, partners)
         return tuple(x if x is None else x[0] for x in out)
 
     def apply_batch(
@@ -134,41 +109,43 @@ class Augmentation(ABC):
         Images are grouped by op, so that every op runs on all its images at once, each with its own
         magnitude. SamplePairing mixes in `partners`, of the images' shape, or other images of the batch.
         """
-        _check(images, boxes, draws)
-        box_format = _known_format(box_format or self.box_format)
+        _check(images, boxes, draws, partners)
+        box_format = box_format or self.box_format
+        check_choice("box_format", box_format, box_maps.BOX_FORMATS)
         h, w = images.shape[-2:]
-        inner: list[ndarray] | None = None
-        visible: list[ndarray] | None = None
-        if boxes is not None:
-            inner = [self._inward(b, box_format, h, w) for b in boxes]
-            visible = None if self.faithful else [box_maps.usable(b, h, w).astype(np.float64) for b in inner]
         # A single image is replaced by each op, never written to; a batch is written to row by row, so it is
         # copied.
         own = images if len(images) == 1 else images.clone(memory_format=torch.contiguous_format)
-        batch = Batch(
-            own,
-            None if inner is None else list(inner),  # ops replace entries; `inner` stays for comparison
-            visible,
-            None if masks is None else list(masks),
-        )
+        batch = Batch(own, masks=None if masks is None else list(masks))
+        inner: list[ndarray] = []
+        if boxes is not None:
+            inner = [self._inward(b, box_format, h, w) for b in boxes]
+            batch.boxes = list(inner)  # ops replace entries; `inner` stays for comparison
+            if not self.official:
+                batch.visible = [box_maps.usable(b, h, w).astype(np.float64) for b in inner]
         for part in range(max((len(d["ops"]) for d in draws), default=0)):
             step = {i: d["ops"][part] for i, d in enumerate(draws) if part < len(d["ops"])}
             self._run_step(batch, step, partners)
         out_boxes, keeps = None, None
-        if boxes is not None and batch.boxes is not None and inner is not None:
+        if boxes is not None and batch.boxes is not None:
             pairs = zip(batch.boxes, inner, boxes, strict=True)
             out_boxes = [self._outward(new, old, given, box_format, h, w) for new, old, given in pairs]
             shares = batch.visible or [None] * len(boxes)
             keeps = [self._keep(b, v, g.device) for b, v, g in zip(batch.boxes, shares, boxes, strict=True)]
-        return (
-            (batch.images, out_boxes, keeps)
-            if masks is None
-            else (batch.images, out_boxes, keeps, batch.masks)
-        )
+        moved = () if masks is None else (batch.masks,)
+        return batch.images, out_boxes, keeps, *moved
+
+    def draw_op(
+        self, name: str, probability: float, level: float | None, num_boxes: int, u: Iterator[float]
+    ) -> Record | None:
+        """The record of one op, or None where it does not happen, from uniform numbers in [0, 1)."""
+        op = self.table[name]
+        magnitude = None if op.magnitude is None or level is None else op.magnitude(level)
+        return op.draw(magnitude, probability, num_boxes, u)
 
     def pixel_boxes(self, boxes: Tensor, h: int, w: int) -> Tensor:
         """Boxes (N, 4) of this policy's format as float64 [x0, y0, x1, y1] in pixels."""
-        return torch.from_numpy(box_maps.to_pixels(boxes.cpu().numpy(), self.box_format, h, w))
+        return torch.from_numpy(box_maps.convert(boxes.cpu().numpy(), self.box_format, "xyxy", h, w))
 
     def _run_step(self, batch: Batch, step: dict[int, Record], partners: Tensor | None) -> None:
         """One op for every image that has one left."""
@@ -197,12 +174,7 @@ class Augmentation(ABC):
 
     def _inward(self, boxes: Tensor, box_format: str, h: int, w: int) -> ndarray:
         rows = boxes.detach().cpu().numpy()
-        if self.faithful and box_format == "yxyx_normalised":
-            return rows.astype(np.float32)
-        rows = box_maps.to_pixels(rows, box_format, h, w)
-        return (
-            box_maps.from_pixels(rows, "yxyx_normalised", h, w).astype(np.float32) if self.faithful else rows
-        )
+        return box_maps.convert(rows, box_format, self._native, h, w).astype(self._dtype)
 
     def _outward(
         self, boxes: ndarray, before: ndarray, given: Tensor, box_format: str, h: int, w: int
@@ -210,11 +182,8 @@ class Augmentation(ABC):
         dtype = given.dtype if given.is_floating_point() else torch.float32
         if boxes is before:  # nothing moved: no rounding either
             return given.to(dtype)
-        if self.faithful and box_format != "yxyx_normalised":
-            boxes = box_maps.to_pixels(boxes, "yxyx_normalised", h, w)
-        if not self.faithful or box_format != "yxyx_normalised":
-            boxes = box_maps.from_pixels(boxes, box_format, h, w)
-        return torch.from_numpy(boxes).to(given.device, dtype)
+        rows = box_maps.convert(boxes, self._native, box_format, h, w)
+        return torch.from_numpy(rows).to(given.device, dtype)
 
     def _keep(self, boxes: ndarray, visible: ndarray | None, device: torch.device) -> Tensor:
         if visible is None:
@@ -222,13 +191,9 @@ class Augmentation(ABC):
         return torch.from_numpy((visible > 0) & (visible >= self.min_visibility)).to(device)
 
 
-def _known_format(box_format: str) -> str:
-    if box_format not in box_maps.BOX_FORMATS:
-        raise ConfigError(f"box_format = {box_format!r}: choose one of {', '.join(box_maps.BOX_FORMATS)}.")
-    return box_format
-
-
-def _check(images: Tensor, boxes: Sequence[Tensor] | None, draws: Sequence[Draws]) -> None:
+def _check(
+    images: Tensor, boxes: Sequence[Tensor] | None, draws: Sequence[Draws], partners: Tensor | None
+) -> None:
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ConfigError(
             f"Augmentation takes uint8 images (C, H, W) with 1 or 3 channels, got {images.dtype} "
@@ -236,6 +201,11 @@ def _check(images: Tensor, boxes: Sequence[Tensor] | None, draws: Sequence[Draws
         )
     if len(draws) != len(images) or (boxes is not None and len(boxes) != len(images)):
         raise ConfigError(f"{len(images)} images need as many draws and boxes, got {len(draws)} draws.")
+    if partners is not None and partners.shape != images.shape:
+        raise ConfigError(
+            f"SamplePairing mixes images of one size, got {tuple(images.shape[1:])} and "
+            f"{tuple(partners.shape[1:])}: set data.image_size, or leave this op out."
+        )
     for b in boxes or ():
         if b.ndim != 2 or b.shape[1] != 4:
             raise ConfigError(f"Boxes are (N, 4), got {tuple(b.shape)}; no boxes are (0, 4).")
@@ -271,19 +241,16 @@ class Policy(Augmentation):
         ops: str = "detection",
         *,
         name: str = "policy",
-        faithful: bool = False,
+        official: bool = False,
         **options: Any,
     ):
-        if faithful and ops != "detection":
-            raise ConfigError(
-                "faithful=True is about the official detection code; classification has no such mode."
-            )
+        if official and ops != "detection":
+            raise ConfigError("official=True is about the detection code; classification has no such mode.")
         self.sub_policies = _checked(sub_policies, ops, name)
         self.ops, self.name = ops, name
-        super().__init__(DETECTION_OFFICIAL if faithful else TABLES[ops], faithful=faithful, **options)
-        self.needs_partner = any(
-            isinstance(self.table[op[0]], PairOp) for sub in self.sub_policies for op in sub
-        )
+        super().__init__(DETECTION_OFFICIAL if official else TABLES[ops], official=official, **options)
+        names = {name for sub in self.sub_policies for name, _, _ in sub}
+        self.needs_partner = any(isinstance(self.table[name], PairOp) for name in names)
 
     @classmethod
     def load(cls, source: str | Path, **options: Any) -> "Policy":
@@ -297,10 +264,9 @@ class Policy(Augmentation):
             raise ConfigError(
                 f"No policy {str(source)!r}: give a file, or one of {', '.join(shipped_policies())}."
             )
+        parse = json.loads if path.suffix == ".json" else yaml.safe_load
         try:
-            data = (
-                json.loads(path.read_text()) if path.suffix == ".json" else yaml.safe_load(path.read_text())
-            )
+            data = parse(path.read_text())
         except (json.JSONDecodeError, yaml.YAMLError) as error:
             raise ConfigError(f"{path}: not readable as {path.suffix or 'YAML'}: {error}") from None
         if not isinstance(data, dict) or not {"ops", "sub_policies"} <= data.keys() <= FILE_KEYS:
@@ -334,14 +300,8 @@ class Policy(Augmentation):
 
     def draw_ops(self, ops: Sequence[tuple], num_boxes: int, u: Iterator[float]) -> list[Record]:
         """Records of the ops that happen, from uniform numbers in [0, 1)."""
-        records = []
-        for name, probability, level in ops:
-            op = self.table[name]
-            magnitude = None if op.magnitude is None else op.magnitude(level)
-            record = op.draw(magnitude, probability, num_boxes, u)
-            if record is not None:
-                records.append(record)
-        return records
+        drawn = [self.draw_op(name, p, level, num_boxes, u) for name, p, level in ops]
+        return [record for record in drawn if record is not None]
 
 
 def uniform(count: int, generator: torch.Generator | None = None) -> Iterator[float]:
@@ -368,9 +328,8 @@ def _checked(
     for k, sub in enumerate(sub_policies):
         if not _is_list(sub) or not sub:
             raise ConfigError(f"{source}, sub-policy {k}: a list of [op, probability, level], got {sub!r}.")
-        out.append(
-            tuple(_checked_op(op, ops, f"{source}, sub-policy {k}, op {j}") for j, op in enumerate(sub))
-        )
+        where = f"{source}, sub-policy {k}, op"
+        out.append(tuple(_checked_op(op, ops, f"{where} {j}") for j, op in enumerate(sub)))
     return tuple(out)
 
 

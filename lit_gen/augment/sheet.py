@@ -53,7 +53,8 @@ def policy_sheet(
         pen.text((GAP, top), title, INK)
         for c in range(columns):
             draws = _draws(policy, r, 0 if boxes is None else len(boxes), generator)
-            picture = _picture(policy, *_applied(policy, image, boxes, draws), scale, largest)
+            changed, moved, keep = policy.apply(image, boxes, draws, partner=image.flip(-1))
+            picture = _picture(policy, changed, moved, keep, scale, largest)
             sheet.paste(picture, (GAP + c * (w + GAP), top + LINE))
     return F.pil_to_tensor(sheet)
 
@@ -72,16 +73,6 @@ def _draws(policy: Augmentation, row: int, num_boxes: int, generator: torch.Gene
     if isinstance(policy, Policy):
         return policy.sample_sub_policy(row, num_boxes, generator)
     return policy.sample(num_boxes, generator)
-
-
-def _applied(
-    policy: Augmentation, image: Tensor, boxes: Tensor | None, draws: Draws
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    if policy.needs_partner:
-        image, boxes, keep = policy.apply_beside(image, image.flip(-1), boxes, draws)
-    else:
-        image, boxes, keep = policy.apply(image, boxes, draws)
-    return image, boxes, keep
 
 
 def _picture(

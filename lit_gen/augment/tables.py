@@ -6,6 +6,7 @@ levels 0..10; `CLASSIFICATION` (https://arxiv.org/abs/1805.09501), levels 0..9 a
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -22,7 +23,6 @@ from lit_gen.augment.ops import (
     WarpOp,
     regions,
     regions_official,
-    regions_official_unclipped,
 )
 
 __all__ = [
@@ -117,27 +117,18 @@ def _pixel_ops(official: bool) -> list[PixelOp]:
 def _warp_ops(official: bool, translate: float) -> dict[str, WarpOp]:
     """The five geometric ones; `translate` is in pixels at level 10."""
     length = absolute if official else _relative
-    settings = {
-        "Rotate": (30, {"maps": warps.rotation, "official": boxes.rotate_official}),
-        "ShearX": (0.3, {"maps": warps.shear_x, "official": boxes.shear_x_official}),
-        "ShearY": (0.3, {"maps": warps.shear_y, "official": boxes.shear_y_official}),
-        "TranslateX": (
-            translate,
-            {"maps": warps.translation_x, "official": boxes.translate_x_official, "length": length},
-        ),
-        "TranslateY": (
-            translate,
-            {
-                "maps": warps.translation_y,
-                "official": boxes.translate_y_official,
-                "length": length,
-                "axis": -2,
-            },
-        ),
-    }
+
+    def warp(name: str, full: float, maps: Callable, box_map: Callable, **more: Any) -> WarpOp:
+        more |= {"maps": maps, "official": box_map if official else None}
+        return WarpOp(f"{name}_BBox", _times(full), True, **more)
+
+    x, y = {"length": length}, {"length": length, "axis": -2}
     return {
-        name: WarpOp(f"{name}_BBox", _times(full), True, **(more if official else more | {"official": None}))
-        for name, (full, more) in settings.items()
+        "Rotate": warp("Rotate", 30, warps.rotation, boxes.rotate_official),
+        "ShearX": warp("ShearX", 0.3, warps.shear_x, boxes.shear_x_official),
+        "ShearY": warp("ShearY", 0.3, warps.shear_y, boxes.shear_y_official),
+        "TranslateX": warp("TranslateX", translate, warps.translation_x, boxes.translate_x_official, **x),
+        "TranslateY": warp("TranslateY", translate, warps.translation_y, boxes.translate_y_official, **y),
     }
 
 
@@ -145,7 +136,7 @@ def _detection(official: bool) -> OpTable:
     """The 25 ops; the official and the repaired table differ in pixel functions, lengths and box
     arithmetic."""
     length, areas = (absolute, regions_official) if official else (_relative, regions)
-    in_box = regions_official_unclipped if official else regions
+    in_box = partial(regions_official, clip=False) if official else regions  # its center may lie outside
     changing = _pixel_ops(official)
     inside: dict[str, CropOp] = {
         **_warp_ops(official, TRANSLATE_BOX),
@@ -188,6 +179,8 @@ def classification_table(
     def times(full: float) -> Callable[[float], float]:
         return partial(_linear, full, levels)
 
+    vertical: dict[str, Any] = {"length": length, "axis": -2}
+
     def enhancing(name: str, function: Callable) -> PixelOp:
         return PixelOp(name, times(enhance), signed=True, apply=partial(_around_one, function))
 
@@ -196,14 +189,7 @@ def classification_table(
             WarpOp("ShearX", times(shear), signed=True, maps=warps.shear_x),
             WarpOp("ShearY", times(shear), signed=True, maps=warps.shear_y),
             WarpOp("TranslateX", times(translate), signed=True, maps=warps.translation_x, length=length),
-            WarpOp(
-                "TranslateY",
-                times(translate),
-                signed=True,
-                maps=warps.translation_y,
-                length=length,
-                axis=-2,
-            ),
+            WarpOp("TranslateY", times(translate), signed=True, maps=warps.translation_y, **vertical),
             WarpOp("Rotate", times(rotate), signed=True, maps=warps.rotation),
             enhancing("Brightness", pixels.brightness),
             enhancing("Color", pixels.color),

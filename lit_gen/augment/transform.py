@@ -37,7 +37,7 @@ class AutoAugment(v2.Transform):
     one.
 
     `policy` is a shipped name, a policy file, or an `Augmentation`; `options` (fill, min_visibility,
-    faithful) go to `Policy.load`. With `drop`, boxes that left the image are removed, and with them the rows
+    official) go to `Policy.load`. With `drop`, boxes that left the image are removed, and with them the rows
     of the entries `per_box` of the same dict.
 
     Randomness comes from torch's global generator, which DataLoader seeds differently in each worker, and
@@ -90,11 +90,9 @@ class AutoAugment(v2.Transform):
         boxes, box_format = _boxes(flat[boxes_at[0]]) if boxes_at else (None, None)
         masks = _planes([flat[i] for i in masks_at]) if masks_at else None
         draws = self.policy.sample(0 if boxes is None else len(boxes), generator)
-        if self.needs_partner:
-            beside = self.policy.apply_beside(image, _given(partner), boxes, draws, masks, box_format)
-            image, moved, keep, *masks_out = beside
-        else:
-            image, moved, keep, *masks_out = self.policy.apply(image, boxes, draws, masks, box_format)
+        mixed_in = _given(partner) if self.needs_partner else None
+        out = self.policy.apply(image, boxes, draws, masks, box_format, mixed_in)
+        image, moved, keep, *masks_out = out
         flat[at] = _like(image, flat[at])
         if boxes_at:
             given = flat[boxes_at[0]]
@@ -112,9 +110,8 @@ class AutoAugment(v2.Transform):
         """uint8 (B, C, H, W): `augment` of each image with its own generator, in fewer calls; `partners`, of
         the images' shape, are what SamplePairing mixes in."""
         draws = [self.policy.sample(0, g) for g in generators]
-        if self.needs_partner:
-            return self.policy.apply_batch(images, None, draws, partners=_given(partners))[0]
-        return self.policy.apply_batch(images, None, draws)[0]
+        mixed_in = _given(partners) if self.needs_partner else None
+        return self.policy.apply_batch(images, None, draws, partners=mixed_in)[0]
 
     def _batch(self, flat: list[Any], at: int, images: Tensor, generator: torch.Generator) -> list[Any]:
         if any(isinstance(x, (tv_tensors.BoundingBoxes, tv_tensors.Mask)) for x in flat):

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from lit_gen.errors import ConfigError
 
-__all__ = ["FolderStore", "Store", "ZipStore", "ZipsStore", "open_store"]
+__all__ = ["FolderStore", "Store", "ZipStore", "open_store"]
 
 MAX_FILE = 256 << 20  # bytes one file may hold once unpacked
 MAX_JSON = 1 << 30  # COCO's annotations are 450 MiB
@@ -35,14 +35,10 @@ class Store(Protocol):
 
 
 def open_store(path: str | os.PathLike) -> Store:
-    """The store for a folder, a zip file or a folder of zips. Raises ConfigError where `path` is none of
-    these."""
+    """The store for a folder or a zip file. Raises ConfigError where `path` is neither."""
     path = Path(path).expanduser()
     if path.is_dir():
-        store = FolderStore(path)
-        return (
-            ZipsStore(path) if store.names and all(n.lower().endswith(".zip") for n in store.names) else store
-        )
+        return FolderStore(path)
     if not path.exists():
         raise ConfigError(
             f"{path}: no such folder or zip file. Give the path of the data, absolute or from {Path.cwd()}."
@@ -112,7 +108,11 @@ class ZipStore:
         self._pid = -1
         entries = [entry for entry in self._open().infolist() if not entry.filename.endswith("/")]
         for entry in entries:
-            self._refuse_hostile(entry)
+            if why := _hostile(entry):
+                raise ConfigError(
+                    f"{self.path}: refused, its file {entry.filename!r} {why}. Pack it again from images you "
+                    "trust."
+                )
         self._sizes = {e.filename: (e.file_size, e.CRC) for e in entries if not _is_hidden(e.filename)}
         self.names = sorted(self._sizes)
 
@@ -127,29 +127,6 @@ class ZipStore:
                     f"{self.path}: not a zip file, or a truncated one ({error}). Copy it again."
                 ) from error
         return self._zip
-
-    def _refuse_hostile(self, entry: zipfile.ZipInfo) -> None:
-        name = entry.filename
-        path = PurePosixPath(name.replace("\\", "/"))
-        if not name:
-            self._refuse(name, "has no name")
-        if path.is_absolute() or ".." in path.parts or re.match("[A-Za-z]:", name):
-            self._refuse(name, "leads out of the archive")
-        if stat.S_ISLNK(entry.external_attr >> 16):
-            self._refuse(name, "is a link")
-        if entry.flag_bits & 1:
-            self._refuse(name, "is encrypted")
-        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            self._refuse(name, "is packed by another method than deflate")
-        if entry.file_size > (limit := _limit(name)):
-            self._refuse(name, f"unpacks to {entry.file_size >> 20} MiB, more than {limit >> 20}: a zip bomb")
-        if entry.file_size > SMALL and entry.file_size > MAX_RATIO * entry.compress_size:
-            self._refuse(name, f"unpacks to more than {MAX_RATIO} times its size: a zip bomb")
-
-    def _refuse(self, name: str, why: str) -> None:
-        raise ConfigError(
-            f"{self.path}: refused, its file {name!r} {why}. Pack it again from images you trust."
-        )
 
     def read(self, name: str, first: int | None = None) -> bytes:
         if name not in self._sizes:
@@ -172,24 +149,19 @@ class ZipStore:
         return self.__dict__ | {"_zip": None, "_pid": -1}
 
 
-class ZipsStore:
-    """A folder that holds nothing but zips, read as if each were a folder of its name (a zip per class,
-    say)."""
-
-    def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
-        zips = {name[: -len(".zip")]: ZipStore(self.path / name) for name in FolderStore(path).names}
-        self._of = {
-            f"{zipped}/{name}": (store, name) for zipped, store in zips.items() for name in store.names
-        }
-        self.names = sorted(self._of)
-
-    def read(self, name: str, first: int | None = None) -> bytes:
-        if name not in self._of:
-            raise ConfigError(f"{self.path}: has no file {name!r}.")
-        store, inner = self._of[name]
-        return store.read(inner, first)
-
-    def signature(self, name: str) -> str:
-        store, inner = self._of[name]
-        return store.signature(inner)
+def _hostile(entry: zipfile.ZipInfo) -> str:
+    """Why an entry of a zip is refused; empty where it is not."""
+    name, size, limit = entry.filename, entry.file_size, _limit(entry.filename)
+    path = PurePosixPath(name.replace("\\", "/"))
+    packed = entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+    bomb = size > max(SMALL, MAX_RATIO * entry.compress_size)
+    refused = {
+        "has no name": not name,
+        "leads out of the archive": path.is_absolute() or ".." in path.parts or re.match("[A-Za-z]:", name),
+        "is a link": stat.S_ISLNK(entry.external_attr >> 16),
+        "is encrypted": entry.flag_bits & 1,
+        "is packed by another method than deflate": packed,
+        f"unpacks to {size >> 20} MiB, more than {limit >> 20}: a zip bomb": size > limit,
+        f"unpacks to more than {MAX_RATIO} times its size: a zip bomb": bomb,
+    }
+    return next((why for why, holds in refused.items() if holds), "")

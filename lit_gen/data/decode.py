@@ -8,31 +8,22 @@ first picture of an animation; color profiles ignored. Refused: corrupt, truncat
 """
 
 import io
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from lit_gen.errors import ConfigError
+from lit_gen.errors import ConfigError, check_choice
 
-__all__ = [
-    "DRAFTED",
-    "EXTENSIONS",
-    "FITS",
-    "UnreadableImage",
-    "decode",
-    "fit_to",
-    "header_size",
-    "peculiarities",
-]
+__all__ = ["DRAFTED", "EXTENSIONS", "FITS", "UnreadableImage", "decode", "fit_to", "header_size"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no EPS: it would run Ghostscript
-EXTENSIONS = {
-    ".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF",
-    ".tif": "TIFF", ".tiff": "TIFF", ".ppm": "PPM", ".pgm": "PPM", ".pbm": "PPM",
-}  # fmt: skip
+EXTENSIONS = (
+    ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm",
+)  # fmt: skip
 MAX_PIXELS = 64_000_000
 MODES = {1: "L", 3: "RGB"}
 FITS = ("crop", "stretch", "adm", "shorter")
@@ -56,48 +47,39 @@ def decode(
     channels: int = 3,
     image_size: int | None = None,
     fit: str = "crop",
-    strict: bool = False,
     draft: bool = False,
 ) -> Tensor:
     """The picture in `data` as uint8 (C, H, W), C = `channels` = 1 or 3.
 
-    `image_size` and `fit` as in `fit_to`. `strict` refuses what would have to be converted (see
-    `peculiarities`). With `draft` a JPEG whose fit is "crop" or "stretch" is decoded at 1/2, 1/4 or 1/8 of
-    its size as long as its short side then has 2 `image_size` pixels at least: in less than half the time,
-    with a PSNR of at least 40 dB to what the whole picture gives, as tests check. Raises UnreadableImage,
-    whatever is wrong with the bytes.
+    `image_size` and `fit` as in `fit_to`. With `draft` a JPEG whose fit is "crop" or "stretch" is decoded at
+    1/2, 1/4 or 1/8 of its size as long as its short side then has 2 `image_size` pixels at least: in less
+    than half the time, with a PSNR of at least 40 dB to what the whole picture gives, as tests check. Raises
+    UnreadableImage, whatever is wrong with the bytes.
     """
-    with _Named(name):
+    with _named(name):
         picture = _open(data, name)
-        if strict:
-            _refuse_odd(picture, data, name)
-        extent = None
-        if draft and image_size is not None and fit in DRAFTED:
-            extent = _drafted(picture, 2 * image_size)
+        size = image_size
+        extent = _drafted(picture, 2 * size) if size is not None and draft and fit in DRAFTED else None
         orientation = _orientation(picture, data)
         picture = _to_8_bit(picture, name, MODES[channels])
-        if (
-            extent is not None and image_size is not None
-        ):  # before it is turned: the extent is that of the picture as it is stored
-            picture = _fit_drafted(picture, image_size, fit, extent)
+        if size is not None and extent is not None:  # before it is turned: it is the extent of what is stored
+            picture, size = _fit_drafted(picture, size, fit, extent), None
         if orientation in UPRIGHT:
             picture = picture.transpose(UPRIGHT[orientation])
-        if image_size is not None and extent is None:
-            picture = fit_to(picture, image_size, fit)
+        if size is not None:
+            picture = fit_to(picture, size, fit)
         array = np.array(picture)
     return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
 
 
-def header_size(data: bytes, name: str, *, strict: bool = False) -> tuple[int, int]:
+def header_size(data: bytes, name: str) -> tuple[int, int]:
     """(height, width) after the EXIF rotation, of a picture of which `data` has the header at least.
 
-    Refuses what a header tells: no picture, too many pixels, 32-bit samples. `strict`, and a PNG that is
-    turned by metadata behind its pixels, take the whole file. Raises UnreadableImage.
+    Refuses what a header tells: no picture, too many pixels, 32-bit samples. A PNG that is turned by metadata
+    behind its pixels takes the whole file. Raises UnreadableImage.
     """
-    with _Named(name):
+    with _named(name):
         picture = _open(data, name)
-        if strict:
-            _refuse_odd(picture, data, name)
         if not _is_16_bit(picture):
             _refuse_32_bit(picture, name)
         turned = _orientation(picture, data) >= 5
@@ -105,19 +87,16 @@ def header_size(data: bytes, name: str, *, strict: bool = False) -> tuple[int, i
     return (width, height) if turned else (height, width)
 
 
-class _Named:
+@contextmanager
+def _named(name: str) -> Iterator[None]:
     """Turns whatever Pillow's decoders raise on hostile bytes, from SyntaxError to struct.error, into one
     error that names the picture."""
-
-    def __init__(self, name: str):
-        self.name = name
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type | None, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, ConfigError | MemoryError):
-            what = f"{self.name}: cannot be decoded ({type(error).__name__}: {error})."
-            raise UnreadableImage(what) from error
+    try:
+        yield
+    except (ConfigError, MemoryError):
+        raise
+    except Exception as error:
+        raise UnreadableImage(f"{name}: cannot be decoded ({type(error).__name__}: {error}).") from error
 
 
 def _open(data: bytes, name: str) -> Image.Image:
@@ -165,35 +144,6 @@ def _is_16_bit(picture: Image.Image) -> bool:
     return picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM"))
 
 
-def _refuse_odd(picture: Image.Image, data: bytes, name: str) -> None:
-    if odd := peculiarities(picture, data, name):
-        raise UnreadableImage(f"{name}: {', '.join(odd)} (refused because of strict=true).")
-
-
-def peculiarities(picture: Image.Image, data: bytes, name: str) -> list[str]:
-    """What `decode` would have to convert or pass over in a picture opened from `data`."""
-    mode, info = picture.mode, picture.info
-    expected = EXTENSIONS.get(os.path.splitext(name)[1].lower())
-    actual = "JPEG" if picture.format == "MPO" else picture.format  # MPO: what phones write under .jpg
-    found = {
-        "CMYK colours": mode == "CMYK",
-        "16-bit samples": _is_16_bit(picture) or "16" in _raw_mode(picture),
-        "an animation": getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO",
-        "a palette": mode in ("P", "PA"),
-        "transparency": "A" in picture.getbands() or "transparency" in info,
-        "an EXIF rotation": _orientation(picture, data) in UPRIGHT,
-        f"{actual} content under another extension": expected is not None and expected != actual,
-    }
-    return [what for what, holds in found.items() if holds]
-
-
-def _raw_mode(picture: Image.Image) -> str:
-    # Pillow opens 16-bit RGB as RGB; only its decoder's arguments tell ("RGB;16B").
-    tiles = getattr(picture, "tile", None)
-    arguments = tiles[0][3] if tiles else ""
-    return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
-
-
 def fit_to(picture: Image.Image, image_size: int, fit: str) -> Image.Image:
     """The picture at `image_size`, in one of the ways of the official data-set tools; square but for the
     last.
@@ -205,25 +155,19 @@ def fit_to(picture: Image.Image, image_size: int, fit: str) -> Image.Image:
     - "shorter": the short side to `image_size`, bilinear, aspect ratio kept (FUNIT,
       https://github.com/NVlabs/FUNIT).
     """
-    if fit == "stretch":
-        return (
-            picture
-            if picture.size == (image_size, image_size)
-            else _resize(picture, (image_size, image_size))
-        )
-    if fit == "crop":
-        picture = _centre(picture, min(picture.size))
-        return picture if picture.width == image_size else _resize(picture, (image_size, image_size))
+    check_choice("fit", fit, FITS)
+    square = (image_size, image_size)
+    if fit in ("crop", "stretch"):
+        picture = _center(picture, min(picture.size)) if fit == "crop" else picture
+        return picture if picture.size == square else picture.resize(square, Image.Resampling.LANCZOS)
     if fit == "shorter":
         size = [max(int(image_size * side / min(picture.size)), image_size) for side in picture.size]
         return picture.resize(size, Image.Resampling.BILINEAR)
-    if fit != "adm":
-        raise ConfigError(f"fit={fit!r}: must be one of {', '.join(FITS)}.")
     while min(picture.size) >= 2 * image_size:
         picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
     scale = image_size / min(picture.size)
     size = (round(picture.width * scale), round(picture.height * scale))
-    return _centre(picture.resize(size, Image.Resampling.BICUBIC), image_size)
+    return _center(picture.resize(size, Image.Resampling.BICUBIC), image_size)
 
 
 Extent = tuple[float, float]
@@ -248,10 +192,6 @@ def _fit_drafted(picture: Image.Image, image_size: int, fit: str, extent: Extent
     return picture.resize((image_size, image_size), Image.Resampling.LANCZOS, box=box)
 
 
-def _resize(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    return picture.resize(size, Image.Resampling.LANCZOS)
-
-
-def _centre(picture: Image.Image, side: int) -> Image.Image:
+def _center(picture: Image.Image, side: int) -> Image.Image:
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
     return picture.crop((left, top, left + side, top + side))

@@ -8,12 +8,12 @@ VOC: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc/devkit_doc.html. COC
 https://cocodataset.org/#format-data
 """
 
-import hashlib
 import json
 import math
 import os
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +21,8 @@ from torch import Tensor
 
 from lit_gen.data.archive import Store, open_store
 from lit_gen.data.decode import EXTENSIONS
-from lit_gen.data.reader import ImageReader, check_on_error, summary
+from lit_gen.data.images import fingerprint
+from lit_gen.data.reader import ImageReader, summary
 from lit_gen.errors import ConfigError
 
 __all__ = ["BoxedImages", "Record", "coco", "voc"]
@@ -29,11 +30,15 @@ __all__ = ["BoxedImages", "Record", "coco", "voc"]
 SLACK = 1.0  # pixels that a box may leave the image by: annotators and conventions round differently
 
 
+Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
+Object = tuple[str, Box]  # of a class
+
+
 class Record(NamedTuple):
-    """One image's annotation: [(class name, (x0, y0, x1, y1)), ...], and the file that says so."""
+    """One image's annotation, and the file that says so."""
 
     image: str
-    objects: list[tuple[str, tuple[float, float, float, float]]]
+    objects: list[Object]
     where: str
 
 
@@ -46,8 +51,8 @@ class BoxedImages:
     headers are read, which give the sizes; pixels are decoded when they are read, and what then turns out
     to be broken raises. Not with "skip", which decodes every image once at the start unless `scan=False`, nor
     with "replace", which leaves out as "skip" does but decodes none, and puts another image with its boxes in
-    the place of a broken one. `image_size` stretches images and boxes to a square; None leaves them. `draft`
-    and `cache_mib`: see `lit_gen.data.decode.decode` and `lit_gen.data.reader.ImageReader`.
+    the place of a broken one. `image_size` stretches images and boxes to a square; None leaves them.
+    `options`: see `lit_gen.data.reader.ImageReader`.
     """
 
     def __init__(
@@ -56,24 +61,14 @@ class BoxedImages:
         records: Iterable[Record],
         classes: Sequence[str],
         *,
+        problems: dict[str, str] | None = None,
+        scan: bool = True,
         image_size: int | None = None,
         on_error: str = "raise",
-        strict: bool = False,
-        scan: bool = True,
-        cache_mib: int = 1024,
-        draft: bool = True,
-        problems: dict[str, str] | None = None,
+        **options: Any,
     ):
-        self.store, self.classes, self.image_size, self.channels = store, list(classes), image_size, 3
-        self.reader = ImageReader(
-            store,
-            image_size=image_size,
-            fit="stretch",
-            strict=strict,
-            draft=draft,
-            cache_mib=cache_mib,
-            on_error=on_error,
-        )
+        self.store, self.classes, self.image_size = store, list(classes), image_size
+        self.reader = ImageReader(store, image_size=image_size, fit="stretch", on_error=on_error, **options)
         self.skipped: dict[str, str] = dict(problems or {})
         self.dropped: list[str] = []
         sizes, records = self._readable(list(records), scan and on_error == "skip")
@@ -128,15 +123,15 @@ class BoxedImages:
 
     def fingerprint(self) -> str:
         options = self.reader.options | ({"replaced": True} if self.reader.on_error == "replace" else {})
-        digest = hashlib.sha256(json.dumps([options, self.classes], sort_keys=True).encode())
-        for name, boxes, labels in zip(self.names, self._boxes, self._labels, strict=True):
-            digest.update(
-                f"{name}\0{self.store.signature(name)}\0{boxes.tolist()}\0{labels.tolist()}".encode()
-            )
-        return f"{self.store.path.stem}-{len(self)}-{digest.hexdigest()[:16]}"
+        files = (
+            f"{name}\0{self.store.signature(name)}\0{boxes.tolist()}\0{labels.tolist()}"
+            for name, boxes, labels in zip(self.names, self._boxes, self._labels, strict=True)
+        )
+        settings = json.dumps([options, self.classes], sort_keys=True)
+        return fingerprint(self.store.path.stem, len(self), chain([settings], files))
 
 
-def _wrong(box: tuple[float, float, float, float], height: int, width: int) -> str:
+def _wrong(box: Box, height: int, width: int) -> str:
     """What is wrong with a box in an image of this size; empty for nothing."""
     x0, y0, x1, y1 = box
     text = f"box ({', '.join(f'{v:g}' for v in box)})"
@@ -158,7 +153,6 @@ def voc(
     classes: Sequence[str] | None = None,
     *,
     difficult: bool = True,
-    on_error: str = "raise",
     **options: Any,
 ) -> BoxedImages:
     """The PASCAL VOC layout in a folder or zip: JPEGImages, Annotations/*.xml, ImageSets/Main/<split>.txt.
@@ -169,17 +163,12 @@ def voc(
     xmax, ymax). `difficult=False` leaves difficult objects out. `options`: see `BoxedImages`. Raises
     ConfigError, also for annotations that are no XML of this form.
     """
-    check_on_error(on_error)
     store = open_store(path)
     root = _voc_root(store)
-    annotations = {
-        _stem(n): n for n in store.names if n.startswith(f"{root}Annotations/") and n.endswith(".xml")
-    }
-    images = {
-        _stem(n): n
-        for n in store.names
-        if n.startswith(f"{root}JPEGImages/") and os.path.splitext(n)[1].lower() in EXTENSIONS
-    }
+    annotations, images = (
+        {_stem(n): n for n in store.names if n.startswith(f"{root}{folder}/") and n.lower().endswith(ends)}
+        for folder, ends in (("Annotations", ".xml"), ("JPEGImages", EXTENSIONS))
+    )
     wanted = sorted(annotations) if split is None else _voc_split(store, root, split)
     records, problems, seen = [], {}, set()
     for name in sorted({*wanted, *annotations}) if classes is None else wanted:
@@ -191,17 +180,10 @@ def voc(
             continue
         seen.update(c for c, _ in objects)
         if name in wanted:
-            records.append(
-                Record(images.get(name, f"{root}JPEGImages/{name}.jpg"), objects, f"{store.path}/{where}")
-            )
-    return BoxedImages(
-        store,
-        records,
-        sorted(seen) if classes is None else classes,
-        on_error=on_error,
-        problems=problems,
-        **options,
-    )
+            image = images.get(name, f"{root}JPEGImages/{name}.jpg")
+            records.append(Record(image, objects, f"{store.path}/{where}"))
+    chosen = sorted(seen) if classes is None else classes
+    return BoxedImages(store, records, chosen, problems=problems, **options)
 
 
 def _stem(name: str) -> str:
@@ -237,21 +219,16 @@ class _NoDoctype(ET.TreeBuilder):
         raise ConfigError("it declares a document type, which annotations do not need and entity bombs do")
 
 
-def _voc_objects(
-    store: Store, name: str, difficult: bool
-) -> list[tuple[str, tuple[float, float, float, float]]]:
+def _voc_objects(store: Store, name: str, difficult: bool) -> list[Object]:
     where = f"{store.path}/{name}"
     try:
         root = ET.fromstring(store.read(name), ET.XMLParser(target=_NoDoctype()))
         objects = []
         for node in root.findall("object"):
-            corners = [
-                float(node.findtext(f"bndbox/{corner}", "")) for corner in ("xmin", "ymin", "xmax", "ymax")
-            ]
+            sides = ("xmin", "ymin", "xmax", "ymax")
+            x0, y0, x1, y1 = (float(node.findtext(f"bndbox/{side}", "")) for side in sides)
             if difficult or int(node.findtext("difficult", "0")) == 0:
-                objects.append(
-                    ((node.findtext("name") or "").strip(), (corners[0] - 1, corners[1] - 1, *corners[2:]))
-                )
+                objects.append(((node.findtext("name") or "").strip(), (x0 - 1, y0 - 1, x1, y1)))
     except (ET.ParseError, ValueError, LookupError) as error:  # ConfigError is a ValueError
         raise ConfigError(f"{where}: not a VOC annotation ({error}).") from error
     return objects
@@ -264,20 +241,15 @@ def coco(
     path: str | os.PathLike,
     annotations: str,
     images: str = "",
-    *,
-    crowds: bool = False,
-    on_error: str = "raise",
     **options: Any,
 ) -> BoxedImages:
     """The COCO layout in a folder or zip: `annotations` is the JSON file, `images` the folder of the images,
     both within `path`.
 
     Classes are the categories in the order of their ids, labels count from 0. Boxes (x, y, w, h) become (x,
-    y, x + w, y + h). Objects with iscrowd = 1 stand for groups and are left out unless `crowds`. Images
-    without objects are kept. `options`: see `BoxedImages`. Raises ConfigError, also for a file that is not of
-    this form.
+    y, x + w, y + h). Objects with iscrowd = 1 stand for groups and are left out. Images without objects are
+    kept. `options`: see `BoxedImages`. Raises ConfigError, also for a file that is not of this form.
     """
-    check_on_error(on_error)
     store = open_store(path)
     where = f"{store.path}/{annotations}"
     if annotations not in store.names:
@@ -285,28 +257,24 @@ def coco(
     folder = f"{images.strip('/')}/" if images.strip("/") else ""
     try:
         described = json.loads(store.read(annotations))
-        categories = {
-            int(c["id"]): str(c["name"]) for c in sorted(described["categories"], key=lambda c: int(c["id"]))
-        }
+        categories = {int(c["id"]): str(c["name"]) for c in described["categories"]}
         files = {int(i["id"]): folder + str(i["file_name"]) for i in described["images"]}
-        objects: dict[int, list] = {i: [] for i in files}
+        objects: dict[int, list[Object]] = {i: [] for i in files}
         problems = {}
         for a in described["annotations"]:
-            if a.get("iscrowd", 0) and not crowds:
+            if a.get("iscrowd", 0):
                 continue
             x, y, w, h = map(float, a["bbox"])
             name = categories.get(int(a["category_id"]), f"category {a['category_id']}")
-            if int(a["image_id"]) not in objects:
-                problems[f"annotation {a.get('id')}"] = (
-                    f"{where}: annotation {a.get('id')} is of no listed image."
-                )
-            else:
+            if int(a["image_id"]) in objects:
                 objects[int(a["image_id"])].append((name, (x, y, x + w, y + h)))
+            else:
+                what = f"annotation {a.get('id')}"
+                problems[what] = f"{where}: {what} is of no listed image."
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ConfigError(
             f"{where}: not a COCO annotation file ({type(error).__name__}: {error})."
         ) from error
     records = [Record(file, objects[i], f"{where}, image {i} ({file})") for i, file in files.items()]
-    return BoxedImages(
-        store, records, list(categories.values()), on_error=on_error, problems=problems, **options
-    )
+    classes = [name for _, name in sorted(categories.items())]
+    return BoxedImages(store, records, classes, problems=problems, **options)

@@ -9,11 +9,9 @@ import numpy as np
 import torch
 
 from lit_gen.data.images import TensorImages
-from lit_gen.errors import ConfigError
+from lit_gen.errors import check_choice
 
 __all__ = ["digits"]
-
-SPLITS = ("train", "test")
 
 
 @cache
@@ -30,8 +28,7 @@ def _arrays() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 def digits(split: str = "train") -> TensorImages:
     """The fixed stratified split: 1,437 training and 360 test images, uint8 (1, 8, 8), labels 0-9."""
-    if split not in SPLITS:
-        raise ConfigError(f"split={split!r}: the digits have the splits {', '.join(SPLITS)}.")
+    check_choice("split", split, ("train", "test"))
     train_x, test_x, train_y, test_y = _arrays()
     x, y = (train_x, train_y) if split == "train" else (test_x, test_y)
     return TensorImages(

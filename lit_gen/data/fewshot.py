@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from lit_gen.data.keyed import Key, KeyedDataset
-from lit_gen.data.reader import check_on_error
+from lit_gen.data.reader import ON_ERROR
 from lit_gen.data.transforms import Transform, transform_all
-from lit_gen.errors import ConfigError
+from lit_gen.errors import ConfigError, check_choice
 from lit_gen.rng import key, keyed_generator
 
 __all__ = [
@@ -86,8 +86,6 @@ class Selection:
             raise ConfigError(f"No image is left of the classes {', '.join(classes[:5])}.")
         self.base, self.transform, self.classes = base, transform, list(classes)
         self.indices, self.labels = torch.as_tensor(indices), torch.as_tensor(labels)
-        image = self[0]["image"]
-        self.channels, self.image_size = image.shape[0], image.shape[-1]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -173,7 +171,7 @@ def examples(
     Returns {class: int64 (K,)} and what was left out, {class: its number of images}. Unless
     `on_error="skip"` a class of fewer than K images is a ConfigError.
     """
-    check_on_error(on_error)
+    check_choice("on_error", on_error, ON_ERROR)
     if k < 1:
         raise ConfigError(f"k={k}: at least one image must show the target class.")
     chosen, left_out = {}, {}

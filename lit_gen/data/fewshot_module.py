@@ -9,9 +9,9 @@ from torch import Tensor
 
 from lit_gen.data.fewshot import KeyedPairs, Selection, examples, select_classes, select_listed, split_classes
 from lit_gen.data.module import KeyedDataModule
-from lit_gen.data.reader import check_on_error
+from lit_gen.data.reader import ON_ERROR
 from lit_gen.data.transforms import Transform
-from lit_gen.errors import ConfigError
+from lit_gen.errors import ConfigError, check_choice
 from lit_gen.rng import keyed_generator
 
 __all__ = ["FewShotDataModule"]
@@ -60,7 +60,7 @@ class FewShotDataModule(KeyedDataModule):
         **options: Any,
     ):
         super().__init__(images, images, batch_size, **options)
-        check_on_error(on_error)
+        check_choice("on_error", on_error, ON_ERROR)
         if (train_list is None) != (test_list is None):
             raise ConfigError("train_list and test_list go together: give both, or neither and say target=.")
         self._lists = None if train_list is None or test_list is None else (train_list, test_list)

@@ -5,12 +5,11 @@ dataset_tool.py): image files and a `dataset.json` of {"labels": [[name, class i
 `"classes": [...]` beside it names the classes.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from itertools import takewhile
+from itertools import chain, takewhile
 from typing import Any
 
 import torch
@@ -18,8 +17,9 @@ from torch import Tensor
 
 from lit_gen.data.archive import Store, open_store
 from lit_gen.data.decode import EXTENSIONS, UnreadableImage
+from lit_gen.data.images import fingerprint
 from lit_gen.data.reader import ImageReader, summary
-from lit_gen.errors import ConfigError
+from lit_gen.errors import ConfigError, check_choice
 from lit_gen.rng import key
 
 __all__ = ["ImageFiles"]
@@ -32,56 +32,41 @@ class ImageFiles:
     """Images in files, `ds[i] -> {"image": uint8 (C, S, S), "label": int}`, in the order of their names.
 
     Classes: those of `dataset.json` at the root if there is one, else one per folder: the folders above an
-    image, without those that all images share, name its class (`class_depth=1`: only the first of them).
-    Images in one folder have no classes.
+    image, without those that all images share, name its class. Images in one folder have no classes.
 
-    - `image_size`, `fit`: see `lit_gen.data.decode.fit_to` ("shorter" leaves images oblong: for a random
-      crop); None keeps the images, which must then be square and equal in size.
     - `include`: only files whose name matches this pattern ("*/train_*"); `classes`: only these, numbered in
       this order.
     - `part`: "train" or "test" of a split per class that depends on `seed` and the file's name alone,
       `test_fraction` of it test.
     - `scan`: read the header of every image at the start, so that what is no image, or not of the others'
       size, is found before training (30,000 images a CPU second). Images are decoded when they are read.
-      `cache_mib`: what a scan found is kept once decoded, for all worker processes, if all of it fits.
     - `on_error`: "raise" names what cannot be read, by the scan or when it is read. "replace" puts another
       image of its class, drawn by `seed` and the image's number, in its place, with a warning. "skip" leaves
       unreadable images out (`skipped`: name -> reason), for which a scan decodes every image once: minutes
-      to hours for a large set, in each process. `strict`: what would need converting (CMYK, 16 bit, animated,
-      palette, transparent, rotated, other extension) counts as unreadable.
-    - `draft`: a JPEG that a fit of "crop" or "stretch" makes much smaller is decoded smaller at once (see
-      `lit_gen.data.decode.decode`); false decodes it whole, as the official tools do.
+      to hours for a large set, in each process.
+    - `options`: see `lit_gen.data.reader.ImageReader`. Without an `image_size` images must be square and
+      equal in size.
     """
 
     def __init__(
         self,
         path: str | os.PathLike,
         *,
-        image_size: int | None = None,
-        fit: str = "crop",
-        channels: int = 3,
         classes: Sequence[str] | None = None,
-        class_depth: int | None = None,
         include: str = "*",
         part: str = "all",
         test_fraction: float = 0.1,
         seed: int = 0,
-        on_error: str = "raise",
-        strict: bool = False,
         scan: bool = True,
-        cache_mib: int = 1024,
-        draft: bool = True,
+        on_error: str = "raise",
+        **options: Any,
     ):
-        if class_depth is not None and class_depth < 1:
-            raise ConfigError(
-                f"class_depth={class_depth}: must be at least 1, or null for all folders above an image."
-            )
         if on_error == "skip" and not scan:
             raise ConfigError(
                 "on_error=skip needs scan=true: what is left out must be known before the first epoch."
             )
         self.store, self.seed = open_store(path), seed
-        names, labels, self.classes = _listing(self.store, include, class_depth)
+        names, labels, self.classes = _listing(self.store, include)
         if classes is not None:
             names, labels, self.classes = _only(names, labels, self.classes, classes, self.store)
         chosen = _part(names, labels, part, test_fraction, seed)
@@ -89,29 +74,21 @@ class ImageFiles:
             raise ConfigError(
                 f"{self.store.path}: no image left for part={part!r}, test_fraction={test_fraction}."
             )
-        self.reader = ImageReader(
-            self.store,
-            channels=channels,
-            image_size=image_size,
-            fit=fit,
-            strict=strict,
-            draft=draft,
-            cache_mib=cache_mib,
-            on_error=on_error,
-        )
+        self.reader = ImageReader(self.store, on_error=on_error, **options)
         self.skipped: dict[str, str] = {}
-        sizes = self._scan([names[i] for i in chosen], on_error) if scan else {}
+        sizes = self._scan([names[i] for i in chosen]) if scan else {}
         chosen = [i for i in chosen if names[i] not in self.skipped]
         self.names = [names[i] for i in chosen]
         self.labels: Tensor | None = None if labels is None else torch.tensor([labels[i] for i in chosen])
         first = self._read(0)
-        self.channels, self.image_size = first.shape[0], min(first.shape[1:])
+        self._side = min(first.shape[1:])
         self._check_size(self.names[0], *first.shape[1:])
         for name, size in sizes.items():
             self._check_size(name, *self.reader.fitted(size))
 
-    def _scan(self, names: list[str], on_error: str) -> dict[str, tuple[int, int]]:
+    def _scan(self, names: list[str]) -> dict[str, tuple[int, int]]:
         """(height, width) of the readable images by name."""
+        on_error = self.reader.on_error
         sizes, bad = self.reader.scan(names, decode_all=on_error == "skip")
         if bad and on_error == "raise":
             raise ConfigError(summary(list(bad.values()), "unreadable image"))
@@ -122,13 +99,10 @@ class ImageFiles:
         return sizes
 
     def _check_size(self, name: str, height: int, width: int) -> None:
-        square = (height, width) == (self.image_size, self.image_size)
-        if not square and (
-            self.reader.options["fit"] != "shorter" or self.reader.options["image_size"] is None
-        ):
+        if (height, width) != (self._side, self._side) and not self.reader.keeps_shape:
             raise UnreadableImage(
                 f"{self.store.path}: {name} is {width}x{height} (width x height), where the first image says"
-                f" {self.image_size}x{self.image_size}. Set image_size=64 (say) to crop and resize them all."
+                f" {self._side}x{self._side}. Set image_size=64 (say) to crop and resize them all."
             )
 
     def __len__(self) -> int:
@@ -152,18 +126,17 @@ class ImageFiles:
         """A name that changes with whatever changes the images, told by their files' size and time of change
         (in a zip size and checksum): nothing is decoded."""
         replaced = {"replaced_by": self.seed} if self.reader.on_error == "replace" else {}
-        digest = hashlib.sha256(json.dumps(self.reader.options | replaced, sort_keys=True).encode())
-        digest.update(b"" if self.labels is None else self.labels.numpy().tobytes())
-        for name in self.names:
-            digest.update(f"{name}\0{self.store.signature(name)}\0".encode("utf-8", "surrogateescape"))
-        return f"{self.store.path.stem}-{len(self)}-{digest.hexdigest()[:16]}"
+        options = json.dumps(self.reader.options | replaced, sort_keys=True)
+        labels = b"" if self.labels is None else self.labels.numpy().tobytes()
+        files = (f"{name}\0{self.store.signature(name)}\0" for name in self.names)
+        return fingerprint(self.store.path.stem, len(self), chain([options, labels], files))
 
 
 Listing = tuple[list[str], list[int] | None, list[str]]  # names, labels, classes
 
 
-def _listing(store: Store, include: str, class_depth: int | None) -> Listing:
-    images = [n for n in store.names if os.path.splitext(n)[1].lower() in EXTENSIONS]
+def _listing(store: Store, include: str) -> Listing:
+    images = [n for n in store.names if n.lower().endswith(EXTENSIONS)]
     if not images:
         raise ConfigError(
             f"{store.path}: no images ({', '.join(EXTENSIONS)}) among its {len(store.names)} files."
@@ -177,7 +150,7 @@ def _listing(store: Store, include: str, class_depth: int | None) -> Listing:
         return described
     # Classes from all images, so that a pattern for the test images numbers them as the one for the training
     # images does.
-    folders = {n: _class_of(n, class_depth) for n in _without_shared_root(images)}
+    folders = _class_of_each(images)
     classes = sorted(set(folders.values()))
     if len(classes) == 1:
         return names, None, []
@@ -185,18 +158,14 @@ def _listing(store: Store, include: str, class_depth: int | None) -> Listing:
         loose = next(n for n, c in folders.items() if not c)
         raise ConfigError(f"{store.path}: {loose} lies beside the class folders. Move it into one.")
     number = {c: i for i, c in enumerate(classes)}
-    label = {n: number[c] for n, c in zip(images, folders.values(), strict=True)}
-    return names, [label[n] for n in names], classes
+    return names, [number[folders[n]] for n in names], classes
 
 
-def _without_shared_root(names: Sequence[str]) -> list[str]:
+def _class_of_each(names: Sequence[str]) -> dict[str, str]:
+    """The folders above each image, without those that all images share."""
     folders = [n.split("/")[:-1] for n in names]
     shared = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, zip(*folders, strict=False)))
-    return ["/".join(n.split("/")[shared:]) for n in names]
-
-
-def _class_of(name: str, depth: int | None) -> str:
-    return "/".join(name.split("/")[:-1][:depth])
+    return {n: "/".join(some[shared:]) for n, some in zip(names, folders, strict=True)}
 
 
 def _described(store: Store, names: list[str]) -> Listing | None:
@@ -246,8 +215,7 @@ def _only(
 
 
 def _part(names: list[str], labels: list[int] | None, part: str, fraction: float, seed: int) -> list[int]:
-    if part not in PARTS:
-        raise ConfigError(f"part={part!r}: must be one of {', '.join(PARTS)}.")
+    check_choice("part", part, PARTS)
     if part == "all":
         return list(range(len(names)))
     if not 0 < fraction < 1:

@@ -7,12 +7,10 @@ alphabets (script, fraktur, sans-serif ...) at Unicode's mathematical letters. S
 more faces of these.
 """
 
-import hashlib
-import os
 import string
 import unicodedata
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,9 +18,10 @@ import numpy as np
 import torch
 from matplotlib import get_data_path
 from matplotlib.ft2font import FT2Font
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
+from lit_gen.data.images import TensorImages
 from lit_gen.errors import ConfigError
 
 __all__ = ["LETTERS", "Face", "Glyphs", "embedded_faces"]
@@ -50,58 +49,26 @@ class Face(NamedTuple):
     outline: bool = False
 
 
-UPRIGHT = dict.fromkeys(
-    [
-        "DejaVuSans",
-        "DejaVuSans-Bold",
-        "DejaVuSansMono",
-        "DejaVuSansMono-Bold",
-        "DejaVuSerif",
-        "DejaVuSerif-Bold",
-        "STIXGeneral",
-        "STIXGeneralBol",
-        "cmr10",
-        "cmb10",
-        "cmss10",
-        "cmtt10",
-    ],
-    "",
-) | {
-    "STIXGeneral/sans": "SANS-SERIF",
-    "STIXGeneral/sans-bold": "SANS-SERIF BOLD",
-    "STIXGeneral/mono": "MONOSPACE",
-    "STIXGeneral/double": "DOUBLE-STRUCK",
-    "STIXGeneral/fraktur": "FRAKTUR",
-    "STIXGeneral/fraktur-bold": "BOLD FRAKTUR",
-}  # name -> Unicode alphabet
-ITALIC = dict.fromkeys(
-    [
-        "DejaVuSans-Oblique",
-        "DejaVuSans-BoldOblique",
-        "DejaVuSansMono-Oblique",
-        "DejaVuSansMono-BoldOblique",
-        "DejaVuSerif-Italic",
-        "DejaVuSerif-BoldItalic",
-        "STIXGeneralItalic",
-        "STIXGeneralBolIta",
-        "cmti10",
-    ],
-    "",
-) | {
+# Typeface -> Unicode alphabet; what stands before a slash is the font file.
+UPRIGHT = {
+    "DejaVuSans": "", "DejaVuSans-Bold": "", "DejaVuSansMono": "", "DejaVuSansMono-Bold": "",
+    "DejaVuSerif": "", "DejaVuSerif-Bold": "", "STIXGeneral": "", "STIXGeneralBol": "",
+    "cmr10": "", "cmb10": "", "cmss10": "", "cmtt10": "",
+    "STIXGeneral/sans": "SANS-SERIF", "STIXGeneral/sans-bold": "SANS-SERIF BOLD",
+    "STIXGeneral/mono": "MONOSPACE", "STIXGeneral/double": "DOUBLE-STRUCK",
+    "STIXGeneral/fraktur": "FRAKTUR", "STIXGeneral/fraktur-bold": "BOLD FRAKTUR",
+}  # fmt: skip
+ITALIC = {
+    "DejaVuSans-Oblique": "", "DejaVuSans-BoldOblique": "", "DejaVuSansMono-Oblique": "",
+    "DejaVuSansMono-BoldOblique": "", "DejaVuSerif-Italic": "", "DejaVuSerif-BoldItalic": "",
+    "STIXGeneralItalic": "", "STIXGeneralBolIta": "", "cmti10": "",
     "STIXGeneral/sans-italic": "SANS-SERIF ITALIC",
-    "STIXGeneral/script": "SCRIPT",
-    "STIXGeneral/script-bold": "BOLD SCRIPT",
-}
+    "STIXGeneral/script": "SCRIPT", "STIXGeneral/script-bold": "BOLD SCRIPT",
+}  # fmt: skip
 LIGHT = (
-    "DejaVuSans",
-    "DejaVuSansMono",
-    "DejaVuSerif",
-    "STIXGeneral",
-    "cmr10",
-    "cmss10",
-    "cmtt10",
+    "DejaVuSans", "DejaVuSansMono", "DejaVuSerif", "STIXGeneral", "cmr10", "cmss10", "cmtt10",
     "STIXGeneral/mono",
-)
+)  # fmt: skip
 VARIANTS = {"": {}, "condensed": {"width": 0.65}, "wide": {"width": 1.45}}
 
 
@@ -124,14 +91,13 @@ def embedded_faces() -> list[Face]:
     return faces
 
 
-class Glyphs:
-    """Black letters on white, or `ink`/`paper` swapped; `ds[i] -> {"image": uint8 (C, S, S), "label": face,
-    "content": letter}`.
+class Glyphs(TensorImages):
+    """Black letters on white; `ds[i] -> {"image": uint8 (C, S, S), "label": face, "content": letter}`.
 
     Image i shows letter `i % len(characters)` in face `i // len(characters)`. `classes` restricts and orders
-    the faces by name, `fonts` adds font files of the system, each as a face of its file's name. `paired(i,
-    name)` is the true translation of image i into a face. Raises ConfigError for unknown faces, unreadable
-    fonts and characters that a face does not have.
+    the faces by name. All are rendered at the start, in a second or two. `paired(i, name)` is the true
+    translation of image i into a face. Raises ConfigError for unknown faces and characters that a face does
+    not have.
     """
 
     def __init__(
@@ -140,8 +106,6 @@ class Glyphs:
         channels: int = 1,
         characters: str = LETTERS,
         classes: Sequence[str] | None = None,
-        fonts: Sequence[str | os.PathLike] = (),
-        inverted: bool = False,
     ):
         if image_size < 8:
             raise ConfigError(f"image_size={image_size}: no letter can be read in fewer than 8 pixels.")
@@ -149,38 +113,24 @@ class Glyphs:
             raise ConfigError(f"channels={channels}: glyphs come with 1 or 3 channels.")
         if not characters or len(set(characters)) != len(characters):
             raise ConfigError(f"characters={characters!r}: must be a string of different characters.")
-        faces = embedded_faces() + [Face(Path(f).stem, str(f)) for f in fonts]
-        self.faces = faces if classes is None else _chosen(faces, classes)
-        self.image_size, self.channels, self.characters, self.inverted = (
-            image_size,
-            channels,
-            characters,
-            inverted,
-        )
-        self.classes = [face.name for face in self.faces]
-        if len(set(self.classes)) < len(self.classes):
-            twice = next(c for c in self.classes if self.classes.count(c) > 1)
-            raise ConfigError(f"Two faces are called {twice!r}; rename the font file.")
-        self.labels = torch.arange(len(self.faces)).repeat_interleave(len(characters))
-
-    @cached_property
-    def images(self) -> Tensor:
-        """uint8 (N, 1, S, S), rendered on first use, in a few seconds for all faces."""
-        rows = [_render(face, self.characters, self.image_size) for face in self.faces]
-        ink = torch.from_numpy(np.concatenate(rows))[:, None]
-        return ink if self.inverted else 255 - ink
-
-    def __len__(self) -> int:
-        return len(self.faces) * len(self.characters)
+        known = {face.name: face for face in embedded_faces()}
+        names = list(known) if classes is None else list(classes)
+        if unknown := [n for n in names if n not in known]:
+            raise ConfigError(
+                f"Unknown face {unknown[0]!r}; the {len(known)} known begin with "
+                f"{', '.join(list(known)[:5])}."
+            )
+        self.faces, self.characters = [known[n] for n in names], characters
+        ink = np.concatenate([_render(face, characters, image_size) for face in self.faces])
+        images = torch.from_numpy(255 - ink)[:, None].expand(-1, channels, -1, -1)
+        labels = torch.arange(len(names)).repeat_interleave(len(characters))
+        super().__init__(images, labels, names, "glyphs")
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        image = self.images[i].expand(self.channels, -1, -1)
-        return {"image": image, "label": int(self.labels[i]), "content": i % len(self.characters)}
+        return super().__getitem__(i) | {"content": i % len(self.characters)}
 
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        i = torch.as_tensor(indices)
-        image = self.images[i].expand(-1, self.channels, -1, -1)
-        return {"image": image, "label": self.labels[i], "content": i % len(self.characters)}
+        return super().batch(indices) | {"content": torch.as_tensor(indices) % len(self.characters)}
 
     def paired(self, i: int, face: str) -> Tensor:
         """The letter of image i in the named face, uint8 (C, S, S)."""
@@ -189,21 +139,7 @@ class Glyphs:
                 f"{face!r} is none of the {len(self.classes)} faces, e.g. {', '.join(self.classes[:4])}."
             )
         n = len(self.characters)
-        return self[self.classes.index(face) * n + i % n]["image"]
-
-    def fingerprint(self) -> str:
-        digest = hashlib.sha256("\0".join([self.characters, str(self.channels), *self.classes]).encode())
-        digest.update(self.images.numpy().tobytes())
-        return f"glyphs-{len(self)}-{digest.hexdigest()[:16]}"
-
-
-def _chosen(faces: list[Face], names: Sequence[str]) -> list[Face]:
-    known = {face.name: face for face in faces}
-    if unknown := [n for n in names if n not in known]:
-        raise ConfigError(
-            f"Unknown face {unknown[0]!r}; the {len(known)} known begin with {', '.join(list(known)[:5])}."
-        )
-    return [known[n] for n in names]
+        return self.images[self.classes.index(face) * n + i % n]
 
 
 def _code_point(character: str, alphabet: str) -> str:
@@ -238,10 +174,7 @@ def _render(face: Face, characters: str, image_size: int) -> np.ndarray:
 
 
 def _font(file: str, size: float) -> ImageFont.FreeTypeFont:
-    try:
-        return ImageFont.truetype(file, size, layout_engine=ImageFont.Layout.BASIC)
-    except OSError as error:
-        raise ConfigError(f"{file}: not a readable font file ({error}).") from error
+    return ImageFont.truetype(file, size, layout_engine=ImageFont.Layout.BASIC)
 
 
 @lru_cache(maxsize=256)  # a font's variants share it
@@ -286,9 +219,7 @@ def _thickened(ink: np.ndarray, grown: int, outline: bool) -> np.ndarray:
     if grown == 0:
         return ink
     ink = np.pad(ink, grown)
-    heavy = ink
-    for axis in (0, 1):  # the maximum over a square, one axis at a time
-        heavy = np.max([np.roll(heavy, shift, axis) for shift in range(-grown, grown + 1)], axis=0)
+    heavy = np.asarray(Image.fromarray(ink).filter(ImageFilter.MaxFilter(2 * grown + 1)))
     return heavy - ink if outline else heavy
 
 

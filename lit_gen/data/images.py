@@ -1,8 +1,7 @@
 """What a data set of images is, and how any other data set becomes one.
 
 `ds[i] -> {"image": uint8 (C, H, W), "label": int}`, without randomness; `ds.labels` (int64 (N,)) or None,
-`ds.classes`, `ds.channels`, `ds.image_size`, and `ds.fingerprint()`, a name for caches that changes when the
-content does.
+`ds.classes`, and `ds.fingerprint()`, a name for caches that changes when the content does.
 """
 
 import hashlib
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from lit_gen.errors import ConfigError
 
-__all__ = ["TensorImages", "WrappedImages", "as_images", "batches"]
+__all__ = ["TensorImages", "WrappedImages", "as_images", "batches", "fingerprint"]
 
 
 class TensorImages:
@@ -27,7 +26,6 @@ class TensorImages:
         if images.dtype != torch.uint8 or images.ndim != 4:
             raise ConfigError(f"images must be uint8 (N, C, H, W), got {images.dtype} {tuple(images.shape)}.")
         self.images, self.labels, self.classes, self.name = images, labels, list(classes), name
-        self.channels, self.image_size = images.shape[1], images.shape[-1]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -42,8 +40,7 @@ class TensorImages:
         return {"image": self.images.index_select(0, i), "label": label}  # of bytes 20 times faster than [i]
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(self.images.numpy().tobytes())
-        return f"{self.name}-{len(self)}-{digest.hexdigest()[:16]}"
+        return fingerprint(self.name, len(self), [self.images.numpy().tobytes()])
 
 
 class WrappedImages:
@@ -54,11 +51,7 @@ class WrappedImages:
 
     def __init__(self, dataset: Any):
         self.dataset = dataset
-        first = self[0]["image"]
-        self.channels, self.image_size = first.shape[0], first.shape[-1]
-        targets = getattr(dataset, "targets", None)
-        if targets is None:
-            targets = getattr(dataset, "labels", None)
+        targets = getattr(dataset, "targets", getattr(dataset, "labels", None))
         self.labels = None if targets is None else torch.as_tensor(targets).to(torch.int64)
         self.classes = [str(c) for c in getattr(dataset, "classes", [])]
 
@@ -70,10 +63,17 @@ class WrappedImages:
         return {"image": _to_chw(picture), "label": int(label)}
 
     def fingerprint(self) -> str:
-        probe = hashlib.sha256()
-        for i in np.linspace(0, len(self) - 1, min(len(self), 64)).astype(int):
-            probe.update(self[int(i)]["image"].numpy().tobytes())
-        return f"{type(self.dataset).__name__}-{len(self)}-{probe.hexdigest()[:16]}"
+        probe = np.linspace(0, len(self) - 1, min(len(self), 64)).astype(int).tolist()
+        pixels = (self[i]["image"].numpy().tobytes() for i in probe)
+        return fingerprint(type(self.dataset).__name__, len(self), pixels)
+
+
+def fingerprint(name: str, size: int, content: Iterable[bytes | str]) -> str:
+    """A name for caches of a data set of `size` images, that changes with its content."""
+    digest = hashlib.sha256()
+    for part in content:
+        digest.update(part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part)
+    return f"{name}-{size}-{digest.hexdigest()[:16]}"
 
 
 def as_images(dataset: Any) -> Any:
@@ -95,9 +95,8 @@ def batches(dataset: Any, parts: Iterable[range]) -> Iterator[tuple[range, Tenso
 
 
 def _to_chw(picture: Any) -> Tensor:
-    if isinstance(picture, Tensor):
-        image = picture
-    else:
+    image = picture
+    if not isinstance(picture, Tensor):
         array = np.asarray(picture)
         image = torch.from_numpy(np.array(array[None] if array.ndim == 2 else array.transpose(2, 0, 1)))
     if image.dtype != torch.uint8:

@@ -3,7 +3,7 @@
 import mmap
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
@@ -13,10 +13,10 @@ from torch import Tensor
 
 from lit_gen.data.archive import Store
 from lit_gen.data.decode import DRAFTED, FITS, MODES, UnreadableImage, decode, header_size
-from lit_gen.errors import ConfigError
+from lit_gen.errors import ConfigError, check_choice
 from lit_gen.rng import key
 
-__all__ = ["ON_ERROR", "ImageReader", "check_on_error", "summary"]
+__all__ = ["ON_ERROR", "ImageReader", "summary"]
 
 ON_ERROR = ("raise", "skip", "replace")
 HEADER = 1 << 14  # bytes; a header that goes on (a thumbnail, a color profile) is read with the whole file
@@ -28,10 +28,14 @@ Size = tuple[int, int]  # (height, width)
 class ImageReader:
     """Reads the pictures of a store, each decoded when it is asked for, and keeps them if all fit in memory.
 
-    `scan` reads the headers, so that what is no picture is found before training; `cache_mib` is what all
-    scanned pictures together may take, decoded, to be kept for every worker process forked from this one.
-    With `on_error="replace"` `read_or_replace` takes another for what cannot be read; what "skip" leaves out
-    is the caller's choice. The other arguments are those of `decode`.
+    - `channels`: 1 or 3. `image_size`, `fit`: see `lit_gen.data.decode.fit_to` ("shorter" leaves images
+      oblong: for a random crop); None keeps the pictures' own size.
+    - `draft`: a JPEG that a fit of "crop" or "stretch" makes much smaller is decoded smaller at once (see
+      `lit_gen.data.decode.decode`); false decodes it whole, as the official tools do.
+    - `cache_mib`: what all scanned pictures together may take, decoded, to be kept for every worker process
+      forked from this one. `scan` reads the headers, so that what is no picture is found before training.
+    - `on_error`: with "replace" `read_or_replace` takes another for what cannot be read; what "skip" leaves
+      out is the caller's choice.
     """
 
     def __init__(
@@ -41,24 +45,21 @@ class ImageReader:
         channels: int = 3,
         image_size: int | None = None,
         fit: str = "crop",
-        strict: bool = False,
         draft: bool = True,
         cache_mib: int = 1024,
         on_error: str = "raise",
     ):
-        check_on_error(on_error)
+        check_choice("on_error", on_error, ON_ERROR)
+        check_choice("fit", fit, FITS)
         if channels not in MODES:
             raise ConfigError(f"channels={channels}: pictures are decoded to 1 (grey) or 3 (RGB) channels.")
-        if fit not in FITS:
-            raise ConfigError(f"fit={fit!r}: must be one of {', '.join(FITS)}.")
         if image_size is not None and image_size < 1:
             raise ConfigError(
                 f"image_size={image_size}: must be at least 1, or null to keep the pictures' own size."
             )
         self.store, self.cache_mib, self.on_error = store, cache_mib, on_error
-        self.options = {"channels": channels, "image_size": image_size, "fit": fit, "strict": strict}
-        if draft and image_size is not None and fit in DRAFTED:
-            self.options["draft"] = True  # it changes pixels: other options' fingerprints stay as they were
+        drafts = draft and image_size is not None and fit in DRAFTED  # else the pixels are the same
+        self.options = {"channels": channels, "image_size": image_size, "fit": fit, "draft": drafts}
         self._kept: _Kept | None = None
         self._bad: set[str] = set()
 
@@ -110,13 +111,18 @@ class ImageReader:
         """The (height, width) of every good picture by its header, and what is wrong with every bad one, both
         by name; `decode_all` also tells what cannot be decoded. With `turned` sizes respect an orientation
         wherever it stands, for which PNGs are read whole."""
-        sizes, bad = _sorted_out(self._each(partial(self._header, turned), names))
+        sizes, bad = _each(partial(self._header, turned), names)
         self._make_room(sizes)
         if decode_all:
-            _, undecodable = _sorted_out(self._each(lambda name: self.read(name).shape, list(sizes)))
+            _, undecodable = _each(lambda name: self.read(name).shape, list(sizes))
             sizes = {name: size for name, size in sizes.items() if name not in undecodable}
             bad |= undecodable
         return sizes, bad
+
+    @property
+    def keeps_shape(self) -> bool:
+        """Whether pictures stay as oblong as they are, each fitted to `image_size`."""
+        return self.options["fit"] == "shorter" and self.options["image_size"] is not None
 
     def fitted(self, size: Size) -> Size:
         """What `read` makes of a picture of this (height, width)."""
@@ -132,40 +138,20 @@ class ImageReader:
         return f"{self.store.path}/{name}"
 
     def _header(self, turned: bool, name: str) -> Size:
-        strict = self.options["strict"]
-        if not strict and not (turned and name.lower().endswith(".png")):
+        if not (turned and name.lower().endswith(".png")):
             data = self.store.read(name, HEADER)
             try:
                 return header_size(data, self._where(name))
             except UnreadableImage:
                 if len(data) < HEADER:
                     raise
-        return header_size(self.store.read(name), self._where(name), strict=strict)
+        return header_size(self.store.read(name), self._where(name))
 
     def _make_room(self, sizes: Mapping[str, Size]) -> None:
         shapes = {name: (self.options["channels"], *self.fitted(size)) for name, size in sizes.items()}
         # All or nothing: half a cache would make speed depend on the order of names.
         if 0 < sum(c * h * w for c, h, w in shapes.values()) <= self.cache_mib << 20:
             self._kept = _Kept(shapes)
-
-    def _each(
-        self, function: Callable[[str], T], names: Sequence[str]
-    ) -> Iterator[tuple[str, T | ConfigError]]:
-        def attempt(some: Sequence[str]) -> list[T | ConfigError]:
-            results: list[T | ConfigError] = []
-            for name in some:
-                try:
-                    results.append(function(name))
-                except ConfigError as error:
-                    results.append(error)
-            return results
-
-        workers = os.cpu_count() or 1  # files are read, and decoded, without the interpreter's lock
-        with ThreadPoolExecutor(workers) as pool:
-            for start in range(0, len(names), 16 * workers):  # in rounds: a bound on what is read ahead
-                parts = [names[i : i + 16] for i in range(start, min(start + 16 * workers, len(names)), 16)]
-                for some, results in zip(parts, pool.map(attempt, parts), strict=True):
-                    yield from zip(some, results, strict=True)
 
 
 class _Kept:
@@ -196,20 +182,24 @@ class _Kept:
             self._bytes[number] = 1  # last: who sees it finds all the pixels
 
 
-def _sorted_out(results: Iterator[tuple[str, T | ConfigError]]) -> tuple[dict[str, T], dict[str, str]]:
+def _each(function: Callable[[str], T], names: Sequence[str]) -> tuple[dict[str, T], dict[str, str]]:
+    """function(name) of every name, and the message of every name for which it raises a ConfigError."""
     good: dict[str, T] = {}
     bad: dict[str, str] = {}
-    for name, result in results:
-        if isinstance(result, ConfigError):
-            bad[name] = str(result)
-        else:
-            good[name] = result
-    return good, bad
 
+    def attempt(some: Sequence[str]) -> None:
+        for name in some:
+            try:
+                good[name] = function(name)
+            except ConfigError as error:
+                bad[name] = str(error)
 
-def check_on_error(on_error: str) -> None:
-    if on_error not in ON_ERROR:
-        raise ConfigError(f"on_error={on_error!r}: must be one of {', '.join(ON_ERROR)}.")
+    parts = [names[i : i + 32] for i in range(0, len(names), 32)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # read, and decoded, without the interpreter's lock
+        for _ in pool.map(attempt, parts):
+            pass  # raises what is no ConfigError
+    good = {name: good[name] for name in names if name in good}
+    return good, {name: bad[name] for name in names if name in bad}
 
 
 def summary(messages: Sequence[str], what: str, shown: int = 5) -> str:

@@ -4,14 +4,13 @@ Scene i depends on (seed, split, i) alone. Training scenes show scikit-learn's t
 its test digits.
 """
 
-import hashlib
-
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from lit_gen.data.digits import digits
+from lit_gen.data.images import fingerprint
 from lit_gen.errors import ConfigError
 from lit_gen.rng import key
 
@@ -49,7 +48,7 @@ class Scenes:
         self._digits, self._labels = source.images[:, 0].numpy(), source.labels.numpy()
         self.split, self.size, self.image_size = split, size, image_size
         self.most, self.clutter, self.seed = most, clutter, seed
-        self.classes, self.channels = source.classes, 3
+        self.classes = source.classes
         self._made: dict[int, dict[str, Tensor]] = {}
 
     def __len__(self) -> int:
@@ -77,19 +76,17 @@ class Scenes:
                 _paint(rng, canvas, ink, box)
                 boxes.append(box)
                 labels.append(int(self._labels[which]))
-        image = torch.from_numpy(np.rint(canvas.clip(0, 255)).astype(np.uint8).transpose(2, 0, 1).copy())
+        pixels = np.rint(canvas.clip(0, 255)).astype(np.uint8).transpose(2, 0, 1)
         return {
-            "image": image,
+            "image": torch.from_numpy(pixels.copy()),
             "boxes": torch.tensor(boxes, dtype=torch.float32),
             "labels": torch.tensor(labels),
         }
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(
-            b"".join(self[i]["image"].numpy().tobytes() for i in range(min(self.size, 8)))
-        )
-        settings = f"{self.split}-{self.size}-{self.image_size}-{self.most}-{self.clutter}-{self.seed}"
-        return f"scenes-{settings}-{digest.hexdigest()[:16]}"
+        settings = f"{self.split}-{self.image_size}-{self.most}-{self.clutter}-{self.seed}"
+        first = (self[i]["image"].numpy().tobytes() for i in range(min(self.size, 8)))
+        return fingerprint(f"scenes-{settings}", self.size, first)
 
 
 def _background(rng: np.random.Generator, side: int) -> np.ndarray:
@@ -152,10 +149,6 @@ def _paint(rng: np.random.Generator, canvas: np.ndarray, ink: np.ndarray, box: B
     x0, y0, x1, y1 = box
     below = canvas[y0:y1, x0:x1]
     level = below.mean()
-    up = level < 128
-    colour = (
-        rng.uniform(min(level + CONTRAST, 235), 255, 3)
-        if up
-        else rng.uniform(0, max(level - CONTRAST, 20), 3)
-    )
-    canvas[y0:y1, x0:x1] = below + ink[..., None] * (colour.astype(np.float32) - below)
+    low, high = (min(level + CONTRAST, 235), 255) if level < 128 else (0, max(level - CONTRAST, 20))
+    color = rng.uniform(low, high, 3)
+    canvas[y0:y1, x0:x1] = below + ink[..., None] * (color.astype(np.float32) - below)

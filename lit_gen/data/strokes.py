@@ -13,7 +13,7 @@ class StrokeAugment:
     """Stretches, slants and thickens or thins dark strokes on light paper, as `transform(image, generator)`.
 
     What is done is what tells a typeface from its relatives; which letter it is stays readable. uint8
-    (C, H, W) in and out. `inverted`: light strokes on dark paper.
+    (C, H, W) in and out.
 
     Arguments
         width, height: factors from 1 / width to width, evenly in their logarithms; no letter is stretched
@@ -29,7 +29,6 @@ class StrokeAugment:
         height: float = 1.2,
         slant: float = 0.35,
         weight: float = 1.0,
-        inverted: bool = False,
     ):
         if width < 1 or height < 1:
             raise ConfigError(f"width={width}, height={height}: largest factors, so at least 1.")
@@ -38,7 +37,6 @@ class StrokeAugment:
                 f"slant={slant}, weight={weight}: give a slant of at least 0 and 0 to 1 pixels of weight."
             )
         self.width, self.height, self.slant, self.weight = width, height, slant, weight
-        self.inverted = inverted
 
     def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
         u = (2 * torch.rand(4, generator=generator) - 1).tolist()
@@ -52,7 +50,7 @@ class StrokeAugment:
 
     def apply(self, image: Tensor, width: float, height: float, slant: float, weight: float) -> Tensor:
         """The image with these factors, this slant and this weight in pixels; the center stays."""
-        ink = image.float() if self.inverted else 255 - image.float()
+        ink = 255 - image.float()
         rows, columns = ((ink > 64).any(0).any(axis).nonzero() for axis in (1, 0))
         if not len(rows):
             return image
@@ -68,5 +66,4 @@ class StrokeAugment:
             ink = ink.lerp(F.max_pool2d(ink, 3, stride=1, padding=1), weight)
         else:
             ink = ink.lerp(-F.max_pool2d(-ink, 3, stride=1, padding=1), -weight)
-        ink = ink[0].round().clamp(0, 255).to(torch.uint8)
-        return ink if self.inverted else 255 - ink
+        return 255 - ink[0].round().clamp(0, 255).to(torch.uint8)

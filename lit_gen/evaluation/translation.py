@@ -197,7 +197,9 @@ def _measures(
         instantiate(cfg.extractor)
         if cfg.extractor
         else Extractor(
-            extractor_id(classifiers["all"], "all"), _Pooled(classifiers["all"].network), data.train.channels
+            extractor_id(classifiers["all"], "all"),
+            _Pooled(classifiers["all"].network),
+            data.train[0]["image"].shape[0],
         )
     )
     features = lambda images: extractor(images.to(device)).cpu()  # noqa: E731

@@ -176,4 +176,4 @@ def merge(policies: Sequence[Policy]) -> Policy:
     first = policies[0]
     subs = [sub for policy in policies for sub in policy.sub_policies]
     options = {"fill": first.fill, "min_visibility": first.min_visibility, "box_format": first.box_format}
-    return Policy(subs, first.ops, name="merged", faithful=first.faithful, **options)
+    return Policy(subs, first.ops, name="merged", official=first.official, **options)

@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import functional as F
 
 from lit_gen import rng
 from lit_gen.augment import Policy, warps
-from lit_gen.augment.boxes import BOX_FORMATS, from_pixels, to_pixels, transform_boxes
+from lit_gen.augment.boxes import BOX_FORMATS, convert, transform_boxes
 from lit_gen.augment.tables import DETECTION
 
 GEOMETRIC = [name for name in DETECTION if name.endswith("_BBox")]
@@ -95,15 +95,15 @@ def test_constants_are_relative_to_the_image():
 def test_formats_agree(box_format):
     boxes = np.array([[10.0, 5, 40, 45], [0, 0, 80, 60]])
     np.testing.assert_allclose(
-        to_pixels(from_pixels(boxes, box_format, 60, 80), box_format, 60, 80), boxes, atol=1e-12
+        convert(convert(boxes, "xyxy", box_format, 60, 80), box_format, "xyxy", 60, 80), boxes, atol=1e-12
     )
     policies = [Policy.load("detection_v2", box_format=f) for f in ("xyxy", box_format)]
-    given_boxes = torch.from_numpy(from_pixels(boxes, box_format, 60, 80)).float()
+    given_boxes = torch.from_numpy(convert(boxes, "xyxy", box_format, 60, 80)).float()
     for i in range(30):
         draws = policies[0].sample(2, rng.keyed_generator(i))
         image, moved, keep = policies[0].apply(image_of(60, 80), torch.from_numpy(boxes).float(), draws)
         image_2, moved_2, keep_2 = policies[1].apply(image_of(60, 80), given_boxes, draws)
-        pixels = to_pixels(moved_2.numpy(), box_format, 60, 80)
+        pixels = convert(moved_2.numpy(), box_format, "xyxy", 60, 80)
         np.testing.assert_allclose(pixels[keep], moved[keep].numpy(), atol=1e-3)
         assert torch.equal(image, image_2) and torch.equal(keep, keep_2)
 
@@ -123,17 +123,17 @@ numbers = st.one_of(
     st.booleans(),
     st.integers(0, 10**6),
 )
-def test_no_box_crashes(rows, name, level, h, w, faithful, seed):
+def test_no_box_crashes(rows, name, level, h, w, official, seed):
     """Empty, degenerate, inverted, edge, padding and non-finite boxes, all ops, all sizes down to one
     pixel."""
     boxes = torch.tensor(rows, dtype=torch.float32).reshape(-1, 4)
-    policy = Policy([[[name, 1, level], [name, 1, level]]], faithful=faithful, box_format="yxyx_normalised")
+    policy = Policy([[[name, 1, level], [name, 1, level]]], official=official, box_format="yxyx_normalised")
     image = image_of(h, w)
     draws = json.loads(json.dumps(policy.sample(len(boxes), rng.keyed_generator(seed))))
     out, moved, keep = policy.apply(image, boxes, draws)
     assert out.shape == image.shape and out.dtype == torch.uint8
     assert moved.shape == boxes.shape and keep.shape == (len(boxes),)
-    if not faithful:
+    if not official:
         kept, changed = moved[keep], moved[keep & (moved != boxes).any(1)]
         assert kept.isfinite().all() and (kept[:, 2:] > kept[:, :2]).all()
         assert ((changed >= 0) & (changed <= 1)).all()
@@ -143,10 +143,10 @@ def test_padding_rows_pass_through():
     """[-1, -1, -1, -1] stays what it is and is not kept; officially Rotate makes it [0, 0, .05, .05]."""
     padding = torch.full((1, 4), -1.0)
     draws = {"ops": [{"op": "Rotate_BBox", "magnitude": 12.0}]}
-    for faithful in (False, True):
-        policy = Policy([[["Rotate_BBox", 1, 4]]], faithful=faithful, box_format="yxyx_normalised")
+    for official in (False, True):
+        policy = Policy([[["Rotate_BBox", 1, 4]]], official=official, box_format="yxyx_normalised")
         _, moved, keep = policy.apply(image_of(60, 80), padding, draws)
-        if faithful:
+        if official:
             torch.testing.assert_close(moved, torch.tensor([[0, 0, 0.05, 0.05]]))
         else:
             assert torch.equal(moved, padding) and not keep.any()

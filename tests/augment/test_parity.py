@@ -90,7 +90,7 @@ def listed(case: dict) -> list[list]:
 
 
 def run(case: dict) -> tuple[torch.Tensor, torch.Tensor]:
-    policy = Policy([listed(case)], "detection", faithful=True, box_format="yxyx_normalised")
+    policy = Policy([listed(case)], "detection", official=True, box_format="yxyx_normalised")
     inputs = arrays("inputs.npz")
     image = torch.from_numpy(inputs[case["input"] + "/image"]).permute(2, 0, 1).contiguous()
     boxes = torch.from_numpy(inputs[case["input"] + "/boxes"])
@@ -119,7 +119,7 @@ def test_official_case(case):
     "case", [c for c in CASES if c.get("source") != "tensorflow/tpu"], ids=lambda c: c["id"]
 )
 def test_repaired_contrast_case(case):
-    """google/automl's Contrast has the mean right; so has ours outside faithful mode."""
+    """google/automl's Contrast has the mean right; so has ours outside the official mode."""
     assert case["op"] == "Contrast"
     image = torch.from_numpy(arrays("inputs.npz")[case["input"] + "/image"]).permute(2, 0, 1)[None]
     out = pixels.contrast(image, [DETECTION_OFFICIAL["Contrast"].magnitude(case["level"])])[0]

@@ -150,8 +150,8 @@ def test_bad_arguments_are_named():
         Policy.load("detection_v0", min_visibility=2)
     with pytest.raises(ConfigError, match="box_format"):
         Policy.load("detection_v0", box_format="yolo")
-    with pytest.raises(ConfigError, match="faithful"):
-        Policy.load("classification_svhn", faithful=True)
+    with pytest.raises(ConfigError, match="official"):
+        Policy.load("classification_svhn", official=True)
     policy = Policy.load("detection_v0")
     with pytest.raises(ConfigError, match="float32"):
         policy.apply(torch.zeros(3, 8, 8), None, {"ops": []})

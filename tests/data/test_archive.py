@@ -48,18 +48,6 @@ def test_folder_and_zip_list_and_read_the_same(folder, archive):
         assert one.read(name) == two.read(name) == FILES[name]
 
 
-def test_a_folder_of_zips_reads_as_a_folder_of_folders(tmp_path):
-    (tmp_path / "zips").mkdir()
-    for name in ("b", "a"):
-        make_zip(tmp_path / "zips" / f"{name}.zip", {"2.png": name.encode(), "1.png": b"x"})
-    store = pickle.loads(pickle.dumps(open_store(tmp_path / "zips")))
-    assert store.names == ["a/1.png", "a/2.png", "b/1.png", "b/2.png"]
-    assert store.read("b/2.png") == b"b"
-    assert store.signature("b/2.png") != store.signature("a/2.png")
-    with pytest.raises(ConfigError, match=r"has no file 'c/1\.png'"):
-        store.read("c/1.png")
-
-
 def test_signature_follows_the_content(tmp_path, folder):
     before = open_store(folder).signature("b/2.png")
     (folder / "b/2.png").write_bytes(b"other")

@@ -62,7 +62,8 @@ def test_a_folder_and_a_zip_need_paths(tmp_path):
         composed("folder", f"data.train.path={tmp_path}", "data.image_size=16", "data.batch_size=4")
     )
     module.check()
-    assert (len(module.train), len(module.test), module.train.image_size) == (18, 2, 16)
+    assert (len(module.train), len(module.test)) == (18, 2)
+    assert module.train[0]["image"].shape == (3, 16, 16)
     with pytest.raises(InstantiationException, match="no such folder or zip file"):
         instantiate(composed("zip", "data.train.path=/nowhere/a.zip", "data.test.path=/nowhere/b.zip"))
 

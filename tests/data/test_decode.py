@@ -176,26 +176,6 @@ def odd_pictures() -> dict[str, tuple[str, bytes]]:
     }
 
 
-@pytest.mark.parametrize("kind", odd_pictures())
-def test_strict_refuses_what_needs_converting(kind):
-    name, data = odd_pictures()[kind]
-    decode(data, name)
-    with pytest.raises(UnreadableImage, match=rf"{name}: .*{kind}.*refused because of strict=true"):
-        decode(data, name, strict=True)
-
-
-def test_strict_takes_plain_pictures():
-    picture = Image.fromarray(colours())
-    for name, format in (
-        ("x.png", "PNG"),
-        ("x.JPG", "JPEG"),
-        ("x.webp", "WEBP"),
-        ("x.bmp", "BMP"),
-        ("x.ppm", "PPM"),
-    ):
-        assert decode(encoded(picture, format), name, strict=True).shape == (3, 6, 8)
-
-
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_damaged_bytes_decode_or_raise_one_kind_of_error(data):

@@ -260,7 +260,7 @@ def test_official_list_files(folder, tmp_path):
     assert module.train.labels.tolist() == [1, 0, 1]
     assert [int(module.train[i]["image"][0, 0, 0]) for i in range(3)] == [1, 3, 0]
     assert module.test.classes == ["y"]
-    assert module.train.image_size == 4
+    assert module.train[0]["image"].shape == (3, 4, 4)
 
 
 @pytest.mark.parametrize(

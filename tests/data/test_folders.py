@@ -51,7 +51,7 @@ def test_a_class_per_folder(folder):
     data = ImageFiles(folder)
     assert data.classes == ["ant", "bee", "cat"]
     assert data.labels.tolist() == [0] * 10 + [1] * 10 + [2] * 10
-    assert (len(data), data.image_size, data.channels) == (30, 8, 3)
+    assert (len(data), data[0]["image"].shape) == (30, (3, 8, 8))
     assert [data[i]["image"][0, 0, 0].item() for i in range(30)] == list(FILES.values())
     assert [data[i]["label"] for i in range(30)] == data.labels.tolist()
     assert data[7]["image"].dtype == torch.uint8
@@ -94,13 +94,10 @@ def test_images_in_one_folder_have_no_classes(tmp_path):
     assert ImageFiles(make(tmp_path / "deep", {"x/y/a.png": 1})).labels is None
 
 
-def test_deep_folders_name_classes_by_path_or_by_depth(tmp_path):
+def test_deep_folders_name_classes_by_path(tmp_path):
     files = {f"root/{a}/{c}/0.png": 1 for a in ("Greek", "Latin") for c in ("01", "02")}
     path = make(tmp_path / "set", files)
     assert ImageFiles(path).classes == ["Greek/01", "Greek/02", "Latin/01", "Latin/02"]
-    assert ImageFiles(path, class_depth=1).classes == ["Greek", "Latin"]
-    with pytest.raises(ConfigError, match="class_depth=0"):
-        ImageFiles(path, class_depth=0)
 
 
 def test_an_image_beside_the_class_folders_is_named(folder):
@@ -196,7 +193,7 @@ def test_sizes_that_differ_are_named_with_the_remedy(folder):
     late = ImageFiles(folder, scan=False)
     with pytest.raises(ConfigError, match=r"bee/3\.png is 9x8"):
         late[13]
-    assert ImageFiles(folder, image_size=4).image_size == 4
+    assert ImageFiles(folder, image_size=4)[13]["image"].shape == (3, 4, 4)
 
 
 def test_oblong_images_need_a_size(tmp_path):
@@ -320,7 +317,7 @@ def test_the_fingerprint_changes_with_whatever_changes_the_images(folder, tmp_pa
         ("cifar10-test.zip", {"scan": False}, 32, 10_000, 10),
         ("grocery-64.zip", {"include": "*/train_*"}, 64, 2_640, 81),
         ("omniglot-small1.zip", {"channels": 1}, 105, 2_720, 136),
-        ("omniglot-small1.zip", {"class_depth": 1, "image_size": 32, "scan": False}, 32, 2_720, 5),
+        ("omniglot-small1.zip", {"image_size": 32, "scan": False}, 32, 2_720, 136),
         ("animals-64.zip", {"scan": False}, 64, 29_309, 59),
     ],
 )
@@ -328,7 +325,7 @@ def test_real_sets(name, options, size, images, classes):
     if not (REAL / name).exists():
         pytest.skip(f"{name} is not here")
     data = ImageFiles(REAL / name, **options)
-    assert (data.image_size, len(data), len(data.classes)) == (size, images, classes)
+    assert (data[0]["image"].shape[-1], len(data), len(data.classes)) == (size, images, classes)
     assert data.labels.unique().tolist() == list(range(classes))
     spread = np.std([data[i]["image"].float().mean().item() for i in range(0, images, images // 20)])
     assert spread > 1  # different pictures

@@ -18,7 +18,7 @@ OPS = [(table, name) for table, ops in TABLES.items() for name in ops]
 
 def policy_of(table: str, name: str) -> Policy:
     policy = [[(name, 1.0, 7)]]
-    return Policy(policy, ops="detection" if table == "official" else table, faithful=table == "official")
+    return Policy(policy, ops="detection" if table == "official" else table, official=table == "official")
 
 
 def images() -> torch.Tensor:
