@@ -50,7 +50,7 @@ MOVED = {
 """Prefixes of targets in configurations that earlier versions saved -> where the targets are now."""
 
 RENAMED_KEYS: dict[str, dict[str, str]] = {
-    "lit_gen.augment.": {"faithful": "official"},
+    "lit_gen.augment.Policy": {"faithful": "official"},
     "lit_gen.data.fewshot_module.": {"own_class_image": "same_class_target", "restyle": "content_augment"},
     "lit_gen.callbacks.SampleQuality": {"reservoir": "max_stored_features"},
     "lit_gen.callbacks.translations.Translations": {"judging": "classifiers"},
