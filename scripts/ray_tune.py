@@ -11,8 +11,7 @@ import argparse
 import os
 from pathlib import Path
 
-from lit_gen import runs
-from lit_gen.sweeps.trials import TrialStopped, run_trial
+from lit_gen.sweeps.trials import TrialStopped, intermediate, run_trial
 
 SPACE = {"model.optimizer.lr": (1e-4, 2e-2), "model.loss.P_mean": (-2.0, 0.0)}
 
@@ -24,8 +23,7 @@ def train(config: dict, fixed: list[str], folder: Path) -> None:
     run, told = folder / tune.get_context().get_trial_id(), set()
 
     def watch() -> bool:
-        logged = [p for name, p in runs.history(run).items() if name.startswith(("fd_", "fid"))]
-        for step, value in sorted(max(logged, key=len, default={}).items()):
+        for step, value in sorted(intermediate(run).items()):
             if step not in told:
                 told.add(step)
                 tune.report({"fd": value, "batches": step})  # a stopped trial's process is ended here

@@ -4,7 +4,6 @@ A method is deterministic given its seed and what it is told: `ask()` gives the 
 their rewards, in that order. A search is resumed by telling a new method the rewards of the trial log again.
 """
 
-import warnings
 from collections.abc import Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Protocol
@@ -23,9 +22,7 @@ __all__ = ["TPE", "Grid", "Method", "Random", "suggest", "tpe_sampler"]
 def tpe_sampler(seed: int, several: bool) -> "BaseSampler":
     """Optuna's tree-structured Parzen estimator. `several` trials at once count as bad while they run, so
     that they are different."""
-    with warnings.catch_warnings():  # constant_liar is experimental
-        warnings.simplefilter("ignore")
-        return optuna_or_error().samplers.TPESampler(seed=seed % 2**32, constant_liar=several)
+    return optuna_or_error().samplers.TPESampler(seed=seed % 2**32, constant_liar=several)
 
 
 def suggest(trial: "Trial", space: Space) -> Choices:

@@ -36,12 +36,14 @@ LEFT_OUT = "left out"  # the attribute of a trial that was asked for and never r
 
 
 def optuna_or_error() -> ModuleType:
-    """Optuna, which logs warnings only. Raises ConfigError where it is not installed."""
+    """Optuna, which logs warnings only, and not of what is experimental. Raises ConfigError where it is not
+    installed."""
     try:
         import optuna
     except ImportError:
         raise ConfigError("This search needs Optuna: pip install 'lit-gen[search]'.") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     return optuna
 
 
@@ -49,14 +51,12 @@ def open_storage(storage: str) -> "BaseStorage":
     """Optuna's storage of a journal file's path or a URL. Raises ConfigError, without a URL's password."""
     optuna = optuna_or_error()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            if "://" in storage:
-                return optuna.storages.get_storage(storage)
-            from optuna.storages.journal import JournalFileBackend
+        if "://" in storage:
+            return optuna.storages.get_storage(storage)
+        from optuna.storages.journal import JournalFileBackend
 
-            Path(storage).parent.mkdir(parents=True, exist_ok=True)
-            return optuna.storages.JournalStorage(JournalFileBackend(storage))
+        Path(storage).parent.mkdir(parents=True, exist_ok=True)
+        return optuna.storages.JournalStorage(JournalFileBackend(storage))
     except Exception as error:  # the database's own types
         scheme, is_url, _ = storage.partition("://")
         raise ConfigError(

@@ -8,38 +8,26 @@ import random
 import socket
 import threading
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TextIO
 
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    IntDistribution,
-    distribution_to_json,
-)
+from optuna.distributions import BaseDistribution, IntDistribution, distribution_to_json
 from optuna.trial import FrozenTrial, TrialState
 
-from lit_gen import runs
 from lit_gen.errors import ConfigError
 from lit_gen.sweeps.space import Axis
 from lit_gen.sweeps.storage import agree, claim, counts, host_of, leave_out, open_study
-from lit_gen.sweeps.trials import TrialFailed, TrialStopped, command_of, result, run_trial
+from lit_gen.sweeps.trials import TrialFailed, TrialStopped, intermediate, result, run_trial
 
 __all__ = ["Sweep"]
 
 ATTEMPTS = 50  # suggestions in a row that were all tried before: the space is exhausted
 FINITE = 10_000  # points of a space that is listed
 
-
-@dataclass
-class _Job:
-    trial: optuna.Trial
-    lock: TextIO
+_Claimed = tuple[optuna.Trial, TextIO]  # a trial, and the lock of its folder
 
 
 class Sweep:
@@ -82,11 +70,9 @@ class Sweep:
         self.objective, self.watch, self.execute = objective, watch, execute
         self.distributions = {axis.key: axis.distribution for axis in axes}
         folder.mkdir(parents=True, exist_ok=True)
-        self._mutex, self._stop = threading.Lock(), threading.Event()
+        self._stop = threading.Event()
         self.study = open_study(storage or str(folder / "journal.log"), folder.name, direction)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self.study.sampler = sampler(seed=seed + len(self.study.trials))
+        self.study.sampler = sampler(seed=seed + len(self.study.trials))
         self.study.pruner = pruner or optuna.pruners.NopPruner()
         settings = {
             "space": {axis.key: distribution_to_json(axis.distribution) for axis in axes},
@@ -102,57 +88,50 @@ class Sweep:
         """Ends when there are `n_trials` or the space is exhausted. Interrupted, it ends its trials first:
         they save themselves and resume when the sweep does.
         """
-        errors: list[BaseException] = []
-
-        def work(slot: int) -> None:
+        with ThreadPoolExecutor(self.n_jobs) as pool:
             try:
-                while not self._stop.is_set() and (job := self._next()) is not None:
-                    with job.lock:
-                        self._run(job.trial, job.lock, slot)
-            except BaseException as error:
-                errors.append(error)
+                workers = [pool.submit(self._work, slot) for slot in range(self.n_jobs)]
+                while not all(worker.done() for worker in workers):
+                    time.sleep(min(self.interval, 0.2))  # waiting for them would not let a signal in
+            finally:
                 self._stop.set()
-
-        threads = [threading.Thread(target=work, args=(slot,), daemon=True) for slot in range(self.n_jobs)]
-        try:
-            for thread in threads:
-                thread.start()
-            while any(thread.is_alive() for thread in threads):
-                time.sleep(min(self.interval, 0.2))  # join() would not let a signal in
-        finally:
-            self._stop.set()
-            for thread in threads:
-                thread.join()
-        if errors:
-            raise errors[0]
+        for worker in workers:
+            worker.result()
         return self.study
+
+    def _work(self, slot: int) -> None:
+        """Runs trials, one after another, on the GPU of this slot."""
+        try:
+            while not self._stop.is_set() and (claimed := self._next()) is not None:
+                trial, lock = claimed
+                with lock:
+                    self._run(trial, lock, slot)
+        except BaseException:
+            self._stop.set()
+            raise
 
     def overrides(self, params: Mapping[str, Any]) -> list[str]:
         """What to type for these values."""
         return [*self.fixed, *(axis.override(params[axis.key]) for axis in self.axes)]
 
-    def trial_folder(self, number: int) -> Path:
-        return self.folder / str(number)
-
-    def _next(self) -> _Job | None:
+    def _next(self) -> _Claimed | None:
         """A trial that was interrupted, or a new one; None when there are enough."""
-        with self._alone():
+        lock = _lock(self.folder, wait=True)  # one thread of one process of this folder at a time
+        assert lock is not None
+        with lock:
             return self._orphan() or self._new()
 
-    def _orphan(self) -> _Job | None:
+    def _orphan(self) -> _Claimed | None:
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if host_of(trial) != socket.gethostname():
-                continue
-            if set(trial.params) != set(self.distributions):
-                continue
-            if lock := _lock(self.trial_folder(trial.number)):
+            ours = host_of(trial) == socket.gethostname() and set(trial.params) == set(self.distributions)
+            if ours and (lock := _lock(self.folder / str(trial.number))):
                 # Whoever had the lock may have ended the trial between our look at its state and the lock.
                 if self.study.get_trials(deepcopy=False)[trial.number].state == TrialState.RUNNING:
-                    return _Job(optuna.Trial(self.study, trial._trial_id), lock)
+                    return optuna.Trial(self.study, trial._trial_id), lock
                 lock.close()
         return None
 
-    def _new(self) -> _Job | None:
+    def _new(self) -> _Claimed | None:
         for _ in range(ATTEMPTS):
             trial = claim(
                 self.study, self.n_trials, lambda: [t.number for t in self._counting()], self.distributions
@@ -161,9 +140,9 @@ class Sweep:
                 return None
             before = [t for t in self._counting() if t.number < trial.number]
             if all(t.params != trial.params for t in before):
-                lock = _lock(self.trial_folder(trial.number))
+                lock = _lock(self.folder / str(trial.number))
                 assert lock is not None, "a new trial's folder is locked by nobody"
-                return _Job(trial, lock)
+                return trial, lock
             leave_out(self.study, trial, "tried before")
             if not self._suggest_untried(before):
                 break
@@ -172,13 +151,11 @@ class Sweep:
 
     def _suggest_untried(self, before: Sequence[FrozenTrial]) -> bool:
         """Of a finite space, makes the next suggestion one that was not tried; false if there is none."""
-        choices = [_values(axis.distribution) for axis in self.axes]
-        finite = [values for values in choices if values is not None]
-        if len(finite) < len(choices) or math.prod(map(len, finite)) > FINITE:
+        values = [_values(axis.distribution) for axis in self.axes]
+        if not all(values) or math.prod(map(len, values)) > FINITE:
             return True
+        points = (dict(zip(self.distributions, point, strict=True)) for point in itertools.product(*values))
         tried = [t.params for t in before]
-        names = [axis.key for axis in self.axes]
-        points = (dict(zip(names, values, strict=True)) for values in itertools.product(*finite))
         untried = [point for point in points if point not in tried]
         if untried:
             self.study.enqueue_trial(random.Random(len(before)).choice(untried))
@@ -188,17 +165,13 @@ class Sweep:
         return [t for t in self.study.get_trials(deepcopy=False) if counts(t)]
 
     def _run(self, trial: optuna.Trial, lock: TextIO, slot: int) -> None:
-        folder = self.trial_folder(trial.number)
-        overrides = self.overrides(trial.params)
-        trial.set_user_attr("folder", str(folder))
-        trial.set_user_attr("command", command_of(overrides, folder))
-        value, state, error = None, TrialState.FAIL, None
+        folder = self.folder / str(trial.number)
         try:
             value = result(folder, self.objective)  # of a trial that ended after its sweep had been killed
             if value is None:
                 value = self.execute(
                     # Once a trial has a checkpoint, it resumes from there; before, this begins it.
-                    [*overrides, "resume=auto"],
+                    [*self.overrides(trial.params), "resume=auto"],
                     folder,
                     objective=self.objective,
                     watch=self._watch(trial, folder),
@@ -206,25 +179,18 @@ class Sweep:
                     pass_fds=(lock.fileno(),),
                     interval=self.interval,
                 )
-        except TrialStopped:
+            if value is None:
+                raise TrialFailed(f"the run has no {self.objective} in its summary.json (metrics=none?)")
+            if not math.isfinite(value):
+                raise TrialFailed(f"{self.objective} is {value}")
+        except (TrialStopped, TrialFailed) as end:
             if self._stop.is_set():
                 return  # stays open: the sweep resumes it when it is started again
-            state = TrialState.PRUNED
-        except TrialFailed as failure:
-            if self._stop.is_set():
-                return
-            error = str(failure)
+            if failed := isinstance(end, TrialFailed):
+                trial.set_user_attr("error", str(end))
+            self._say(self.study.tell(trial, state=TrialState.FAIL if failed else TrialState.PRUNED))
         else:
-            if value is None:
-                error = f"the run has no {self.objective} in its summary.json (metrics=none?)"
-            elif not math.isfinite(value):
-                error = f"{self.objective} is {value}"
-            else:
-                state = TrialState.COMPLETE
-        if error is not None:
-            trial.set_user_attr("error", error)
-        self.study.tell(trial, value if state == TrialState.COMPLETE else None, state=state)
-        self._say(trial.number, state, value, error)
+            self._say(self.study.tell(trial, value))
 
     def _watch(self, trial: optuna.Trial, folder: Path) -> Callable[[], bool]:
         """Reports what the run has logged since it was asked last; true if the trial should end."""
@@ -233,7 +199,7 @@ class Sweep:
         def watch() -> bool:
             if self._stop.is_set():
                 return True
-            for step, value in sorted(_intermediate(folder, self.watch).items()):
+            for step, value in sorted(intermediate(folder, self.watch).items()):
                 if step not in told and math.isfinite(value):
                     told[step] = value
                     trial.report(value, step)
@@ -241,50 +207,34 @@ class Sweep:
 
         return watch
 
-    def _say(self, number: int, state: TrialState, value: float | None, error: str | None) -> None:
-        what = f"{value:.5g}" if state == TrialState.COMPLETE else state.name.lower()
+    def _say(self, trial: FrozenTrial) -> None:
+        done = trial.state == TrialState.COMPLETE
+        error = trial.user_attrs.get("error")
         try:
             best = f"; the best is {self.study.best_value:.5g} of trial {self.study.best_trial.number}"
         except ValueError:  # none is complete yet
             best = ""
-        print(f"trial {number}: {what}{f' ({error})' if error else ''}{best}", flush=True)
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One thread of one process of this folder at a time."""
-        with self._mutex, open(self.folder / ".lock", "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+        what = f"{trial.value:.5g}" if done else trial.state.name.lower()
+        print(f"trial {trial.number}: {what}{f' ({error})' if error else ''}{best}", flush=True)
 
 
-def _values(distribution: BaseDistribution) -> list[Any] | None:
-    """All values, where their number is finite."""
-    if isinstance(distribution, CategoricalDistribution):
-        return list(distribution.choices)
+def _values(distribution: BaseDistribution) -> Sequence[Any]:
+    """All values; none where they are infinitely many."""
     if isinstance(distribution, IntDistribution):
-        return list(range(distribution.low, distribution.high + 1, distribution.step))
-    return None
+        return range(distribution.low, distribution.high + 1, distribution.step)
+    return getattr(distribution, "choices", ())
 
 
-def _lock(folder: Path) -> TextIO | None:
+def _lock(folder: Path, wait: bool = False) -> TextIO | None:
     """A lock that lasts as long as this process or the trial that inherits it; None if somebody has it."""
     folder.mkdir(parents=True, exist_ok=True)
     file = open(folder / ".lock", "w")  # noqa: SIM115 (held until the trial ends)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         file.close()
         return None
     return file
-
-
-def _intermediate(folder: Path, name: str | None) -> dict[int, float]:
-    """The logged values of `name`, or of the Frechet distance that was logged most often."""
-    history = runs.history(folder)
-    if name is not None:
-        return history.get(name, {})
-    logged = [points for key, points in history.items() if key.startswith(("fd_", "fid"))]
-    return max(logged, key=len, default={})
 
 
 def _environment(slot: int, n_jobs: int) -> dict[str, str]:
@@ -295,7 +245,6 @@ def _environment(slot: int, n_jobs: int) -> dict[str, str]:
     if visible is None:
         import torch
 
-        devices = [str(i) for i in range(torch.cuda.device_count())]
-    else:
-        devices = [device for device in visible.split(",") if device]
+        visible = ",".join(map(str, range(torch.cuda.device_count())))
+    devices = [device for device in visible.split(",") if device]
     return {"CUDA_VISIBLE_DEVICES": devices[slot % len(devices)]} if devices else {}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lit_gen import runs
 
-__all__ = ["TrialFailed", "TrialStopped", "command_of", "result", "run_trial"]
+__all__ = ["TrialFailed", "TrialStopped", "intermediate", "result", "run_trial"]
 
 LAUNCHED = (
     "RANK",
@@ -31,6 +31,7 @@ LAUNCHED = (
     "SLURM_LOCALID",
     "SLURM_NODEID",
 )
+TRAIN = (sys.executable, "-m", "lit_gen.train")
 GRACE = 120  # seconds that a stopped trial has for its last batch and its checkpoint
 
 
@@ -40,11 +41,6 @@ class TrialFailed(RuntimeError):
 
 class TrialStopped(RuntimeError):
     """A trial was ended because its `watch` asked for it."""
-
-
-def command_of(overrides: Sequence[str], folder: Path) -> list[str]:
-    """What to type for the trial."""
-    return [sys.executable, "-m", "lit_gen.train", *overrides, f"hydra.run.dir={folder}"]
 
 
 def run_trial(
@@ -64,7 +60,7 @@ def run_trial(
     training saves itself, and TrialStopped is raised. `environment` is added to this process's own;
     `pass_fds` stay open in the trial.
     """
-    command = command_of(overrides, folder)
+    command = [*TRAIN, *overrides, f"hydra.run.dir={folder}"]
     inherited = {k: v for k, v in os.environ.items() if k not in LAUNCHED}
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "output.log"
@@ -94,6 +90,15 @@ def result(folder: Path, objective: str = "fd") -> float | None:
     """`objective` of the summary of a run that has ended; None without one."""
     summary = runs.summary(folder)
     return summary.get(runs.RENAMED.get(objective, objective))
+
+
+def intermediate(folder: Path, name: str | None = None) -> dict[int, float]:
+    """{batches: value} of the logged `name`, or of the Frechet distance that was logged most often."""
+    history = runs.history(folder)
+    if name is not None:
+        return history.get(name, {})
+    logged = [points for key, points in history.items() if key.startswith(("fd_", "fid"))]
+    return max(logged, key=len, default={})
 
 
 def _wait(process: subprocess.Popen, watch: Callable[[], bool] | None, interval: float) -> int:

@@ -19,7 +19,7 @@ def test_a_trial_knows_nothing_of_the_ranks_around_it(tmp_path, monkeypatch):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     code = "import os, json; print(json.dumps(sorted(os.environ)))"
-    monkeypatch.setattr(trials, "command_of", lambda *_: [sys.executable, "-c", code])
+    monkeypatch.setattr(trials, "TRAIN", (sys.executable, "-c", code))
     assert trials.run_trial([], tmp_path, environment={"MINE": "1"}) is None
     inside = (tmp_path / "output.log").read_text()
     assert '"MINE"' in inside and '"SLURM_JOB_ID"' in inside
