@@ -5,7 +5,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from functools import wraps
 from pathlib import Path
@@ -18,12 +18,22 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 from rich.console import Console
+from rich.table import Table
 
 from lit_gen.config import schema
 from lit_gen.errors import ConfigError, Exit
 from lit_gen.instantiate import allowing
 
-__all__ = ["CONF_DIR", "check_at_least_1", "claim", "entry_point", "is_main_process", "leave_nothing", "show"]
+__all__ = [
+    "CONF_DIR",
+    "check_at_least_1",
+    "claim",
+    "entry_point",
+    "is_main_process",
+    "leave_nothing",
+    "show",
+    "table",
+]
 
 
 def _conf_dir() -> Path:
@@ -116,6 +126,16 @@ def claim(out: Path, what: str, *patterns: str) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"out={out} cannot be made: {error.strerror}.") from error
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table of rich, its first column to the left."""
+    made = Table(title=title)
+    for i, name in enumerate(columns):
+        made.add_column(name, justify="right" if i else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return made
 
 
 def show(*parts: Any) -> None:

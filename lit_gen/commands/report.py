@@ -1,7 +1,6 @@
 """A run or a sweep as one HTML file that needs nothing else: curves, pictures, numbers, configuration."""
 
 import base64
-import io
 import json
 import math
 import os
@@ -21,7 +20,7 @@ from lit_gen import __version__, runs
 from lit_gen.cli import entry_point
 from lit_gen.errors import ConfigError
 from lit_gen.evaluation.samples import with_error
-from lit_gen.figures import plain_ticks
+from lit_gen.figures import panel_svg
 from lit_gen.metrics import Estimate
 
 __all__ = ["redacted", "report"]
@@ -207,50 +206,20 @@ def _curves(histories: dict[str, dict[str, dict[int, float]]]) -> list[Markup]:
     }
     panels |= {title: tuple(n for n in names if n in logged) for title, names in PANELS.items()}
     known = {name for names in panels.values() for name in names}
-    others = sorted(n for n in logged - known if n.startswith(("train/", "val/", "samples/")))
+    others = sorted(n for n in logged - known if n.startswith(("train/", "val/", "samples/", "k_shot/")))
     panels |= {name: (name,) for name in others}
-    return [_panel(title, names, histories) for title, names in panels.items() if names]
-
-
-def _panel(title: str, names: Sequence[str], histories: dict[str, dict[str, dict[int, float]]]) -> Markup:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(5, 3.2), constrained_layout=True)
-    low = np.inf
-    for run, history in histories.items():
-        for name in names:
-            points = history.get(name)
-            if not points:
-                continue
-            steps = sorted(points)
-            values = [points[step] for step in steps]
-            errors = history.get(f"se/{name}", {})
-            style = {"label": run or name, "linewidth": 1.2, "markersize": 3}
-            style["marker"] = "o" if len(steps) < 30 else None
-            if errors:
-                axis.errorbar(steps, values, [errors.get(step, 0.0) for step in steps], capsize=2, **style)
-            else:
-                axis.plot(steps, values, **style)
-            low = min(low, *values)
-    scale = (
-        "log"
-        if low > 0 and "rate" not in title and "second" not in title and "memory" not in title
-        else "linear"
-    )
-    axis.set(title=title, xlabel="batches", yscale=scale)
-    plain_ticks(axis)
-    axis.grid(alpha=0.3)
-    if len(names) > 1 or 1 < len(histories) <= 12:
-        axis.legend(fontsize=7)
-    text = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    plt.close(figure)
-    svg = text.getvalue()
-    return Markup(svg[svg.index("<svg") :])  # our own drawing; the names in it are escaped by matplotlib
+    drawings = []
+    for title, names in panels.items():
+        lines = [
+            (run or name, history[name], history.get(f"se/{name}", {}))
+            for run, history in histories.items()
+            for name in names
+            if name in history
+        ]
+        legend = len(names) > 1 or 1 < len(histories) <= 12
+        if lines:  # names are escaped by matplotlib
+            drawings.append(Markup(panel_svg(title, lines, legend)))
+    return drawings
 
 
 def _kinds(folder: Path) -> dict[str, list[Path]]:

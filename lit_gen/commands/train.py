@@ -18,7 +18,7 @@ from lit_gen.cli import show
 from lit_gen.config.experiment import Experiment, build
 from lit_gen.config.schema import TrainSchema
 from lit_gen.errors import ConfigError
-from lit_gen.figures import curves
+from lit_gen.figures import curves, save
 from lit_gen.instantiate import config_dict, up_to_date
 from lit_gen.loggers import close, environment
 
@@ -161,7 +161,8 @@ def _finish(experiment: Experiment, folder: Path, seconds: float) -> None:
         )
     for logger in experiment.trainer.loggers:
         logger.save()
-    curves(folder)
+    if figure := curves(runs.history(folder)):
+        save(figure, folder / "curves.png")
     _table(summary, experiment, folder)
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.table import Table
 
 from lit_gen import __version__
 from lit_gen.augment import Augmentation, Policy, RandAugment
 from lit_gen.augment.sheet import policy_sheet
+from lit_gen.cli import show, table
+from lit_gen.figures import save, search_curves
 from lit_gen.images import save_png
 from lit_gen.search import PolicySpace, Result
 from lit_gen.search.tasks import Task
@@ -32,7 +33,7 @@ def report_of(
     """Costs and rewards of the searches, and test scores of their results, of nothing and of what else is
     compared."""
     rows: dict[str, dict[str, Any]] = {}
-    for name, augmentation in {"none": None, **(task.compared or {}), **found}.items():
+    for name, augmentation in {"none": None, **task.compared, **found}.items():
         rows[name] = {}
         if name in results:
             costs = [Counter(result.cost) for result in results[name]]
@@ -64,7 +65,7 @@ def write(
     (out / "augment").mkdir(exist_ok=True)
     head = f"# @package data.augment\n# {comment}\n"
     (out / "augment" / "found.yaml").write_text(head + OmegaConf.to_yaml(_as_config(found)))
-    files = {"curve": _curve(out, results)}
+    files = {"curve": save(_curve(results), out / "curve.png")}
     if task.example is not None:
         image, boxes = task.example
         sheet = policy_sheet(found, image, boxes, scale=max(1, 64 // image.shape[-1]))
@@ -85,76 +86,44 @@ def _as_config(found: Augmentation) -> DictConfig:
     return OmegaConf.create({"_target_": "lit_gen.augment.AutoAugment", "policy": policy | options})
 
 
-def _curve(out: Path, results: dict[str, list[Result]]) -> Path:
-    """Rewards by child model, and which ops the search chose as it went on."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+def _curve(results: dict[str, list[Result]]) -> Figure:
+    """Rewards by child model, and, of the six ops that the search chose most at its end, how often."""
+    rewards = {name: [[t.reward for t in part.trials] for part in parts] for name, parts in results.items()}
     space = results["found"][0].space
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), constrained_layout=True)
-    for colour, (name, parts) in zip(("C0", "C7"), results.items(), strict=False):
-        for part, result in enumerate(parts):
-            rewards = torch.tensor([t.reward for t in result.trials])
-            at = range(1, len(rewards) + 1)
-            axes[0].plot(at, rewards, ".", color=colour, markersize=2, alpha=0.4)
-            axes[0].plot(at, rewards.cummax(0).values, color=colour, label=None if part else f"{name}, best")
-    axes[0].set(xlabel="child models", ylabel="reward")
-    axes[0].legend(fontsize=7)
-    axes[0].grid(alpha=0.3)
-    if isinstance(space, PolicySpace):
-        trials = [t.choices for result in results["found"] for t in result.trials]
-        size = max(1, len(trials) // 20)
-        windows = [trials[i : i + size] for i in range(0, len(trials), size)]
-        shares = [space.op_frequencies(window) for window in windows]
-        last = Counter(shares[-1])
-        for op, _ in last.most_common(6):
-            axes[1].plot([size * (i + 1) for i in range(len(shares))], [s[op] for s in shares], label=op)
-        axes[1].axhline(1 / len(space.ops), color="C7", linestyle=":", label="chance")
-        axes[1].set(xlabel="child models", ylabel="fraction of the ops chosen")
-        axes[1].legend(fontsize=7)
-    else:
-        axes[1].set_axis_off()
-    path = out / "curve.png"
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return path
+    if not isinstance(space, PolicySpace):
+        return search_curves(rewards, {}, 0.0)
+    trials = [t.choices for result in results["found"] for t in result.trials]
+    size = max(1, len(trials) // 20)
+    windows = {i + size: space.op_frequencies(trials[i : i + size]) for i in range(0, len(trials), size)}
+    last = Counter(windows[max(windows)])
+    shares = {op: {at: window[op] for at, window in windows.items()} for op, _ in last.most_common(6)}
+    return search_curves(rewards, shares, 1 / len(space.ops))
 
 
 def print_report(report: dict[str, Any], out: Path, is_policy: bool) -> None:
-    table = Table(title=f"{report['unit']}; child models of the test differ by seed")
-    columns = ("", "best reward", "test", "s.d.", "child models", "images", "CPU s")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left")
+    rows = []
     for name, row in report["results"].items():
         scores = row.get("test_scores", [])
-        table.add_row(
-            name,
-            f"{row['reward']:.4f}" if "reward" in row else "",
-            f"{row['test']:.4f}" if scores else "",
-            f"{statistics.stdev(scores):.4f}" if len(scores) > 1 else "",
-            *(f"{row[k]:,.0f}" if k in row else "" for k in ("children", "images", "cpu_seconds")),
-        )
-    console = Console()
-    console.print(table)
+        best = f"{row['reward']:.4f}" if "reward" in row else ""
+        test = f"{row['test']:.4f}" if scores else ""
+        deviation = f"{statistics.stdev(scores):.4f}" if len(scores) > 1 else ""
+        costs = (f"{row[k]:,.0f}" if k in row else "" for k in ("children", "images", "cpu_seconds"))
+        rows.append([name, best, test, deviation, *costs])
+    lines = [f"use it: python -m lit_gen.train --config-dir={out} augment=found ..."]
     if report["preparation_cpu_seconds"] >= 1:
-        console.print(f"prepared in {report['preparation_cpu_seconds']:.0f} CPU s")
-    use = f"python -m lit_gen.train --config-dir={out} augment=found ..."
-    files = [f"use it: {use}", f"written to {out}"]
+        lines.insert(0, f"prepared in {report['preparation_cpu_seconds']:.0f} CPU s")
     if is_policy:
-        files.insert(1, f"or: augment=file data.augment.policy.source={out / 'policy.yaml'}")
-    for line in files:
-        console.print(line, soft_wrap=True, highlight=False)
+        lines.append(f"or: augment=file data.augment.policy.source={out / 'policy.yaml'}")
+    title = f"{report['unit']}; child models of the test differ by seed"
+    columns = ("", "best reward", "test", "s.d.", "child models", "images", "CPU s")
+    show(table(title, columns, rows), *lines, f"written to {out}")
 
 
 def print_seeds(reports: Sequence[dict[str, Any]], out: Path) -> dict[str, dict[str, Any]]:
     """The table over searches of several seeds, and what is in it: each seed's test score (the mean of its
-    children) makes a mean and a standard deviation, its gain over no augmentation too."""
+    child models) makes a mean and a standard deviation, its gain over no augmentation too."""
     rows: dict[str, dict[str, Any]] = {}
-    table = Table(title=f"{reports[0]['unit']}, {len(reports)} seeds")
-    for i, column in enumerate(("", "test", "against none", "seeds better", "CPU s a search")):
-        table.add_column(column, justify="right" if i else "left")
+    texts = []
     for name in reports[0]["results"]:
         parts = [report["results"][name] for report in reports]
         scores = [part["test"] for part in parts]
@@ -165,17 +134,11 @@ def print_seeds(reports: Sequence[dict[str, Any]], out: Path) -> dict[str, dict[
         if "cpu_seconds" in parts[0]:
             row["cpu_seconds"] = statistics.mean(part["cpu_seconds"] for part in parts)
         rows[name] = row
-        table.add_row(
-            name,
-            f"{row['test_mean']:.4f} +- {row['test_sd']:.4f}",
-            *(("", "") if name == "none" else _gain(row, len(reports))),
-            f"{row['cpu_seconds']:.0f}" if "cpu_seconds" in row else "",
-        )
-    console = Console()
-    console.print(table)
-    console.print(f"written to {out}", soft_wrap=True, highlight=False)
+        gain = f"{row['gain_mean']:+.4f} +- {row['gain_sd']:.4f}", f"{row['better']} of {len(reports)}"
+        test = f"{row['test_mean']:.4f} +- {row['test_sd']:.4f}"
+        cost = f"{row['cpu_seconds']:.0f}" if "cpu_seconds" in row else ""
+        texts.append([name, test, *(("", "") if name == "none" else gain), cost])
+    columns = ("", "test", "against none", "seeds better", "CPU s a search")
+    title = f"{reports[0]['unit']}, {len(reports)} seeds"
+    show(table(title, columns, texts), f"written to {out}")
     return rows
-
-
-def _gain(row: dict[str, Any], seeds: int) -> tuple[str, str]:
-    return f"{row['gain_mean']:+.4f} +- {row['gain_sd']:.4f}", f"{row['better']} of {seeds}"

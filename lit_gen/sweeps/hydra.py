@@ -12,7 +12,7 @@ from lit_gen.errors import ConfigError
 from lit_gen.instantiate import allowing, instantiate
 from lit_gen.sweeps.space import parse
 from lit_gen.sweeps.study import Sweep
-from lit_gen.sweeps.summary import summarise
+from lit_gen.sweeps.summary import summarize
 
 __all__ = ["run"]
 
@@ -28,11 +28,13 @@ def run(
     fixed, axes = parse(arguments, loader)
     # A misspelt key would otherwise be found by every trial anew.
     first = [axis.override(_some(axis.distribution)) for axis in axes]
-    loader.load_sweep_config(master_config=config, sweep_overrides=[*fixed, *first])
+    metrics = loader.load_sweep_config(master_config=config, sweep_overrides=[*fixed, *first]).metrics
     options = {
         k: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v
         for k, v in options.items()
     }
+    options["direction"] = options["direction"] or f"{metrics.mode}imize"
+    options["watch"] = options["watch"] or metrics.objective or "fd"
     with allowing(["optuna."]):
         sampler, pruner = (
             instantiate(options.pop(name)) if options[name] else options.pop(name)
@@ -45,7 +47,7 @@ def run(
         study = sweep.run()
     finally:
         signal.signal(signal.SIGTERM, before)
-    record = summarise(sweep)
+    record = summarize(sweep)
     if record["best"] is None:
         errors = [t["error"] for t in record["trials"] if t["error"]]
         raise ConfigError(

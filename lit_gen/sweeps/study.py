@@ -39,8 +39,8 @@ class Sweep:
     NaN trials are recorded as such.
 
     `sampler(seed=...)` makes Optuna's sampler; the seed differs at every start, so that no start repeats
-    another's suggestions, and values that were tried before are not tried again. `watch` names the logged
-    number that the pruner sees; None: any Frechet distance that is logged more than once.
+    another's suggestions, and values that were tried before are not tried again. `objective` is a key of
+    summary.json, `watch` the logged score that the pruner sees (see `intermediate`).
     """
 
     def __init__(
@@ -54,9 +54,9 @@ class Sweep:
         pruner: optuna.pruners.BasePruner | None = None,
         n_jobs: int = 1,
         storage: str | None = None,
-        objective: str = "fd",
+        objective: str = "objective",
         direction: str = "minimize",
-        watch: str | None = None,
+        watch: str = "fd",
         seed: int = 0,
         interval: float = 1.0,
         execute: Callable[..., float | None] = run_trial,

@@ -5,6 +5,7 @@ each rank would run a sweep of its own.
 """
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -47,14 +48,14 @@ def run_trial(
     overrides: Sequence[str],
     folder: Path,
     *,
-    objective: str = "fd",
+    objective: str = "objective",
     watch: Callable[[], bool] | None = None,
     environment: Mapping[str, str] | None = None,
     pass_fds: Sequence[int] = (),
     interval: float = 1.0,
 ) -> float | None:
     """Trains with these overrides in `folder`, output in `folder/output.log`; `objective` of the run's
-    summary.json, by default its final Frechet distance, or None if it has none.
+    summary.json, by default the final value of its `metrics.objective`, or None if it has none.
 
     `watch()` is asked every `interval` seconds; once it is true the trial is sent SIGTERM, upon which a
     training saves itself, and TrialStopped is raised. `environment` is added to this process's own;
@@ -86,19 +87,18 @@ def run_trial(
     return result(folder, objective)
 
 
-def result(folder: Path, objective: str = "fd") -> float | None:
+def result(folder: Path, objective: str = "objective") -> float | None:
     """`objective` of the summary of a run that has ended; None without one."""
     summary = runs.summary(folder)
     return summary.get(runs.RENAMED.get(objective, objective))
 
 
-def intermediate(folder: Path, name: str | None = None) -> dict[int, float]:
-    """{batches: value} of the logged `name`, or of the Frechet distance that was logged most often."""
-    history = runs.history(folder)
-    if name is not None:
-        return history.get(name, {})
-    logged = [points for key, points in history.items() if key.startswith(("fd_", "fid"))]
-    return max(logged, key=len, default={})
+def intermediate(folder: Path, name: str = "fd") -> dict[int, float]:
+    """{batches: value} of a score that a run has logged, as `name`, `val/<name>` or `k_shot/<name>_k<K>`, of
+    the largest K; "fd" is the Frechet distance that was logged most often."""
+    pattern = "(fd_|fid).*" if name == "fd" else rf"(val/|k_shot/)?{re.escape(name)}(_k\d+)?"
+    logged = [points for key, points in runs.history(folder).items() if re.fullmatch(pattern, key)]
+    return max(reversed(logged), key=len, default={})
 
 
 def _wait(process: subprocess.Popen, watch: Callable[[], bool] | None, interval: float) -> int:

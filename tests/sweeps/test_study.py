@@ -16,8 +16,8 @@ from lit_gen.errors import ConfigError
 from lit_gen.sweeps import study
 from lit_gen.sweeps.space import parse
 from lit_gen.sweeps.study import Sweep
-from lit_gen.sweeps.summary import summarise
-from lit_gen.sweeps.trials import TrialFailed, TrialStopped
+from lit_gen.sweeps.summary import summarize
+from lit_gen.sweeps.trials import TrialFailed, TrialStopped, intermediate
 
 SPACE = ["x=interval(-2,2)", "y=tag(log,interval(0.01,1))", "z=a,b", "fixed=1"]
 
@@ -62,7 +62,7 @@ def test_the_command_line_is_the_space():
 def test_it_finds_the_minimum_and_says_how(tmp_path, capsys):
     one = sweep(tmp_path / "s", n_trials=40)
     one.run()
-    record = summarise(one)
+    record = summarize(one)
     assert record == json.loads((tmp_path / "s" / "sweep.json").read_text())
     best = record["best"]
     assert best["value"] == min(t["value"] for t in record["trials"]) < 0.3
@@ -82,7 +82,7 @@ def test_failed_and_nan_trials_are_recorded_and_end_nothing(tmp_path):
 
     one = sweep(tmp_path / "s", execute, n_trials=8)
     one.run()
-    record = summarise(one)
+    record = summarize(one)
     states = [t["state"] for t in record["trials"]]
     assert states == ["fail", "fail", "fail", "complete"] * 2
     errors = [t["error"] for t in record["trials"][:3]]
@@ -192,7 +192,7 @@ def test_a_trial_that_ended_without_its_sweep_is_not_run_again(tmp_path):
     folder = tmp_path / "s"
 
     def ends(overrides, where, **_):
-        (where / "summary.json").write_text('{"fd": 0.25}')
+        (where / "summary.json").write_text('{"objective": 0.25}')
         raise KeyboardInterrupt  # the sweep dies, the trial's process went on to its end
 
     with pytest.raises(KeyboardInterrupt):
@@ -202,6 +202,21 @@ def test_a_trial_that_ended_without_its_sweep_is_not_run_again(tmp_path):
         raise AssertionError
 
     assert sweep(folder, never, n_trials=1).run().best_value == 0.25
+
+
+@pytest.mark.parametrize(
+    ("objective", "expected"),
+    [("fd", "fd_x_n9"), ("map50", "val/map50"), ("top1", "k_shot/top1_k5"), ("val/loss", "val/loss")],
+)
+def test_the_pruner_sees_the_objective_of_any_system(tmp_path, objective, expected):
+    logged = ["fd_x_n9", "se/fd_x_n9", "fd_x_n99", "val/map50", "val/map", "val/loss"]
+    logged += ["k_shot/top1_k1", "k_shot/top1_k5", "k_shot/top1_seen_k5"]
+    logger = loggers.csv(str(tmp_path))
+    for step in (1, 2):
+        names = [name for name in logged if step == 1 or name != "fd_x_n99"]
+        logger.log_metrics({name: 10.0 * logged.index(name) + step for name in names}, step=step)
+    first = 10.0 * logged.index(expected)
+    assert intermediate(tmp_path, objective) == {1: first + 1, 2: first + 2}
 
 
 def _slow(overrides, folder, **_):
