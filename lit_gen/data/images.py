@@ -1,7 +1,9 @@
 """What a data set of images is, and how any other data set becomes one.
 
-`ds[i] -> {"image": uint8 (C, H, W), "label": int}`, without randomness; `ds.labels` (int64 (N,)) or None,
-`ds.classes`, and `ds.fingerprint()`, a name for caches that changes when the content does.
+`ds[i] -> {"image": (C, H, W) as it is stored, "label": int}`, without randomness; `ds.pixels`, the type and
+range of the values (`lit_gen.images.Pixels`; without it they are bytes), and `ds.shape`, (C, H, W) (without
+it that of the first image); `ds.labels` (int64 (N,)) or None, `ds.classes`, and `ds.fingerprint()`, a name
+for caches that changes when the content does.
 """
 
 import hashlib
@@ -13,19 +15,40 @@ import torch
 from torch import Tensor
 
 from lit_gen.errors import ConfigError
+from lit_gen.images import BYTES, Pixels
 
-__all__ = ["TensorImages", "WrappedImages", "as_images", "batches", "fingerprint"]
+__all__ = ["TensorImages", "WrappedImages", "as_images", "batches", "fingerprint", "pixels_of", "shape_of"]
+
+
+def pixels_of(dataset: Any) -> Pixels:
+    """The type and range of a data set's values."""
+    return getattr(dataset, "pixels", BYTES)
+
+
+def shape_of(dataset: Any) -> tuple[int, int, int]:
+    """(C, H, W) of a data set's images."""
+    return tuple(getattr(dataset, "shape", None) or dataset[0]["image"].shape)
 
 
 class TensorImages:
-    """Images that live in memory, uint8 (N, C, H, W)."""
+    """Images that live in memory, (N, C, H, W) of the type of `pixels`, which are looked through for values
+    that are no numbers or out of its range."""
 
     def __init__(
-        self, images: Tensor, labels: Tensor | None = None, classes: Sequence[str] = (), name: str = "tensor"
+        self,
+        images: Tensor,
+        labels: Tensor | None = None,
+        classes: Sequence[str] = (),
+        name: str = "tensor",
+        pixels: Pixels = BYTES,
     ):
-        if images.dtype != torch.uint8 or images.ndim != 4:
-            raise ConfigError(f"images must be uint8 (N, C, H, W), got {images.dtype} {tuple(images.shape)}.")
+        if images.dtype != pixels.torch_dtype or images.ndim != 4:
+            raise ConfigError(
+                f"images must be {pixels.dtype} (N, C, H, W), got {images.dtype} {tuple(images.shape)}."
+            )
+        pixels.check(images, name)
         self.images, self.labels, self.classes, self.name = images, labels, list(classes), name
+        self.pixels, self.shape = pixels, tuple(images.shape[1:])
 
     def __len__(self) -> int:
         return len(self.images)
@@ -34,13 +57,14 @@ class TensorImages:
         return {"image": self.images[i], "label": 0 if self.labels is None else int(self.labels[i])}
 
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Rows at once: {"image": uint8 (B, C, H, W), "label": int64 (B,)}."""
+        """Rows at once: {"image": (B, C, H, W), "label": int64 (B,)}."""
         i = torch.as_tensor(indices)
         label = torch.zeros(len(i), dtype=torch.int64) if self.labels is None else self.labels[i]
         return {"image": self.images.index_select(0, i), "label": label}  # of bytes 20 times faster than [i]
 
     def fingerprint(self) -> str:
-        return fingerprint(self.name, len(self), [self.images.numpy().tobytes()])
+        extra = [] if self.pixels.are_bytes else [f"{self.shape} {self.pixels}".encode()]
+        return fingerprint(self.name, len(self), [self.images.numpy().tobytes(), *extra])
 
 
 class WrappedImages:
@@ -84,8 +108,8 @@ def as_images(dataset: Any) -> Any:
 
 
 def batches(dataset: Any, parts: Iterable[range]) -> Iterator[tuple[range, Tensor, Tensor | None]]:
-    """A data set's images by parts: the rows, their images, uint8 (B, C, H, W), and their labels, int64 (B,),
-    if it has any."""
+    """A data set's images by parts: the rows, their images, (B, C, H, W), and their labels, int64 (B,), if it
+    has any."""
     for rows in parts:
         if hasattr(dataset, "batch"):
             images = dataset.batch(rows)["image"]
