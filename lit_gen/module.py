@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_gen.errors import ConfigError
+from lit_gen.images import BYTES, Pixels
 from lit_gen.rng import key, keyed_generator
 
 __all__ = [
@@ -98,6 +99,8 @@ class BaseModule(pl.LightningModule):
     """What to type after a training."""
     batch_keys: ClassVar[frozenset[str]] = frozenset()
     """What its steps take from a batch: `lit_gen.config.experiment` refuses data that lack it."""
+    pixels: Pixels = BYTES
+    """How the images that it samples are stored."""
 
     def __init__(self, seed: int = 0, log_every: int = 50, compile: bool | str = False):
         super().__init__()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 __all__ = ["register"]
 
@@ -290,8 +290,16 @@ class ReportSchema:
     grids: int
 
 
+def _image_shape(channels: int, image_size: Any) -> list[int]:
+    from lit_gen.images import height_and_width  # torch, which a command that only prints its help lacks
+
+    return [channels, *height_and_width(image_size)]
+
+
 def register() -> None:
-    """Makes the schemas known to Hydra as `<entry point>_schema`."""
+    """Makes the schemas known to Hydra as `<entry point>_schema`, and to OmegaConf
+    `${image_shape:<channels>,<image_size>}`, which is [C, H, W]."""
+    OmegaConf.register_new_resolver("image_shape", _image_shape, replace=True)
     store = ConfigStore.instance()
     nodes = (
         TrainSchema,

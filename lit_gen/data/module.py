@@ -1,17 +1,17 @@
 """KeyedDataModule: a training and a test set, read in the order that (seed, step) says."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
-from torch import Tensor, uint8
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lit_gen.data.images import as_images
+from lit_gen.data.images import as_images, pixels_of
 from lit_gen.data.keyed import KeyedBatches, KeyedDataset
 from lit_gen.errors import ConfigError
-from lit_gen.images import to_float
+from lit_gen.images import BYTES, Pixels
 from lit_gen.rng import keyed_generator
 
 __all__ = ["ImageDataModule", "KeyedDataModule"]
@@ -23,15 +23,17 @@ class KeyedDataModule(pl.LightningDataModule):
 
     `train` and `test` are data sets (see `lit_gen.data.images`; torchvision's are wrapped) or functions that
     make one, called first on one process alone, so that a download happens once. `augment` changes training
-    images only; see `lit_gen.data.keyed`. `image_size`, `channels` and `num_classes` are what the
-    configuration says of the data (networks are built by it); `check` holds the batches to it.
+    images only; see `lit_gen.data.keyed`. `image_size` (a number, or [height, width]), `channels`,
+    `num_classes`, `dtype`, `range`, and `shown` (`lit_gen.images.Pixels`) are what the configuration says of
+    the data, by which networks are built; `check` holds the batches to it.
 
     `batch_size` counts the images of all devices together. `num_workers` processes a device prepare batches;
     "auto": none where batches are looked up in memory or where the CPU trains and needs its cores itself,
     else all but one of the cores that a device has, 8 at most.
 
     A subclass says in `keyed` how a batch is made, and in `image_key` which of its entries has the format
-    that the network is built for. Every uint8 entry arrives on the device as float32 in [-1, 1].
+    that the network is built for. "image" arrives on the device as float32 in [-1, 1] by the data set's
+    pixels, every other uint8 entry by those of bytes.
     """
 
     keyed: ClassVar[type[KeyedDataset]] = KeyedDataset
@@ -46,9 +48,12 @@ class KeyedDataModule(pl.LightningDataModule):
         augment: Callable[..., Any] | None = None,
         seed: int = 0,
         pin_memory: bool = True,
-        image_size: int | None = None,
+        image_size: int | Sequence[int] | None = None,
         channels: int | None = None,
         num_classes: int | None = None,
+        dtype: str | None = None,
+        range: Sequence[float] | None = None,
+        shown: Sequence[int] | None = None,
     ):
         super().__init__()
         if num_workers != "auto" and not (isinstance(num_workers, int) and num_workers >= 0):
@@ -57,7 +62,9 @@ class KeyedDataModule(pl.LightningDataModule):
             )
         self.batch_size, self.num_workers, self.augment = batch_size, num_workers, augment
         self.seed, self.pin_memory = seed, pin_memory
-        self.expected = {"image_size": image_size, "channels": channels, "num_classes": num_classes}
+        size = image_size if image_size is None or isinstance(image_size, int) else list(image_size)
+        self.expected = {"image_size": size, "channels": channels, "num_classes": num_classes}
+        self.expected_pixels = None if dtype is None else Pixels(dtype, range, shown)
         self._sources = {"train": train, "test": test}
         self._sets: dict[str, Any] = {}
 
@@ -107,7 +114,7 @@ class KeyedDataModule(pl.LightningDataModule):
             if self.expected[name] not in (None, value):
                 raise ConfigError(
                     f"data.{name}={self.expected[name]}, but the training images have {name} {value}: "
-                    f"set data.{name}={value}."
+                    f"set data.{name}={str(value).replace(' ', '')}."
                 )
         if (test := _format(self.keyed_test()[0, 0]["image"])) != train:
             raise ConfigError(f"Training images have {_words(train)}, test images {_words(test)}.")
@@ -138,7 +145,8 @@ class KeyedDataModule(pl.LightningDataModule):
         return self._loader(KeyedDataset(dataset), [[(0, i) for i in rows] for rows in parts])
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        return {name: _floats(value) for name, value in batch.items()}
+        pixels = pixels_of(self.train)
+        return {name: _floats(x, pixels if name == "image" else BYTES) for name, x in batch.items()}
 
     def _place(self) -> tuple[int, int]:
         """(rank, number of processes)"""
@@ -170,7 +178,10 @@ class ImageDataModule(KeyedDataModule):
 
 def _format(image: Tensor | list[Tensor]) -> dict[str, Any]:
     """What a network has to know of a batch's images; images that differ in size (a list) have none."""
-    size = image.shape[-1] if isinstance(image, Tensor) else None
+    size = None
+    if isinstance(image, Tensor):
+        h, w = image.shape[-2:]
+        size = h if h == w else [h, w]
     return {"image_size": size, "channels": image[0].shape[0]}
 
 
@@ -178,10 +189,10 @@ def _words(image_format: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in image_format.items())
 
 
-def _floats(value: Any) -> Any:
+def _floats(value: Any, pixels: Pixels) -> Any:
     if isinstance(value, list):
-        return [_floats(item) for item in value]
-    return to_float(value) if value.dtype == uint8 else value
+        return [_floats(item, pixels) for item in value]
+    return pixels.to_model(value) if value.dtype == pixels.torch_dtype else value
 
 
 def _spare_cores(num_devices: int) -> int:

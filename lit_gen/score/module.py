@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_gen.errors import ConfigError
-from lit_gen.images import to_uint8
+from lit_gen.images import BYTES, Pixels, to_uint8
 from lit_gen.module import SingleOptimizerModule
 from lit_gen.rng import PerSample
 from lit_gen.score.denoiser import Denoiser, GaussianDenoiser, check_precision, network_precision
@@ -22,7 +22,7 @@ __all__ = ["ScoreModule"]
 class ScoreModule(SingleOptimizerModule):
     """Denoising score matching for any network, process, preconditioning, and loss.
 
-    `image_shape` is (C, H, W). `optimizer(parameters)` makes the optimizer, `schedule(step)` its
+    `image_shape` is (C, H, W), `pixels` says how the data are stored. `optimizer(parameters)` makes the optimizer, `schedule(step)` its
     learning-rate factor. `sampler(denoiser, x, label=, generator=, trace=)` is the sampler of grids and
     distances; any other can be passed to `sample`. `num_classes > 0` trains with labels, dropped with
     probability `label_dropout` (for classifier-free guidance); samples then take class i mod num_classes
@@ -46,6 +46,7 @@ class ScoreModule(SingleOptimizerModule):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         sampler: Callable[..., Tensor],
         image_shape: Sequence[int],
+        pixels: Pixels = BYTES,
         schedule: Callable[[int], float] | None = None,
         num_classes: int = 0,
         label_dropout: float = 0.0,
@@ -67,7 +68,7 @@ class ScoreModule(SingleOptimizerModule):
         self.sampling_precision = sampling_precision
         self.denoiser = Denoiser(net, process, precondition)
         self.loss, self.sampler = loss, sampler
-        self.image_shape = tuple(image_shape)
+        self.image_shape, self.pixels = tuple(image_shape), pixels
         self.num_classes, self.label_dropout, self.augment = num_classes, label_dropout, augment
         if channels_last not in (True, False, "auto"):
             raise ConfigError(f"model.channels_last={channels_last}: take true, false or auto.")
@@ -169,13 +170,13 @@ class ScoreModule(SingleOptimizerModule):
         label: Tensor | None = None,
         trace: Callable[[int, Tensor, Tensor], None] | None = None,
     ) -> Tensor:
-        """Images uint8 (N, C, H, W) of the given indices: image i is drawn from (seed, i), whatever else is
-        in the call.
+        """Images (N, C, H, W) as the data are stored (`pixels`), of the given indices: image i is drawn from
+        (seed, i), whatever else is in the call.
 
         `label` is int64 (N,), one class an image.
         """
         if len(indices) == 0:
-            return torch.zeros((0, *self.image_shape), dtype=torch.uint8, device=self.device)
+            return torch.zeros((0, *self.image_shape), dtype=self.pixels.torch_dtype, device=self.device)
         generator = PerSample.keyed(seed, indices)
         x = self.denoiser.process.prior_sample(
             (len(indices), *self.image_shape), generator, device=self.device
@@ -193,7 +194,7 @@ class ScoreModule(SingleOptimizerModule):
                 )
         finally:
             self.train(training)
-        return to_uint8(x_0)
+        return self.pixels.from_model(x_0)
 
     def sample_trajectory(self, indices: Sequence[int], seed: int = 0, num_frames: int = 10) -> Tensor:
         """How the images come out of noise: uint8 (N, F, C, H, W), F <= num_frames, the last one the image.
@@ -208,4 +209,4 @@ class ScoreModule(SingleOptimizerModule):
 
         image = self.sample(indices, seed, trace=watch)
         keep = torch.linspace(0, len(frames) - 1, min(num_frames - 1, len(frames))).round().long().tolist()
-        return torch.stack([*(frames[k] for k in keep), image], 1)
+        return torch.stack([*(frames[k] for k in keep), self.pixels.to_uint8(image)], 1)
