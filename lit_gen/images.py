@@ -163,9 +163,7 @@ def shown_channels(images: Tensor, channels: Sequence[int] | None = None) -> Ten
         channels = range(3 if c >= 3 else 1)
     if max(channels) >= c or min(channels) < 0:
         raise ConfigError(f"data.shown={list(channels)}: the images have the channels 0 to {c - 1}.")
-    return (
-        images if len(channels) == c and list(channels) == [*range(c)] else images[..., list(channels), :, :]
-    )
+    return images if list(channels) == [*range(c)] else images[..., list(channels), :, :]
 
 
 def grid(images: Tensor, columns: int | None = None, pad: int = 1, scale: int = 1) -> Tensor:

@@ -63,7 +63,7 @@ class TensorImages:
         return {"image": self.images.index_select(0, i), "label": label}  # of bytes 20 times faster than [i]
 
     def fingerprint(self) -> str:
-        extra = [] if self.pixels.are_bytes else [f"{self.shape} {self.pixels}".encode()]
+        extra = [] if self.pixels.are_bytes else [f"{self.shape} {self.pixels}"]
         return fingerprint(self.name, len(self), [self.images.numpy().tobytes(), *extra])
 
 

@@ -51,7 +51,7 @@ class KeyedDataModule(pl.LightningDataModule):
         image_size: int | Sequence[int] | None = None,
         channels: int | None = None,
         num_classes: int | None = None,
-        dtype: str | None = None,
+        dtype: str = "uint8",
         range: Sequence[float] | None = None,
         shown: Sequence[int] | None = None,
     ):
@@ -64,7 +64,7 @@ class KeyedDataModule(pl.LightningDataModule):
         self.seed, self.pin_memory = seed, pin_memory
         size = image_size if image_size is None or isinstance(image_size, int) else list(image_size)
         self.expected = {"image_size": size, "channels": channels, "num_classes": num_classes}
-        self.expected_pixels = None if dtype is None else Pixels(dtype, range, shown)
+        self.pixels = Pixels(dtype, range, shown)
         self._sources = {"train": train, "test": test}
         self._sets: dict[str, Any] = {}
 
@@ -118,6 +118,14 @@ class KeyedDataModule(pl.LightningDataModule):
                 )
         if (test := _format(self.keyed_test()[0, 0]["image"])) != train:
             raise ConfigError(f"Training images have {_words(train)}, test images {_words(test)}.")
+        for split in ("train", "test"):
+            found = pixels_of(self.dataset(split))
+            if (found.dtype, found.range) != (self.pixels.dtype, self.pixels.range):
+                raise ConfigError(
+                    f"The {split} images are {found.dtype} of [{found.low:g},{found.high:g}], not "
+                    f"{self.pixels.dtype} of [{self.pixels.low:g},{self.pixels.high:g}] as the configuration "
+                    f"says: set data.dtype={found.dtype} data.range=[{found.low:g},{found.high:g}]."
+                )
 
     def train_dataloader(self) -> DataLoader:
         # The count of batches seen is restored with the module, before Lightning asks for this loader.
@@ -145,8 +153,7 @@ class KeyedDataModule(pl.LightningDataModule):
         return self._loader(KeyedDataset(dataset), [[(0, i) for i in rows] for rows in parts])
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        pixels = pixels_of(self.train)
-        return {name: _floats(x, pixels if name == "image" else BYTES) for name, x in batch.items()}
+        return {name: _floats(x, self.pixels if name == "image" else BYTES) for name, x in batch.items()}
 
     def _place(self) -> tuple[int, int]:
         """(rank, number of processes)"""
