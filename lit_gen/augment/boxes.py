@@ -14,18 +14,6 @@ import torch
 from numpy import ndarray
 from torchvision.ops import box_convert
 
-__all__ = [
-    "BOX_FORMATS",
-    "convert",
-    "rotate_official",
-    "shear_x_official",
-    "shear_y_official",
-    "transform_boxes",
-    "translate_x_official",
-    "translate_y_official",
-    "usable",
-]
-
 BOX_FORMATS = ("xyxy", "xywh", "cxcywh", "yxyx_normalised")
 
 
@@ -84,18 +72,22 @@ def _quantised(boxes: ndarray, h: int, w: int) -> tuple[ndarray, ...]:
     return tuple(np.trunc(boxes * np.array([h, w, h, w], np.float32)).T)
 
 
-def translate_x_official(boxes: ndarray, pixels: float, h: int, w: int) -> ndarray:
-    """Official boxes under `translation_x`; all four sides are rounded to pixels."""
+def _translated(boxes: ndarray, right: float, down: float, h: int, w: int) -> ndarray:
+    """All four sides are rounded to pixels, and moved by -right and -down as far as the image goes."""
     y0, x0, y1, x1 = _quantised(boxes, h, w)
-    p = math.trunc(pixels)
-    return _official(y0 / h, np.maximum(x0 - p, 0) / w, y1 / h, np.minimum(x1 - p, w) / w)
+    top, left = np.maximum(y0 - math.trunc(down), 0), np.maximum(x0 - math.trunc(right), 0)
+    bottom, end = np.minimum(y1 - math.trunc(down), h), np.minimum(x1 - math.trunc(right), w)
+    return _official(top / h, left / w, bottom / h, end / w)
+
+
+def translate_x_official(boxes: ndarray, pixels: float, h: int, w: int) -> ndarray:
+    """Official boxes under `translation_x`."""
+    return _translated(boxes, pixels, 0, h, w)
 
 
 def translate_y_official(boxes: ndarray, pixels: float, h: int, w: int) -> ndarray:
     """Official boxes under `translation_y`."""
-    y0, x0, y1, x1 = _quantised(boxes, h, w)
-    p = math.trunc(pixels)
-    return _official(np.maximum(y0 - p, 0) / h, x0 / w, np.minimum(y1 - p, h) / h, x1 / w)
+    return _translated(boxes, 0, pixels, h, w)
 
 
 def _multiply(a0: float, b0: ndarray, a1: float, b1: ndarray) -> ndarray:

@@ -236,10 +236,9 @@ def _flip_and_shift(images: Tensor, draws: dict[str, Tensor], share: float) -> T
     def chosen(mask: Tensor, new: Tensor) -> Tensor:
         return torch.where(mask.view(-1, 1, 1, 1), new, images)
 
-    if "xflip" in draws:
-        images = chosen(draws["xflip"] == 1, images.flip(3))
-    if "yflip" in draws:
-        images = chosen(draws["yflip"] == 1, images.flip(2))
+    for name, dim in (("xflip", 3), ("yflip", 2)):
+        if name in draws:
+            images = chosen(draws[name] == 1, images.flip(dim))
     if "rotate_int" in draws:
         if images.shape[2] != images.shape[3]:
             raise ConfigError(

@@ -13,8 +13,8 @@ import math
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,23 +23,6 @@ from torch import Tensor
 
 from lit_gen.augment import boxes as box_maps
 from lit_gen.augment import warps
-
-__all__ = [
-    "Batch",
-    "BoxCutoutOp",
-    "CropOp",
-    "CutoutOp",
-    "OnlyBoxesOp",
-    "Op",
-    "PairOp",
-    "PixelOp",
-    "Record",
-    "WarpOp",
-    "happens",
-    "rows_of",
-]
-
-T = TypeVar("T")
 
 Record = dict[str, Any]
 ONLY_BOXES_DIVISOR = (
@@ -61,18 +44,20 @@ class Batch:
 
     def with_images(self, images: Tensor) -> "Batch":
         """The same boxes and masks with other images."""
-        return Batch(images, self.boxes, self.visible, self.masks)
+        return replace(self, images=images, partners=None)
 
     def take(self, rows: list[int]) -> "Batch":
         """The sub-batch of these rows. Ops never write to the images they are given."""
-        if len(rows) == self.images.shape[0]:
+        if len(rows) == len(self.images):
             return self
         images = self.images[rows[0] : rows[0] + 1] if len(rows) == 1 else rows_of(self.images, rows)
-        return Batch(images, _taken(self.boxes, rows), _taken(self.visible, rows), _taken(self.masks, rows))
+        lists: list[Any] = [self.boxes, self.visible, self.masks]
+        boxes, visible, masks = (None if x is None else [x[i] for i in rows] for x in lists)
+        return Batch(images, boxes, visible, masks)
 
     def put(self, rows: list[int], part: "Batch") -> None:
         """Puts a sub-batch back."""
-        if len(rows) == self.images.shape[0]:
+        if len(rows) == len(self.images):
             self.images, self.boxes = part.images, part.boxes
             self.visible, self.masks = part.visible, part.masks
             return
@@ -87,11 +72,7 @@ class Batch:
         _replace(self.masks, rows, part.masks)
 
 
-def _taken(values: list[T] | None, rows: list[int]) -> list[T] | None:
-    return None if values is None else [values[i] for i in rows]
-
-
-def _replace(values: list[T] | None, rows: list[int], new: list[T] | None) -> None:
+def _replace(values: list[Any] | None, rows: list[int], new: list[Any] | None) -> None:
     if values is not None and new is not None:
         for row, value in zip(rows, new, strict=True):
             values[row] = value
@@ -214,12 +195,10 @@ class WarpOp(CropOp):
 
     @staticmethod
     def _move(boxes: ndarray, t: list[float], h: int, w: int) -> tuple[ndarray, ndarray]:
-        ok = box_maps.usable(boxes, h, w)
-        if not ok.all():  # padding rows and degenerate boxes pass through
-            moved, left = boxes.copy(), np.zeros(len(boxes))
-            moved[ok], left[ok] = box_maps.transform_boxes(boxes[ok], t, h, w)
-            return moved, left
-        return box_maps.transform_boxes(boxes, t, h, w)
+        ok = box_maps.usable(boxes, h, w)  # padding rows and degenerate boxes pass through
+        moved, left = boxes.copy(), np.zeros(len(boxes))
+        moved[ok], left[ok] = box_maps.transform_boxes(boxes[ok], t, h, w)
+        return moved, left
 
 
 def _fill(image: Tensor, cy: int, cx: int, half_h: int, half_w: int, fill: int) -> None:

@@ -13,25 +13,6 @@ import torch
 from numpy import ndarray
 from torch import Tensor
 
-__all__ = [
-    "autocontrast",
-    "brightness",
-    "color",
-    "contrast",
-    "contrast_official",
-    "equalize",
-    "flip",
-    "identity",
-    "invert",
-    "lookup",
-    "posterize",
-    "sharpness",
-    "sharpness_official",
-    "solarize",
-    "solarize_add",
-    "solarize_official",
-]
-
 Magnitudes = Sequence[float]
 Floats = ndarray | Tensor  # float32; on a CPU numpy's loops over them take two thirds of torch's time
 TILE = 1 << 16  # pixels worked on at once on a CPU: temporaries that stay in the cache

@@ -25,17 +25,6 @@ from lit_gen.augment.ops import (
     regions_official,
 )
 
-__all__ = [
-    "CLASSIFICATION",
-    "DETECTION",
-    "DETECTION_OFFICIAL",
-    "TABLES",
-    "OpTable",
-    "absolute",
-    "classification_table",
-    "fraction",
-]
-
 OpTable = dict[str, Op]
 
 CUTOUT, TRANSLATE, CUTOUT_BOX, TRANSLATE_BOX = 100, 250, 50, 120  # pixels at level 10

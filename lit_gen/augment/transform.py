@@ -20,16 +20,11 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from lit_gen import rng
+from lit_gen.augment.boxes import BOX_FORMATS
 from lit_gen.augment.policy import Augmentation, Policy
 from lit_gen.errors import ConfigError
 
 __all__ = ["AutoAugment", "Views"]
-
-FORMATS = {
-    tv_tensors.BoundingBoxFormat.XYXY: "xyxy",
-    tv_tensors.BoundingBoxFormat.XYWH: "xywh",
-    tv_tensors.BoundingBoxFormat.CXCYWH: "cxcywh",
-}
 
 
 class AutoAugment(v2.Transform):
@@ -88,18 +83,17 @@ class AutoAugment(v2.Transform):
         if len(boxes_at) > 1:
             raise ConfigError(f"A sample has one BoundingBoxes, got {len(boxes_at)}; concatenate them.")
         boxes, box_format = _boxes(flat[boxes_at[0]]) if boxes_at else (None, None)
-        masks = _planes([flat[i] for i in masks_at]) if masks_at else None
+        planes = [flat[i].as_subclass(Tensor).reshape(-1, *flat[i].shape[-2:]) for i in masks_at]
+        masks = torch.cat(planes) if planes else None
         draws = self.policy.sample(0 if boxes is None else len(boxes), generator)
         mixed_in = _given(partner) if self.needs_partner else None
         out = self.policy.apply(image, boxes, draws, masks, box_format, mixed_in)
         image, moved, keep, *masks_out = out
         flat[at] = _like(image, flat[at])
         if boxes_at:
-            given = flat[boxes_at[0]]
-            flat[boxes_at[0]] = _wrapped(moved.as_subclass(Tensor), given)
+            flat[boxes_at[0]] = _wrapped(moved.as_subclass(Tensor), flat[boxes_at[0]])
         if masks_at:
-            parts = masks_out[0].split([_count(flat[i]) for i in masks_at])
-            for i, part in zip(masks_at, parts, strict=True):
+            for i, part in zip(masks_at, masks_out[0].split([len(some) for some in planes]), strict=True):
                 flat[i] = _wrapped(part.reshape(flat[i].shape), flat[i])
         out = tree_unflatten(flat, spec)
         return self._dropped(out, keep) if boxes_at and self.drop and not keep.all() else out
@@ -221,14 +215,7 @@ def _wrapped(x: Tensor, given: Any) -> Tensor:
 
 
 def _boxes(boxes: tv_tensors.BoundingBoxes) -> tuple[Tensor, str]:
-    if boxes.format not in FORMATS:
+    box_format = boxes.format.value.lower()
+    if box_format not in BOX_FORMATS:
         raise ConfigError(f"Boxes of format {boxes.format} are not upright; convert them to XYXY.")
-    return boxes.as_subclass(Tensor).reshape(-1, 4), FORMATS[boxes.format]
-
-
-def _planes(masks: list[Tensor]) -> Tensor:
-    return torch.cat([m.as_subclass(Tensor).reshape(-1, *m.shape[-2:]) for m in masks])
-
-
-def _count(mask: Tensor) -> int:
-    return mask.numel() // (mask.shape[-1] * mask.shape[-2])
+    return boxes.as_subclass(Tensor).reshape(-1, 4), box_format

@@ -9,7 +9,6 @@ import re
 import stat
 import zipfile
 from pathlib import Path, PurePosixPath
-from typing import Protocol
 
 from lit_gen.errors import ConfigError
 
@@ -19,31 +18,6 @@ MAX_FILE = 256 << 20  # bytes one file may hold once unpacked
 MAX_JSON = 1 << 30  # COCO's annotations are 450 MiB
 MAX_RATIO = 200  # deflate reaches 1032:1 on zeros; pictures, lists and annotations stay below 50:1
 SMALL = 1 << 20  # bytes below which no ratio is suspicious
-
-
-class Store(Protocol):
-    path: Path
-    names: list[str]
-
-    def read(self, name: str, first: int | None = None) -> bytes:
-        """The file, or as many of its first bytes. Raises ConfigError."""
-        ...
-
-    def signature(self, name: str) -> str:
-        """Changes when the file's content does (for caches)."""
-        ...
-
-
-def open_store(path: str | os.PathLike) -> Store:
-    """The store for a folder or a zip file. Raises ConfigError where `path` is neither."""
-    path = Path(path).expanduser()
-    if path.is_dir():
-        return FolderStore(path)
-    if not path.exists():
-        raise ConfigError(
-            f"{path}: no such folder or zip file. Give the path of the data, absolute or from {Path.cwd()}."
-        )
-    return ZipStore(path)
 
 
 def _is_hidden(name: str) -> bool:
@@ -147,6 +121,21 @@ class ZipStore:
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_zip": None, "_pid": -1}
+
+
+Store = FolderStore | ZipStore
+
+
+def open_store(path: str | os.PathLike) -> Store:
+    """The store for a folder or a zip file. Raises ConfigError where `path` is neither."""
+    path = Path(path).expanduser()
+    if path.is_dir():
+        return FolderStore(path)
+    if not path.exists():
+        raise ConfigError(
+            f"{path}: no such folder or zip file. Give the path of the data, absolute or from {Path.cwd()}."
+        )
+    return ZipStore(path)
 
 
 def _hostile(entry: zipfile.ZipInfo) -> str:

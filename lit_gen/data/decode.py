@@ -80,8 +80,7 @@ def header_size(data: bytes, name: str) -> tuple[int, int]:
     """
     with _named(name):
         picture = _open(data, name)
-        if not _is_16_bit(picture):
-            _refuse_32_bit(picture, name)
+        _refuse_32_bit(picture, name)
         turned = _orientation(picture, data) >= 5
     width, height = picture.size
     return (width, height) if turned else (height, width)
@@ -124,7 +123,7 @@ def _orientation(picture: Image.Image, data: bytes) -> int:
 
 
 def _refuse_32_bit(picture: Image.Image, name: str) -> None:
-    if picture.mode in ("I", "F"):
+    if picture.mode in ("I", "F") and not _is_16_bit(picture):
         raise UnreadableImage(f"{name}: 32-bit samples, whose range nobody knows. Save it with 8 or 16 bits.")
 
 

@@ -174,19 +174,18 @@ def examples(
     check_choice("on_error", on_error, ON_ERROR)
     if k < 1:
         raise ConfigError(f"k={k}: at least one image must show the target class.")
-    chosen, left_out = {}, {}
-    for label, name in enumerate(dataset.classes):
-        members = (dataset.labels == label).nonzero()[:, 0]
-        if len(members) >= k:
-            order = torch.randperm(len(members), generator=keyed_generator(seed, "examples", name))
-            chosen[name] = members[order[:k]]
-        elif on_error != "skip":
-            raise ConfigError(
-                f"Class {name!r} has {len(members)} images, k={k} are asked for:"
-                " lower k, or set on_error=skip (of a training data.on_error=skip) to leave it out."
-            )
-        else:
-            left_out[name] = len(members)
+    members = {name: (dataset.labels == i).nonzero()[:, 0] for i, name in enumerate(dataset.classes)}
+    left_out = {name: len(some) for name, some in members.items() if len(some) < k}
+    if left_out and on_error != "skip":
+        name, count = next(iter(left_out.items()))
+        raise ConfigError(
+            f"Class {name!r} has {count} images, k={k} are asked for:"
+            " lower k, or set on_error=skip (of a training data.on_error=skip) to leave it out."
+        )
+    chosen = {}
+    for name in [name for name in members if name not in left_out]:
+        generator = keyed_generator(seed, "examples", name)
+        chosen[name] = members[name][torch.randperm(len(members[name]), generator=generator)[:k]]
     return chosen, left_out
 
 

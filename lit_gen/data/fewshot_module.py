@@ -113,13 +113,9 @@ class FewShotDataModule(KeyedDataModule):
     def contents(self, n: int, seed: int | None = None) -> Tensor:
         """The numbers in `train` of n content images drawn by `seed` (default: `split_seed`), without
         repetition as long as there are enough."""
-        rounds = -(-n // len(self.train))
-        seed = self.split_seed if seed is None else seed
-        orders = [
-            torch.randperm(len(self.train), generator=keyed_generator(seed, "contents", r))
-            for r in range(rounds)
-        ]
-        return torch.cat(orders)[:n] if orders else torch.empty(0, dtype=torch.int64)
+        seed, size = self.split_seed if seed is None else seed, len(self.train)
+        rounds = [keyed_generator(seed, "contents", r) for r in range(n // size + 1)]
+        return torch.cat([torch.randperm(size, generator=g) for g in rounds])[:n]
 
     def truth(self, content: int, target: str) -> Tensor | None:
         """The true translation of source image `content` into a class, uint8 (C, H, W), where the data know

@@ -62,8 +62,6 @@ class StrokeAugment:
         inverse = ink.new_tensor([[1 / width, slant * h / (w * width), 0.0], [0.0, 1 / height, 0.0]])
         grid = F.affine_grid(inverse[None], [1, len(ink), h, w], align_corners=False)
         ink = F.grid_sample(ink[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-        if weight > 0:
-            ink = ink.lerp(F.max_pool2d(ink, 3, stride=1, padding=1), weight)
-        else:
-            ink = ink.lerp(-F.max_pool2d(-ink, 3, stride=1, padding=1), -weight)
+        sign = 1 if weight > 0 else -1  # the largest ink around a pixel, or the smallest
+        ink = ink.lerp(sign * F.max_pool2d(sign * ink, 3, stride=1, padding=1), abs(weight))
         return 255 - ink[0].round().clamp(0, 255).to(torch.uint8)

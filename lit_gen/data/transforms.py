@@ -11,7 +11,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import default_collate
 from torchvision.transforms.v2 import functional as official
 
@@ -86,34 +85,18 @@ class Flip:
 
 
 class RandomCrop:
-    """A window of size x size anywhere in the image, after `padding` pixels of its mirror image were added on
-    every side."""
+    """A window of size x size anywhere in the image."""
 
-    def __init__(self, size: int, padding: int = 0):
-        if size < 1 or padding < 0:
-            raise ConfigError(
-                f"size={size}, padding={padding}: size must be at least 1 and padding at least 0."
-            )
-        self.size, self.padding = size, padding
+    def __init__(self, size: int):
+        if size < 1:
+            raise ConfigError(f"size={size}: must be at least 1.")
+        self.size = size
 
     def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return self.batch(image[None], [generator])[0]
-
-    def batch(self, images: Tensor, generators: Sequence[torch.Generator | None]) -> Tensor:
-        """`__call__` of each image; they are padded together."""
-        if self.padding:
-            if self.padding >= min(images.shape[-2:]):
-                raise ConfigError(
-                    f"padding={self.padding}: a mirror image needs less than the image's {_size(images)}."
-                )
-            images = F.pad(images, [self.padding] * 4, mode="reflect")
-        _check_fits(images, self.size)
-        room = [side - self.size + 1 for side in images.shape[-2:]]
-        windows = []
-        for image, g in zip(images, generators, strict=True):
-            top, left = (int(torch.randint(n, (), generator=g)) for n in room)
-            windows.append(image[:, top : top + self.size, left : left + self.size])
-        return torch.stack(windows)
+        _check_fits(image, self.size)
+        room = [side - self.size + 1 for side in image.shape[-2:]]
+        top, left = (int(torch.randint(n, (), generator=generator)) for n in room)
+        return image[:, top : top + self.size, left : left + self.size]
 
 
 class CenterCrop:
@@ -128,11 +111,9 @@ class CenterCrop:
 
 
 def _check_fits(image: Tensor, size: int) -> None:
-    if min(image.shape[-2:]) < size:
+    height, width = image.shape[-2:]
+    if min(height, width) < size:
         raise ConfigError(
-            f"No window of {size}x{size} fits into an image of {_size(image)}; make the images larger first."
+            f"No window of {size}x{size} fits into an image of {width}x{height}; make the images larger "
+            "first."
         )
-
-
-def _size(image: Tensor) -> str:
-    return f"{image.shape[-1]}x{image.shape[-2]}"

@@ -32,8 +32,9 @@ class PyramidBackbone(nn.Module):
             )
         self.out_channels = 2 * width
         widths = [width, *(width << min(i + 1, 2) for i in range(levels))]
-        self.stem = nn.Sequential(_halving(3, width), _block(width))
-        self.stages = nn.ModuleList(nn.Sequential(_halving(a, b), _block(b)) for a, b in pairwise(widths))
+        self.stem = nn.Sequential(_block(3, width, 2), _block(width, width, 1))
+        stages = (nn.Sequential(_block(a, b, 2), _block(b, b, 1)) for a, b in pairwise(widths))
+        self.stages = nn.ModuleList(stages)
         self.pyramid = FeaturePyramidNetwork(widths[1:], self.out_channels)
 
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
@@ -43,14 +44,9 @@ class PyramidBackbone(nn.Module):
         return self.pyramid(maps)
 
 
-def _halving(inputs: int, outputs: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False), nn.GroupNorm(8, outputs), nn.ReLU()
-    )
-
-
-def _block(width: int) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.GroupNorm(8, width), nn.ReLU())
+def _block(inputs: int, outputs: int, stride: int) -> nn.Module:
+    convolution = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.GroupNorm(8, outputs), nn.ReLU())
 
 
 def small_fcos(

@@ -79,7 +79,7 @@ def test_conditions_of_a_transform_reach_the_batch():
         AutoAugment(AugMix()),
         AutoAugment(Policy([[["SamplePairing", 0.8, 7], ["Rotate", 0.8, 5]]], "classification")),
         Flip(),
-        Compose([Flip(), RandomCrop(20, padding=3), AutoAugment("classification_cifar10")]),
+        Compose([Flip(), RandomCrop(20), AutoAugment("classification_cifar10")]),
     ],
     ids=lambda a: getattr(getattr(a, "policy", a), "name", type(getattr(a, "policy", a)).__name__),
 )

@@ -33,13 +33,6 @@ def test_random_crops_reach_every_window_evenly():
     assert np.abs(count[:3, :4] - 200).max() < 5 * 200**0.5
 
 
-def test_padding_mirrors():
-    x = image(8, 8)
-    windows = {T.RandomCrop(8, padding=2)(x, keyed_generator(i)).numpy().tobytes() for i in range(600)}
-    padded = np.pad(x.numpy(), ((0, 0), (2, 2), (2, 2)), mode="reflect")
-    assert windows == {padded[:, i : i + 8, j : j + 8].tobytes() for i in range(5) for j in range(5)}
-
-
 def test_flips_come_as_often_as_asked():
     x = image(4, 4)
     flips = sum(not torch.equal(T.Flip(0.3)(x, keyed_generator(i)), x) for i in range(2000))
@@ -64,7 +57,6 @@ def test_the_same_key_gives_the_same_image():
         (lambda: T.RandomCrop(0), "size=0"),
         (lambda: T.RandomCrop(9)(image(8, 10)), "No window of 9x9 fits into an image of 10x8"),
         (lambda: T.CenterCrop(9)(image(8, 10)), "No window of 9x9"),
-        (lambda: T.RandomCrop(4, padding=8)(image(8, 10)), "padding=8"),
     ],
 )
 def test_what_does_not_fit(call, message):
