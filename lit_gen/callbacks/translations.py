@@ -17,7 +17,7 @@ from lit_gen.data.fewshot_module import FewShotDataModule
 from lit_gen.errors import ConfigError
 from lit_gen.evaluation.classifiers import ClassifierTraining, evaluation_classifier, has_contents
 from lit_gen.funit.classifier import predict
-from lit_gen.funit.evaluation import Judge, Measures, copy_content, evaluate, paste_example
+from lit_gen.funit.evaluation import Measures, TargetClassifier, copy_content, evaluate, paste_example
 from lit_gen.images import grid, to_float
 from lit_gen.module import BaseModule, Results
 from lit_gen.rng import keyed_generator
@@ -105,8 +105,8 @@ class Translations(Periodic):
         classes = made("test")
         self.judged["judge/test_accuracy"] = round(classes.accuracy, 4)
         places = [data.test.classes.index(name) for name in self.examples]
-        judges = {"test": Judge(partial(predict, classes.network), places)}
-        self.measures = replace(self.measures, judges=judges)
+        classifiers = {"test": TargetClassifier(partial(predict, classes.network), places)}
+        self.measures = replace(self.measures, classifiers=classifiers)
         if has_contents(data):
             letters = made("content")
             self.judged["judge/content_accuracy"] = round(letters.accuracy, 4)
@@ -151,7 +151,7 @@ class Translations(Periodic):
     ) -> dict[str, float]:
         """Means over all contents and target classes, on every rank the same."""
         measures, truth = self.measures, self.measures.truth
-        if not measures.judges and truth is None:
+        if not measures.classifiers and truth is None:
             return {}
         mine = torch.arange(trainer.global_rank, self.num_contents, trainer.world_size)
         chosen = replace(

@@ -31,7 +31,7 @@ from lit_gen.evaluation.classifiers import (
     weights_of,
 )
 from lit_gen.funit.classifier import Classifier, accuracy, load_classifier, predict
-from lit_gen.funit.evaluation import Judge, Measures, copy_content, evaluate, paste_example, sweep
+from lit_gen.funit.evaluation import Measures, TargetClassifier, copy_content, evaluate, paste_example, sweep
 from lit_gen.funit.imagenet import VGG16Maps
 from lit_gen.funit.networks import FewShotGenerator
 from lit_gen.funit.translator import class_code
@@ -190,8 +190,8 @@ def _measures(
     sources = len(data.train.classes)
     places = [data.test.classes.index(name) for name in test.examples]
     panel = {
-        "test": Judge(partial(predict, classifiers["test"].network), places),
-        "all": Judge(partial(predict, classifiers["all"].network), [sources + p for p in places]),
+        "test": TargetClassifier(partial(predict, classifiers["test"].network), places),
+        "all": TargetClassifier(partial(predict, classifiers["all"].network), [sources + p for p in places]),
     }
     extractor = (
         instantiate(cfg.extractor)
@@ -213,7 +213,7 @@ def _measures(
 
     knows = data.truth(int(test.index[0]), next(iter(test.examples))) is not None
     measures = Measures(
-        judges=panel,
+        classifiers=panel,
         content_features=maps,
         features=features,
         distance=lambda found, name: frechet_distance(real[name], _counted(found)),

@@ -1,7 +1,7 @@
-"""Classifiers that judge translations: small ones, trained from nothing where no pretrained network fits
+"""Classifiers that measure translations: small ones, trained from scratch where no pretrained network fits
 (glyphs, 64 x 64 animals), or the paper's.
 
-The paper's judges are Inception-V3 networks fine-tuned on the data (Liu et al. 2019, section 4,
+The paper's classifiers are Inception-V3 networks fine-tuned on the data (Liu et al. 2019, section 4,
 `lit_gen.funit.imagenet`); its few-shot classification extends a 10-layer ResNet by a linear head for unseen
 classes (appendix).
 """
@@ -20,17 +20,6 @@ from lit_gen.funit.imagenet import InceptionV3
 from lit_gen.images import to_float
 from lit_gen.rng import keyed_generator
 from lit_gen.schedules import train_one_cycle
-
-__all__ = [
-    "Classifier",
-    "ResNet10",
-    "accuracy",
-    "fit_head",
-    "load_classifier",
-    "predict",
-    "save_classifier",
-    "train_classifier",
-]
 
 
 class ResBlock(nn.Module):
@@ -156,7 +145,7 @@ def predict(network: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor
 
 
 def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Share of images whose class is found."""
+    """Fraction of images whose class is predicted."""
     return (predict(network, images).argmax(1) == labels.cpu()).double().mean().item()
 
 
@@ -174,29 +163,29 @@ def fit_head(
     x = features.double()
     mean, std = x.mean(0), x.std(0, correction=0).clamp(min=1e-6)
     x = (x - mean) / std
-    weight = torch.zeros(num_classes, x.shape[1], dtype=torch.float64, device=x.device, requires_grad=True)
-    bias = torch.zeros(num_classes, dtype=torch.float64, device=x.device, requires_grad=True)
-    solver = torch.optim.LBFGS([weight, bias], max_iter=iterations, line_search_fn="strong_wolfe")
+    head = nn.Linear(x.shape[1], num_classes).to(x)
+    for parameter in head.parameters():
+        nn.init.zeros_(parameter)
+    solver = torch.optim.LBFGS(head.parameters(), max_iter=iterations, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         solver.zero_grad()
-        loss = F.cross_entropy(F.linear(x, weight, bias), labels) + weight_decay / 2 * weight.square().sum()
+        loss = F.cross_entropy(head(x), labels) + weight_decay / 2 * head.weight.square().sum()
         loss.backward()
         return loss
 
     solver.step(closure)
-    head = nn.Linear(x.shape[1], num_classes).to(features)
     with torch.no_grad():  # the standardization of the features is folded into the layer
-        head.weight.copy_(weight / std)
-        head.bias.copy_(bias - (weight / std) @ mean)
-    return head
+        head.weight.div_(std)
+        head.bias.sub_(head.weight @ mean)
+    return head.to(features)
 
 
 def save_classifier(
     network: Classifier, path: str | Path, classes: list[str], accuracy: float | None = None
 ) -> Path:
     """Writes {"config", "classes", "accuracy", "state_dict"}, whole or not at all: what `load_classifier`
-    reads with `weights_only=True`. `accuracy`: the share of images it has not seen that it is right on."""
+    reads with `weights_only=True`. `accuracy`: that on images it has not seen."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = {"config": network.config, "classes": list(classes), "accuracy": accuracy}

@@ -1,8 +1,8 @@
 """The evaluation protocol of FUNIT (Liu et al. 2019, section 4, https://arxiv.org/abs/1905.01723).
 
 N content images of source classes are translated into each target class, shown by K images that are the same
-for every method; then classifiers, feature networks and, where it exists, the true translation judge the N x
-T images. Images are uint8 (N, C, H, W) throughout. Networks come as plain callables, so that any may judge.
+for every method; then classifiers, feature networks and, where it exists, the true translation measure the N x
+T images. Images are uint8 (N, C, H, W) throughout. Networks come as plain callables, so that any will do.
 """
 
 import math
@@ -16,20 +16,6 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from lit_gen.errors import ConfigError
 from lit_gen.images import to_float
-
-__all__ = [
-    "Judge",
-    "Measures",
-    "Translator",
-    "copy_content",
-    "dipd",
-    "evaluate",
-    "paired_l1",
-    "paste_example",
-    "ssim",
-    "sweep",
-    "translations",
-]
 
 WINDOW = 11  # pixels, of SSIM
 Translator = Callable[[Tensor, Tensor], Tensor]
@@ -56,7 +42,7 @@ def _to_uint8(x: Tensor) -> Tensor:
     return ((x + 1) * 127.5).round().to(torch.uint8)
 
 
-# --- judging pairs ---
+# --- measures of pairs ---
 
 
 def paired_l1(images: Tensor, truth: Tensor) -> Tensor:
@@ -97,7 +83,7 @@ def dipd(a: Tensor, b: Tensor, eps: float = 1e-5) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Judge:
+class TargetClassifier:
     """A classifier: `logits` of uint8 images are (N, number of its classes); `target[t]` is its number of
     target class t."""
 
@@ -109,7 +95,7 @@ class Judge:
 class Measures:
     """What to measure.
 
-    judges: by name, the paper's "all" (source and target classes) and "test" (target classes only).
+    classifiers: by name, the paper's "all" (source and target classes) and "test" (target classes only).
     content_features: uint8 images -> feature maps (N, C, h, w), for DIPD.
     features, distance: uint8 images -> (N, D), and (features of all translations into a class, its name) ->
         distance to the real images of that class. The mean over classes is the paper's mFID if the features
@@ -120,7 +106,7 @@ class Measures:
     content_logits, content_label: a classifier of what the content images show, and the right answers (N,).
     """
 
-    judges: dict[str, Judge] = field(default_factory=dict)
+    classifiers: dict[str, TargetClassifier] = field(default_factory=dict)
     content_features: Callable[[Tensor], Tensor] | None = None
     features: Callable[[Tensor], Tensor] | None = None
     distance: Callable[[Tensor, str], float] | None = None
@@ -133,13 +119,13 @@ class Measures:
 
 def translations(
     translate: Translator, contents: Tensor, examples: dict[str, Tensor], batch_size: int = 64
-) -> Iterator[tuple[str, slice, Tensor]]:
-    """Class by class, batch by batch: (class name, which contents, their translations)."""
-    for name, shown in examples.items():
+) -> Iterator[tuple[int, str, slice, Tensor]]:
+    """Class by class, batch by batch: (class number and name, which contents, their translations)."""
+    for t, (name, shown) in enumerate(examples.items()):
         classes = to_float(shown)
         for start in range(0, len(contents), batch_size):
             rows = slice(start, min(start + batch_size, len(contents)))
-            yield name, rows, translate(to_float(contents[rows]), classes).cpu()
+            yield t, name, rows, translate(to_float(contents[rows]), classes).cpu()
 
 
 @torch.no_grad()
@@ -152,20 +138,20 @@ def evaluate(
 ) -> dict[str, float]:
     """Means over all N x T translations of N contents (N, C, H, W) into T classes {name: (K, C, H, W)}.
 
-    Names: "top1_<judge>", "top5_<judge>" (shares; of fewer than 5 classes, of all), "is_<judge>" (Inception
+    Names: "top1_<name>", "top5_<name>" (fractions; of fewer than 5 classes, of all), "is_<name>" (Inception
     score of the whole set with that classifier), "dipd", the distance's name, "l1", "ssim" and "lpips" to the
-    true translations ("lpips_content" to the content where there are none), "content" (the share whose
-    content the classifier still reads).
+    true translations ("lpips_content" to the content where there are none), "content" (the
+    fraction whose content the classifier still recognizes).
     """
     if not len(contents) or not examples:
         raise ConfigError(
             f"{len(contents)} content images and {len(examples)} target classes: nothing to evaluate."
         )
-    totals, judged = _Means(), {name: _Judgement(judge) for name, judge in measures.judges.items()}
+    totals, scores = _Means(), {name: _Scores(c) for name, c in measures.classifiers.items()}
     distances, features = [], []
-    for t, (name, rows, images) in _numbered(translations(translate, contents, examples, batch_size)):
-        for judgement in judged.values():
-            judgement.add(images, t)
+    for t, name, rows, images in translations(translate, contents, examples, batch_size):
+        for classifier_scores in scores.values():
+            classifier_scores.add(images, t)
         if measures.content_features is not None:
             pair = measures.content_features(contents[rows]), measures.content_features(images)
             totals.add("dipd", dipd(*pair))
@@ -188,8 +174,8 @@ def evaluate(
                 distances.append(measures.distance(torch.cat(features), name))
                 features = []
     results = {}
-    for name, judgement in judged.items():
-        results |= {f"{key}_{name}": value for key, value in judgement.results().items()}
+    for name, classifier_scores in scores.items():
+        results |= {f"{key}_{name}": value for key, value in classifier_scores.results().items()}
     results |= totals.results()
     if distances:
         results[measures.distance_name] = sum(distances) / len(distances)
@@ -219,14 +205,6 @@ def sweep(
     }
 
 
-def _numbered(
-    batches: Iterator[tuple[str, slice, Tensor]],
-) -> Iterator[tuple[int, tuple[str, slice, Tensor]]]:
-    number: dict[str, int] = {}
-    for batch in batches:
-        yield number.setdefault(batch[0], len(number)), batch
-
-
 class _Means:
     def __init__(self) -> None:
         self.sums: dict[str, float] = {}
@@ -240,16 +218,16 @@ class _Means:
         return {name: total / self.counts[name] for name, total in self.sums.items()}
 
 
-class _Judgement:
+class _Scores:
     """Running accuracy and Inception score, exp(mean_x KL(p(y|x) || p(y))), of one classifier."""
 
-    def __init__(self, judge: Judge):
-        self.judge, self.means = judge, _Means()
+    def __init__(self, classifier: TargetClassifier):
+        self.classifier, self.means = classifier, _Means()
         self.probability = torch.zeros((), dtype=torch.float64)
 
     def add(self, images: Tensor, t: int) -> None:
-        logits = self.judge.logits(images).double().cpu()
-        target = self.judge.target[t]
+        logits = self.classifier.logits(images).double().cpu()
+        target = self.classifier.target[t]
         rank = (logits > logits[:, target : target + 1]).sum(1)  # classes that are preferred to the target
         for k in (1, 5):
             self.means.add(f"top{k}", rank < k)

@@ -17,8 +17,6 @@ from lit_gen.funit.evaluation import Translator
 from lit_gen.images import to_float
 from lit_gen.rng import keyed_generator
 
-__all__ = ["few_shot_accuracy", "generated_set"]
-
 
 @torch.no_grad()
 def generated_set(

@@ -7,8 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-__all__ = ["GradientMean"]
-
 BUCKET = 25 * 2**20  # bytes of gradients that travel together, as in torch's DDP
 
 

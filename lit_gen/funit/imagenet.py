@@ -1,4 +1,4 @@
-"""The networks that judge translations in FUNIT's paper (Liu et al. 2019, section 4,
+"""The networks that measure translations in FUNIT's paper (Liu et al. 2019, section 4,
 https://arxiv.org/abs/1905.01723), from torchvision's ImageNet weights: Inception-V3, to be fine-tuned as a
 classifier, and VGG-16 for DIPD.
 
@@ -15,8 +15,6 @@ from torchvision import models
 
 from lit_gen.errors import ConfigError
 from lit_gen.images import to_float
-
-__all__ = ["InceptionV3", "VGG16Maps"]
 
 INCEPTION_LAYERS = (
     *("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "maxpool1", "Conv2d_3b_1x1", "Conv2d_4a_3x3"),

@@ -8,18 +8,6 @@ over all of it, taken in float32 or wider whatever the networks' precision.
 import torch
 from torch import Tensor
 
-__all__ = [
-    "Parts",
-    "content_consistency",
-    "feature_matching",
-    "gradient_penalty",
-    "hinge_discriminator",
-    "hinge_generator",
-    "official_gradient_penalty",
-    "reconstruction",
-    "squared_gradients",
-]
-
 Parts = dict[str, Tensor]
 
 
@@ -28,18 +16,18 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _share(true: Tensor, like: Tensor) -> Tensor:
+def _fraction(true: Tensor, like: Tensor) -> Tensor:
     return true.to(like.dtype).mean()
 
 
 def hinge_discriminator(real: Tensor, fake: Tensor) -> tuple[Tensor, Parts]:
     """mean max(0, 1 - D(x)) + mean max(0, 1 + D(G)).
 
-    The part `accuracy` is the share of patches judged rightly, over both halves.
+    The part `accuracy` is the fraction of patches classified correctly, over both halves.
     """
     real, fake = _wide(real), _wide(fake)
     loss_real, loss_fake = (1 - real).relu().mean(), (1 + fake).relu().mean()
-    accuracy = (_share(real >= 0, real) + _share(fake < 0, fake)) / 2
+    accuracy = (_fraction(real >= 0, real) + _fraction(fake < 0, fake)) / 2
     return loss_real + loss_fake, {
         "real": loss_real.detach(),
         "fake": loss_fake.detach(),
@@ -48,10 +36,10 @@ def hinge_discriminator(real: Tensor, fake: Tensor) -> tuple[Tensor, Parts]:
 
 
 def hinge_generator(translated: Tensor, reconstructed: Tensor) -> tuple[Tensor, Parts]:
-    """-(mean D(translation) + mean D(reconstruction)) / 2; `fooled`: the share of patches that pass."""
+    """-(mean D(translation) + mean D(reconstruction)) / 2; `fooled`: the fraction of patches that pass as real."""
     translated, reconstructed = _wide(translated), _wide(reconstructed)
     loss = -(translated.mean() + reconstructed.mean()) / 2
-    fooled = (_share(translated >= 0, translated) + _share(reconstructed >= 0, reconstructed)) / 2
+    fooled = (_fraction(translated >= 0, translated) + _fraction(reconstructed >= 0, reconstructed)) / 2
     return loss, {"adversarial": loss.detach(), "fooled": fooled}
 
 

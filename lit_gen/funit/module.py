@@ -19,8 +19,6 @@ from lit_gen.funit.networks import FewShotGenerator, PatchDiscriminator
 from lit_gen.funit.step import Batch, Objective, alternating_step, average_
 from lit_gen.module import BaseModule, clip_gradients
 
-__all__ = ["FUNITModule"]
-
 
 class FUNITModule(BaseModule):
     """FUNIT (Liu et al. 2019, https://arxiv.org/abs/1905.01723) in manual optimization; a batch has the

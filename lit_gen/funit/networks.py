@@ -8,22 +8,13 @@ animal-faces configuration (29,866,435 and, at 119 classes, 54,252,599 parameter
 """
 
 import itertools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_gen.errors import ConfigError
-
-__all__ = [
-    "ClassEncoder",
-    "ContentEncoder",
-    "Decoder",
-    "FewShotGenerator",
-    "PatchDiscriminator",
-    "adain",
-    "kaiming_",
-]
 
 
 def kaiming_(network: nn.Module) -> None:
@@ -242,17 +233,7 @@ class FewShotGenerator(nn.Module):
         num_mlp_layers: int = 3,
     ):
         super().__init__()
-        counts = {
-            "channels": channels,
-            "width": width,
-            "code_size": code_size,
-            "content_downs": content_downs,
-            "class_downs": class_downs,
-            "num_res_blocks": num_res_blocks,
-            "mlp_width": mlp_width,
-            "num_mlp_layers": num_mlp_layers,
-        }
-        _check_counts(counts, zero=("content_downs",))
+        _check_counts(locals(), zero=("content_downs",))
         self.class_encoder = ClassEncoder(channels, width, class_downs, code_size)
         self.content_encoder = ContentEncoder(channels, width, content_downs, num_res_blocks)
         self.decoder = Decoder(channels, width, content_downs, num_res_blocks)
@@ -323,13 +304,11 @@ class PatchDiscriminator(nn.Module):
         max_width: int = 1024,
     ):
         super().__init__()
-        _check_counts(
-            {"num_classes": num_classes, "channels": channels, "width": width, "max_width": max_width}
-        )
         if num_res_blocks < 2 or num_res_blocks % 2:
             raise ConfigError(
                 f"num_res_blocks={num_res_blocks}: a stage has two blocks; give an even number of at least 2."
             )
+        _check_counts(locals())
         self.num_classes = num_classes
         self.stem = conv(channels, width, 7)
         self.stages = nn.ModuleList()
@@ -361,9 +340,9 @@ class PatchDiscriminator(nn.Module):
         return logits.gather(1, index).squeeze(1), features
 
 
-def _check_counts(counts: dict[str, int], zero: tuple[str, ...] = ()) -> None:
-    """Raises ConfigError for a count below 1; those named in `zero` may be 0."""
-    for name, value in counts.items():
+def _check_counts(arguments: dict[str, Any], zero: tuple[str, ...] = ()) -> None:
+    """Raises ConfigError for a whole number below 1 among the arguments; those named in `zero` may be 0."""
+    for name, value in arguments.items():
         least = 0 if name in zero else 1
-        if value < least:
+        if isinstance(value, int) and value < least:
             raise ConfigError(f"{name}={value}; it must be a whole number of at least {least}.")

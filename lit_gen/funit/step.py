@@ -19,8 +19,6 @@ from lit_gen.funit import losses
 from lit_gen.funit.losses import Parts
 from lit_gen.funit.networks import FewShotGenerator, PatchDiscriminator
 
-__all__ = ["Batch", "Objective", "Outputs", "alternating_step", "average_", "run_generator"]
-
 
 class Batch(NamedTuple):
     """Content images (B, C, H, W) and class images (B, C, H, W), in [-1, 1], each with labels int64 (B,).

@@ -7,8 +7,6 @@ from lit_gen.errors import ConfigError
 from lit_gen.funit.networks import FewShotGenerator
 from lit_gen.images import to_uint8
 
-__all__ = ["class_code", "interpolate", "translate"]
-
 
 @torch.no_grad()
 def class_code(generator: FewShotGenerator, images: Tensor) -> Tensor:

@@ -33,8 +33,6 @@ from lit_gen.models.loading import open_model, open_translator
 from lit_gen.score.module import ScoreModule
 from lit_gen.score.restoration import LinearOperator
 
-__all__ = ["SampledModel", "Translator", "evaluate_images", "load"]
-
 Sampler = Callable[..., Tensor]
 
 
@@ -65,7 +63,7 @@ class SampledModel:
         conditional model; None: class i mod num_classes for image i. Raises ConfigError for a sampler,
         option, or class that there is not.
         """
-        chosen = self._sampler(sampler, options)
+        chosen = _function("sample", "sampler", sampler, options)
         indices = range(num) if isinstance(num, int) else list(num)
         if len(indices) == 0:
             raise ConfigError(f"num={num}: give at least one image to sample.")
@@ -93,29 +91,12 @@ class SampledModel:
         `lit_gen.score.restoration`. `label`: the class of all images, or int64 (N,). Raises ConfigError for a
         method or option that there is not.
         """
-        if isinstance(method, str):
-            restoring = _chosen("restore", "method", method, options, noise_std=noise_std)
-        elif not options:
-            restoring = method
-        else:
-            raise ConfigError(f"Give {', '.join(options)} to the method itself, by functools.partial.")
+        chosen = _function("restore", "method", method, options, noise_std=noise_std)
         if isinstance(label, int):
             label = torch.full((len(measured),), label)
-        restored = restore_images(
-            self.module, operator, measured, restoring, samples, seed, batch_size, label
-        )
+        restored = restore_images(self.module, operator, measured, chosen, samples, seed, batch_size, label)
         assert restored is not None  # one process has all
         return restored
-
-    def _sampler(self, sampler: str | Sampler | None, options: dict[str, Any]) -> Sampler | None:
-        if isinstance(sampler, str):
-            return _chosen("sample", "sampler", sampler, options)
-        if options:
-            raise ConfigError(
-                f'{", ".join(options)}: options go with the name of a sampler, sampler="heun" for instance; '
-                "give them to a function by functools.partial."
-            )
-        return sampler
 
 
 @dataclass(frozen=True)
@@ -157,8 +138,6 @@ def load(
         with allowing(allow_targets):
             module, config, path = load_run(source, checkpoint, ema=ema, device=device)
         if isinstance(module, FUNITModule):
-            if not ema:
-                module.generator_ema.load_state_dict(module.generator.state_dict())
             return Translator(module.generator_ema, config, path)
         if not isinstance(module, ScoreModule):
             raise ConfigError(f"{source} is a run of {type(module).__name__}, which generates no images.")
@@ -218,6 +197,19 @@ def _composed(command: str, overrides: list[str], values: dict[str, Any]) -> Dic
     for name, value in values.items():
         cfg[name] = value
     return cfg
+
+
+def _function(command: str, group: str, given: Any, options: dict[str, Any], **values: Any) -> Any:
+    """What is given as a name, as that option of a configuration group, with options of its own; a function
+    as it is."""
+    if isinstance(given, str):
+        return _chosen(command, group, given, options, **values)
+    if options:
+        raise ConfigError(
+            f"{', '.join(options)}: options go with the name of a {group}, one of conf/{group}; give them "
+            "to a function by functools.partial."
+        )
+    return given
 
 
 def _chosen(command: str, group: str, name: str, options: dict[str, Any], **values: Any) -> Any:

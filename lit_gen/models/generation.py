@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
+from tqdm import tqdm
 
 from lit_gen.errors import ConfigError
 from lit_gen.funit import translator
@@ -48,20 +48,11 @@ def sample_batches(
             f"0 to {module.num_classes - 1}" if module.num_classes else "none: the model is unconditional"
         )
         raise ConfigError(f"label={label}: the model's classes are {classes}.")
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("eta"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, disable=not progress or rank() > 0) as bar:
-        task = bar.add_task("sampling", total=len(indices))
-        for rows in own_batches(len(indices), batch_size):
-            part = indices[rows.start : rows.stop]
-            classes = None if label is None else torch.full((len(part),), label)
-            yield rows, module.sample(part, seed, sampler, classes).cpu()
-            bar.update(task, completed=rows.stop)  # the other ranks are about as far
+    batches = own_batches(len(indices), batch_size)
+    for rows in tqdm(batches, "sampling", unit="batch", disable=not progress or rank() > 0):
+        part = indices[rows.start : rows.stop]
+        classes = None if label is None else torch.full((len(part),), label)
+        yield rows, module.sample(part, seed, sampler, classes).cpu()
 
 
 @torch.no_grad()
@@ -81,23 +72,18 @@ def restore_images(
     whole batches, and rank 0 has all; the others get None.
     """
     rows = [(i, k) for i in range(len(measured)) for k in range(samples)]
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("eta"))
-    parts = []
-    with Progress(*columns, TimeRemainingColumn(), disable=rank() > 0) as bar:
-        task = bar.add_task("restoring", total=len(rows))
-        for own in own_batches(len(rows), batch_size):
-            part = rows[own.start : own.stop]
-            generator = PerSample([keyed_generator(seed, "restore", i, k) for i, k in part])
-            x = module.denoiser.process.prior_sample(
-                (len(part), *module.image_shape), generator, device=module.device
-            )
-            which = [i for i, _ in part]
-            y = measured[which].to(module.device)
-            classes = None if labels is None else labels[which].to(module.device)
-            with network_precision(module.denoiser, module.sampling_precision):
-                x_0 = method(module.denoiser, x, operator, y, label=classes, generator=generator)
-            parts.append(to_uint8(x_0).cpu())
-            bar.update(task, completed=own.stop)  # the other ranks are about as far
+    process, device, parts = module.denoiser.process, module.device, []
+    batches = own_batches(len(rows), batch_size)
+    for own in tqdm(batches, "restoring", unit="batch", disable=rank() > 0):
+        part = rows[own.start : own.stop]
+        generator = PerSample([keyed_generator(seed, "restore", i, k) for i, k in part])
+        x = process.prior_sample((len(part), *module.image_shape), generator, device=device)
+        which = [i for i, _ in part]
+        y = measured[which].to(device)
+        classes = None if labels is None else labels[which].to(device)
+        with network_precision(module.denoiser, module.sampling_precision):
+            x_0 = method(module.denoiser, x, operator, y, label=classes, generator=generator)
+        parts.append(to_uint8(x_0).cpu())
     restored = gather_batches(parts, len(rows), batch_size)
     return None if restored is None else restored.unflatten(0, (len(measured), samples))
 

@@ -46,6 +46,9 @@ FAMILIES = {
 """The class of an EDM or EDM2 snapshot -> the option of conf/model with its process and precondition."""
 
 
+Module = TypeVar("Module", bound=nn.Module)
+
+
 def open_model(cfg: DictConfig) -> tuple[Any, DictConfig | None, Path]:
     """(module in eval mode, configuration of its run, file read): of `cfg.run` as `load`, or of
     `cfg.weights`.
@@ -65,9 +68,7 @@ def open_model(cfg: DictConfig) -> tuple[Any, DictConfig | None, Path]:
         return guide(module, cfg), run_cfg, path
     path = Path(cfg.weights)
     net, info = pretrained.load(path, ema=cfg.ema, image_size=cfg.image_size)
-    module = _module(cfg, net, info)
-    device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return guide(module.to(device).eval().requires_grad_(False), cfg), None, path
+    return guide(_ready(_module(cfg, net, info), cfg.device), cfg), None, path
 
 
 def _module(cfg: DictConfig, net: pretrained.OfficialNetwork, info: pretrained.Info) -> ScoreModule:
@@ -106,28 +107,22 @@ def _check_levels(process: Process, info: pretrained.Info) -> None:
 
 
 def load(
-    run: str | Path,
-    checkpoint: str = "best",
-    *,
-    ema: bool = True,
-    device: str | None = None,
+    run: str | Path, checkpoint: str = "best", *, ema: bool = True, device: str | None = None
 ) -> tuple[Any, DictConfig, Path]:
     """The model of a run folder (`checkpoint` is "best", "last" or a path) or of a checkpoint file: (module
     in eval mode, its configuration, the file read).
 
-    `ema=True` loads the averaged weights where the run has them. Nothing in the file is executed; targets
+    `ema=True` loads the averaged weights where the run has them; without it a FUNIT module's raw weights
+    stand in for its average. Nothing in the file is executed; targets
     outside the allow list (`lit_gen.instantiate`) are refused, whatever `allow_targets` says in the file.
     "best" falls back on the newest checkpoint that loads, "last" too.
     """
     path = Path(run)
     if path.is_dir():
         cfg = runs.saved_config(path)
-        path = (
-            checkpoints.folder(path) / f"{checkpoint}.ckpt"
-            if checkpoint in ("best", "last")
-            else Path(checkpoint)
-        )
-        if checkpoint in ("best", "last") and not path.is_file():
+        named = checkpoint in ("best", "last")
+        path = checkpoints.folder(path) / f"{checkpoint}.ckpt" if named else Path(checkpoint)
+        if named and not path.is_file():
             path, state, _ = checkpoints.newest_good(run)
         else:
             state = checkpoints.read(path)
@@ -136,15 +131,18 @@ def load(
         cfg = runs.config_of(state["config"])
     module = instantiate(cfg.model)
     _load_weights(module, state["state_dict"], path)
-    if ema:
-        averages = [v["shadow"] for k, v in state.get("callbacks", {}).items() if k.startswith("EMA")]
-        if averages:
-            weights = dict(module.ema_network().named_parameters())
-            with torch.no_grad():
-                for name, value in averages[0].items():
-                    weights[name].copy_(value)
+    averages = [v["shadow"] for k, v in state.get("callbacks", {}).items() if k.startswith("EMA")]
+    if ema and averages:
+        module.ema_network().load_state_dict(averages[0], strict=False)  # it has no buffers
+    if not ema and isinstance(module, FUNITModule):
+        module.generator_ema.load_state_dict(module.generator.state_dict())
+    return _ready(module, device), cfg, path
+
+
+def _ready(module: Module, device: str | None) -> Module:
+    """In eval mode, without gradients, on the device; None: a GPU if there is one."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return module.to(device).eval().requires_grad_(False), cfg, path
+    return module.to(device).eval().requires_grad_(False)
 
 
 def _load_weights(module: torch.nn.Module, weights: dict[str, Any], path: Path) -> None:
@@ -157,9 +155,6 @@ def _load_weights(module: torch.nn.Module, weights: dict[str, Any], path: Path) 
             "Was model.* changed since it was saved?"
         )
     module.load_state_dict(weights)
-
-
-Module = TypeVar("Module", bound=nn.Module)
 
 
 def guide(module: Module, cfg: DictConfig) -> Module:
@@ -276,19 +271,14 @@ def open_translator(cfg: DictConfig) -> tuple[FewShotGenerator, DictConfig | Non
         module, run_cfg, path = funit_run(cfg)
         return module.generator_ema, run_cfg, path
     path = Path(cfg.weights)
-    generator = load_generator(path, average=cfg.ema)
-    device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return generator.float().to(device).eval().requires_grad_(False), None, path
+    return _ready(load_generator(path, average=cfg.ema), cfg.device), None, path
 
 
 def funit_run(cfg: DictConfig) -> tuple[FUNITModule, DictConfig, Path]:
-    """(module, configuration, file) of a FUNIT run; without `cfg.ema` its raw weights stand in for the
-    average. Raises ConfigError for a run of another kind."""
-    module, run_cfg, path = load(cfg.run, cfg.checkpoint, device=cfg.device)
+    """`load` of a FUNIT run. Raises ConfigError for a run of another kind."""
+    module, run_cfg, path = load(cfg.run, cfg.checkpoint, ema=cfg.ema, device=cfg.device)
     if not isinstance(module, FUNITModule):
         raise ConfigError(
             f"{cfg.run} is a run of {type(module).__name__}, which does not translate: give one of FUNIT."
         )
-    if not cfg.ema:
-        module.generator_ema.load_state_dict(module.generator.state_dict())
     return module, run_cfg, path

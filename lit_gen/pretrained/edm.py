@@ -24,8 +24,6 @@ from lit_gen.score.networks.adm import ADM
 from lit_gen.score.networks.edm2 import EDM2
 from lit_gen.score.networks.ncsnpp import NCSNpp
 
-__all__ = ["from_state_dict", "hidden_arguments", "network_arguments", "read", "rules"]
-
 Network = NCSNpp | ADM | EDM2
 
 _IGNORED = (

@@ -15,8 +15,6 @@ from lit_gen.funit.networks import FewShotGenerator
 from lit_gen.pretrained import unpickle
 from lit_gen.pretrained.keymap import Rule, apply, same
 
-__all__ = ["load_generator", "rules"]
-
 _UNUSED = (".norm.running_mean", ".norm.running_var")  # moments that nothing reads
 
 

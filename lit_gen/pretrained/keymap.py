@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from lit_gen.errors import ConfigError
 
-__all__ = ["SELF", "Info", "Layout", "Rule", "apply", "conv_as_linear", "expand", "same"]
-
 
 @dataclass(frozen=True)
 class Info:

@@ -20,8 +20,6 @@ from lit_gen.pretrained.keymap import Info, Rule, apply, same
 from lit_gen.score.networks.ncsn import NCSN
 from lit_gen.score.networks.ncsnv2 import NCSNv2
 
-__all__ = ["from_state_dict", "read", "rules"]
-
 _PREFIX = "module."
 # Names of the residual stages and refine blocks, in the order of use, by their number.
 _STAGES = {4: "1 2 3 4", 5: "1 2 3 4 5", 6: "1 2 3 31 4 5"}

@@ -22,8 +22,6 @@ from lit_gen.pretrained.keymap import SELF, Info, Layout, Rule, apply, expand, s
 from lit_gen.score.networks.ddpm import DDPM
 from lit_gen.score.networks.ncsnpp import NCSNpp
 
-__all__ = ["config_arguments", "from_state_dict", "network_arguments", "read", "rules"]
-
 _PREFIX = "module."
 _BUFFERS = ("sigmas",)
 _QKV = ("NIN_0", "NIN_1", "NIN_2")
@@ -168,9 +166,7 @@ def _averaged(state: dict[str, Tensor], shadow: list[Tensor]) -> dict[str, Tenso
     return state | dict(zip(trainable, shadow, strict=True))
 
 
-def config_arguments(
-    config: Mapping[str, Any],
-) -> tuple[type[NCSNpp] | type[DDPM], dict[str, Any]]:
+def config_arguments(config: Mapping[str, Any]) -> tuple[type[NCSNpp] | type[DDPM], dict[str, Any]]:
     """The class and constructor arguments of an official config: nested mappings, or its ConfigDict.
 
     Raises ConfigError for what the official code cannot run or has no network for here.

@@ -20,8 +20,6 @@ from torch._utils import _rebuild_tensor_v2
 
 from lit_gen.errors import ConfigError
 
-__all__ = ["Record", "load", "tensors"]
-
 # Old optimizer states hold the learning rate as a numpy scalar.
 _scalar: Any = np.float64(0).__reduce__()[0]
 _SCALARS = [

@@ -15,8 +15,6 @@ from lit_gen.score.losses import NoiseDistribution
 from lit_gen.score.precondition import Precondition
 from lit_gen.score.sde import Process, per_image, per_row, wide
 
-__all__ = ["ClassifierModule"]
-
 
 class ClassifierModule(SingleOptimizerModule):
     """Cross-entropy of `net(c_in x_t, c_noise) -> logits` on images as noisy as a sampler will meet them
@@ -26,7 +24,7 @@ class ClassifierModule(SingleOptimizerModule):
     """
 
     next_commands: ClassVar[dict[str, str]] = {
-        "guide": "lit-gen sample run=<a score model's run> guidance=classifier guidance.run={run}",
+        "guide": "lit-gen sample run=<a score model's run> guidance=classifier guidance.run={run}"
     }
 
     batch_keys = frozenset({"image", "label"})

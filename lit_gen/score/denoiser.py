@@ -178,16 +178,20 @@ class GaussianDenoiser(AbstractDenoiser):
             self.register_buffer(name, value)
 
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        alpha, sigma = _coefficients(self.process, t, x_t, 2)
-        rest = (wide(x_t) - per_image(alpha, self.mean[None]) * self.mean).flatten(1) @ self.basis
-        gain = alpha * self.variances / (alpha.square() * self.variances + sigma.square())
+        alpha, rest, variance = self._residual(x_t, t)
+        gain = alpha * self.variances / variance
         return (self.mean + ((gain * rest) @ self.basis.T).view(x_t.shape)).to(x_t)
 
     def log_prob(self, x_t: Tensor, t: Tensor) -> Tensor:
         """log p_t(x_t) in nats, (B,)."""
+        _, rest, variance = self._residual(x_t, t)
+        return _log_normal(rest, variance).sum(1)
+
+    def _residual(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """alpha; x_t - alpha mean along the eigenvectors of the covariance, (B, D); its variances there."""
         alpha, sigma = _coefficients(self.process, t, x_t, 2)
         rest = (wide(x_t) - per_image(alpha, self.mean[None]) * self.mean).flatten(1) @ self.basis
-        return _log_normal(rest, alpha.square() * self.variances + sigma.square()).sum(1)
+        return alpha, rest, alpha.square() * self.variances + sigma.square()
 
 
 class GaussianMixtureDenoiser(AbstractDenoiser):
@@ -253,7 +257,8 @@ class IdealDenoiser(AbstractDenoiser):
         if label is not None and label.is_floating_point():
             label = torch.where(label.sum(1) > 0, label.argmax(1), -1)
         alpha, sigma = _coefficients(self.process, t, x_t, 2)
-        flat, parts = wide(x_t).flatten(1), None
+        flat = wide(x_t).flatten(1)
+        mean, log_total = torch.zeros_like(flat), flat.new_full((len(flat), 1), -torch.inf)
         for start in range(0, len(self.images), self.chunk):
             images = self.images[start : start + self.chunk].flatten(1)
             logits = alpha * (flat @ images.T) - alpha.square() / 2 * images.square().sum(1)
@@ -261,17 +266,12 @@ class IdealDenoiser(AbstractDenoiser):
             if label is not None and self.labels is not None:
                 same = label[:, None] == self.labels[start : start + self.chunk]
                 logits = logits.masked_fill(~same & (label[:, None] >= 0), -torch.inf)
-            top = logits.amax(1, keepdim=True)
-            if parts is not None:
-                top = torch.maximum(parts[1], top)
-            weights = (logits - top.clamp(min=torch.finfo(top.dtype).min)).exp()
-            total = torch.cat([weights @ images, weights.sum(1, keepdim=True)], 1)
-            if parts is not None:
-                total = parts[0] * (parts[1] - top).nan_to_num(0).exp() + total
-            parts = total, top
-        assert parts is not None  # the data set has images
-        total = parts[0]
-        return (total[:, :-1] / total[:, -1:]).view(x_t.shape).to(x_t)
+            log_chunk = logits.logsumexp(1, keepdim=True)
+            log_total = torch.logaddexp(log_total, log_chunk)
+            # No image of a class in the chunk: -inf - -inf.
+            fraction = (log_chunk - log_total).exp().nan_to_num(0)
+            mean = mean.lerp(logits.softmax(1).nan_to_num(0) @ images, fraction)
+        return mean.view(x_t.shape).to(x_t)
 
 
 def _coefficients(process: Process, t: Tensor, x_t: Tensor, ndim: int) -> tuple[Tensor, Tensor]:

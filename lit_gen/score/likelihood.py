@@ -22,18 +22,6 @@ from lit_gen.score.samplers.grids import Grid, uniform_steps
 from lit_gen.score.samplers.rk45 import integrate, log_level_flow, log_levels
 from lit_gen.score.sde import DiscreteVP, Process, per_image, wide, wide_dtype
 
-__all__ = [
-    "Bound",
-    "Likelihood",
-    "bits_per_dim",
-    "dequantize",
-    "exact_probes",
-    "kl_term",
-    "log_likelihood",
-    "random_probes",
-    "variational_bound",
-]
-
 
 class Likelihood(NamedTuple):
     """log p in nats (B,), the latents (B, C, H, W) and how often the network saw each image, int64 (B,)."""

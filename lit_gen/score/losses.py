@@ -29,28 +29,6 @@ from lit_gen.rng import Generator, rand, randint, randn
 from lit_gen.score.denoiser import AbstractDenoiser
 from lit_gen.score.sde import Process, wide
 
-__all__ = [
-    "DenoisingLoss",
-    "EDMWeight",
-    "LogNormal",
-    "LogitNormal",
-    "MinSNR",
-    "SlicedScoreLoss",
-    "UncertaintyLoss",
-    "UniformStep",
-    "UniformTime",
-    "constant",
-    "edm_loss",
-    "flow",
-    "half_sum_of_pixels",
-    "likelihood",
-    "mean_of_pixels",
-    "snr",
-    "sum_of_pixels",
-    "variance",
-    "velocity",
-]
-
 NoiseDistribution = Callable[[Process, Tensor, Generator], Tensor]
 """`draw(process, x_0, generator)`: times (B,) for images (B, ...), of which the shape and device matter."""
 Weight = Callable[[Process, Tensor], Tensor]

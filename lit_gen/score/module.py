@@ -16,8 +16,6 @@ from lit_gen.score.losses import DenoisingLoss, SlicedScoreLoss
 from lit_gen.score.precondition import Precondition
 from lit_gen.score.sde import Process
 
-__all__ = ["ScoreModule"]
-
 
 class ScoreModule(SingleOptimizerModule):
     """Denoising score matching for any network, process, preconditioning, and loss.

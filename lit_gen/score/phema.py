@@ -15,8 +15,6 @@ from torch import Tensor
 
 from lit_gen.errors import ConfigError
 
-__all__ = ["exponent", "post_hoc_average", "post_hoc_coefficients", "power_beta"]
-
 
 @cache
 def exponent(std: float) -> float:

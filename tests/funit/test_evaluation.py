@@ -9,7 +9,7 @@ import torch
 
 from lit_gen.errors import ConfigError
 from lit_gen.funit import evaluation
-from lit_gen.funit.evaluation import Judge, Measures, copy_content, evaluate, paste_example, sweep
+from lit_gen.funit.evaluation import Measures, TargetClassifier, copy_content, evaluate, paste_example, sweep
 
 LEVELS = [40, 120, 200]  # class t: all pixels near LEVELS[t]; content: a faint pattern on top
 
@@ -44,9 +44,9 @@ def perfect(content: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
 
 
 MEASURES = Measures(
-    judges={
-        "all": Judge(by_brightness, [1, 2, 3]),
-        "test": Judge(lambda x: by_brightness(x)[:, 1:], [0, 1, 2]),
+    classifiers={
+        "all": TargetClassifier(by_brightness, [1, 2, 3]),
+        "test": TargetClassifier(lambda x: by_brightness(x)[:, 1:], [0, 1, 2]),
     },
     content_features=lambda x: x.float() / 10,
     features=lambda x: x.double().mean((2, 3)),
@@ -95,16 +95,16 @@ def test_batches_do_not_matter():
 def test_top5_and_inception_score_by_hand():
     """Logits that put the target at rank 4 of 8: in the top five, not first. Uniform p: Inception score 1."""
     ranked = torch.arange(8.0).expand(7, -1)
-    judges = {
-        "ranked": Judge(lambda x: ranked[: len(x)], [4, 4, 4]),
-        "flat": Judge(lambda x: ranked[: len(x)] * 0, [0, 0, 0]),
+    classifiers = {
+        "ranked": TargetClassifier(lambda x: ranked[: len(x)], [4, 4, 4]),
+        "flat": TargetClassifier(lambda x: ranked[: len(x)] * 0, [0, 0, 0]),
     }
-    scores = evaluate(copy_content, CONTENTS, EXAMPLES, Measures(judges=judges))
+    scores = evaluate(copy_content, CONTENTS, EXAMPLES, Measures(classifiers=classifiers))
     assert (scores["top1_ranked"], scores["top5_ranked"]) == (0, 1)
     assert scores["is_ranked"] == pytest.approx(1) and scores["is_flat"] == pytest.approx(1)
     p = torch.tensor([[0.75, 0.25], [0.25, 0.75]])
-    alternating = {"two": Judge(lambda x: p.log().repeat(4, 1)[: len(x)], [0, 0, 0])}
-    scores = evaluate(copy_content, CONTENTS[:6], EXAMPLES, Measures(judges=alternating))
+    alternating = {"two": TargetClassifier(lambda x: p.log().repeat(4, 1)[: len(x)], [0, 0, 0])}
+    scores = evaluate(copy_content, CONTENTS[:6], EXAMPLES, Measures(classifiers=alternating))
     kl = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
     assert scores["is_two"] == pytest.approx(math.exp(kl))
     assert scores["top1_two"] == 0.5

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from lit_gen.score.networks import layers
 
-__all__ = ["RefineBlock", "ResBlock", "instance_norm_plus", "refine", "refine_blocks", "residual_stages"]
-
 Norm = Callable[[int], nn.Module]
 
 

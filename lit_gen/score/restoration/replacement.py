@@ -49,12 +49,5 @@ def replacement(
     another (see `repaint`).
     """
     constrain = Replace(denoiser.process, operator, y, generator)
-    return sampler(
-        denoiser,
-        x,
-        num_steps=num_steps,
-        constrain=constrain,
-        label=label,
-        generator=generator,
-        trace=trace,
-    )
+    watched = {"label": label, "generator": generator, "trace": trace}
+    return sampler(denoiser, x, num_steps=num_steps, constrain=constrain, **watched)

@@ -53,13 +53,8 @@ def dpm_solver_multistep(
         past = [(-s.log(), x0_hat if data_prediction else (y - x0_hat) / s), *past[: order - 1]]
         now = min(len(past), num_steps - step if lower_order_final else order)
         h = (s / s_next).log()
-        u = _step(
-            y if data_prediction else y / s,
-            past[:now],
-            h,
-            (-1 - eta) * h if data_prediction else h,
-            curvature,
-        )
+        u, H = (y, (-1 - eta) * h) if data_prediction else (y / s, h)
+        u = _step(u, past[:now], h, H, curvature)
         y = u if data_prediction else u * s_next
         if eta > 0:
             z = randn(y.shape, generator, device=y.device, dtype=y.dtype)

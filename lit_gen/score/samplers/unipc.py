@@ -13,6 +13,8 @@ from lit_gen.score.samplers.ode import Trace, begin, denoised
 
 __all__ = ["unipc"]
 
+Prediction = tuple[Tensor, Tensor]  # (lambda, x0_hat)
+
 
 @torch.no_grad()
 def unipc(
@@ -36,17 +38,14 @@ def unipc(
     if order < 1:
         raise ConfigError(f"order of UniPC must be at least 1, got {order}.")
     levels, y, alpha = begin(denoiser, x, grid, num_steps)
-    past = [
-        (-levels[0].log(), denoised(denoiser, y, levels[0], label, trace, 0))
-    ]  # (lambda, x0_hat), newest first
+    x0_hat = denoised(denoiser, y, levels[0], label, trace, 0)
+    past = [(-levels[0].log(), x0_hat)]  # (lambda, prediction), the newest first
     for step, s_next in enumerate(levels[1:]):
         if s_next == 0:
             y = past[0][1]
             break
-        past, lambda_next = (
-            past[: min(order, num_steps - step) if lower_order_final else order],
-            -s_next.log(),
-        )
+        past = past[: min(order, num_steps - step) if lower_order_final else order]
+        lambda_next = -s_next.log()
         predicted = _step(y, past, lambda_next)
         if step == num_steps - 1:
             y = predicted
@@ -57,12 +56,7 @@ def unipc(
     return y * alpha
 
 
-def _step(
-    y: Tensor,
-    past: list[tuple[Tensor, Tensor]],
-    lambda_next: Tensor,
-    new: tuple[Tensor, Tensor] | None = None,
-) -> Tensor:
+def _step(y: Tensor, past: list[Prediction], lambda_next: Tensor, new: Prediction | None = None) -> Tensor:
     """y at lambda_next from the predictions `past`, and `new` at lambda_next itself (the corrector).
 
     Solves Equation 10 for the weights of the differences to the newest of `past`.
@@ -79,7 +73,5 @@ def _step(
         phi = phi / H - 1 / math.factorial(k + 1)
     powers = nodes[None] ** torch.arange(len(others), dtype=nodes.dtype)[:, None]
     # With one older prediction the paper takes 1/2 for the predictor and the corrector alike.
-    weights = (
-        nodes.new_full((1,), 0.5) if len(others) == 1 else torch.linalg.solve(powers, torch.stack(right))
-    )
+    weights = torch.linalg.solve(powers, torch.stack(right)) if len(others) > 1 else nodes.new_full((1,), 0.5)
     return y - H.expm1() * sum(w * (m - m_0) / r for w, r, (_, m) in zip(weights, nodes, others, strict=True))
