@@ -1,8 +1,8 @@
 """The evaluation protocol of FUNIT (Liu et al. 2019, section 4, https://arxiv.org/abs/1905.01723).
 
 N content images of source classes are translated into each target class, shown by K images that are the same
-for every method; then classifiers, feature networks and, where it exists, the true translation measure the N x
-T images. Images are uint8 (N, C, H, W) throughout. Networks come as plain callables, so that any will do.
+for every method. Classifiers, feature networks and, where it exists, the true translation measure the N x T
+results. Images are uint8 (N, C, H, W) throughout. Networks come as plain callables, so that any will do.
 """
 
 import math

@@ -36,7 +36,7 @@ def hinge_discriminator(real: Tensor, fake: Tensor) -> tuple[Tensor, Parts]:
 
 
 def hinge_generator(translated: Tensor, reconstructed: Tensor) -> tuple[Tensor, Parts]:
-    """-(mean D(translation) + mean D(reconstruction)) / 2; `fooled`: the fraction of patches that pass as real."""
+    """-(mean D(translation) + mean D(reconstruction)) / 2; `fooled`: the fraction of patches that pass."""
     translated, reconstructed = _wide(translated), _wide(reconstructed)
     loss = -(translated.mean() + reconstructed.mean()) / 2
     fooled = (_fraction(translated >= 0, translated) + _fraction(reconstructed >= 0, reconstructed)) / 2
