@@ -87,7 +87,7 @@ def edm(sets: dict[str, Any], setting: Setting) -> tuple[Any, ...]:
     module = ScoreModule(
         net, EDM(), EDMPrecondition(), edm_loss(reduction=sum_of_pixels),
         partial(torch.optim.Adam, lr=1e-3, fused=True), partial(heun, num_steps=18), (3, 32, 32),
-        schedule=partial(warmup, steps=500), augment=ConditionalAugment(p=0.12), compile="auto",
+        lr_schedule=partial(warmup, steps=500), augment=ConditionalAugment(p=0.12), compile="auto",
     )  # fmt: skip
     data = ImageDataModule(sets["train"], sets["test"], batch, num_workers=0 if setting.tiny else 4)
     return data, module, inception_or_pixels(), EMA(HalfLife(500_000, batch)), 8 if setting.tiny else 5000
@@ -102,7 +102,7 @@ def small(_: None, setting: Setting) -> tuple[Any, ...]:
     module = ScoreModule(
         net, EDM(), EDMPrecondition(0.7), edm_loss(-1.0, 1.2, 0.7),
         partial(torch.optim.Adam, lr=8e-3, betas=(0.9, 0.99), fused=True), partial(heun, num_steps=18),
-        (1, 8, 8), schedule=partial(warmup_cosine, steps=100, total=20_000), num_classes=10,
+        (1, 8, 8), lr_schedule=partial(warmup_cosine, steps=100, total=20_000), num_classes=10,
         compile=False if setting.tiny else "auto",
     )  # fmt: skip
     data = ImageDataModule(partial(digits, "train"), partial(digits, "test"), 32 if setting.tiny else 128)

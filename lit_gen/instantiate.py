@@ -55,7 +55,10 @@ RENAMED_KEYS: dict[str, dict[str, str]] = {
     "lit_gen.callbacks.SampleQuality": {"reservoir": "max_stored_features"},
     "lit_gen.callbacks.translations.Translations": {"judging": "classifiers"},
     "lit_gen.score.losses.": {"times": "noise_distribution", "pixels": "reduction"},
-    "lit_gen.score.classifier.": {"times": "noise_distribution"},
+    "lit_gen.score.classifier.": {"times": "noise_distribution", "schedule": "lr_schedule"},
+    "lit_gen.score.module.": {"schedule": "lr_schedule"},
+    "lit_gen.funit.module.": {"schedule": "lr_schedule"},
+    "lit_gen.detection.module.": {"schedule": "lr_schedule"},
 }
 """Prefixes of targets, by their names of today -> {option of an earlier version: its name today}."""
 

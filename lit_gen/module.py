@@ -279,19 +279,19 @@ class BaseModule(pl.LightningModule):
 
 
 class SingleOptimizerModule(BaseModule):
-    """A module with one optimizer of all parameters: `optimizer(parameters)` makes it, and `schedule(step)`
-    is the factor of its learning rate (None: constant)."""
+    """A module with one optimizer of all parameters: `optimizer(parameters)` makes it, `lr_schedule(step)` is
+    the factor of its learning rate (None: constant)."""
 
     def __init__(
         self,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
-        schedule: Callable[[int], float] | None = None,
+        lr_schedule: Callable[[int], float] | None = None,
         seed: int = 0,
         log_every: int = 50,
         compile: bool | str = False,
     ):
         super().__init__(seed, log_every, compile)
-        self.optimizer, self.schedule = optimizer, schedule
+        self.optimizer, self.lr_schedule = optimizer, lr_schedule
 
     def log_step(self, loss: Tensor, **parts: Tensor) -> None:
         """Logs a step's loss, its parts by name, and the learning rate, where `should_log`."""
@@ -303,9 +303,9 @@ class SingleOptimizerModule(BaseModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(p for p in self.parameters() if p.requires_grad)
-        if self.schedule is None:
+        if self.lr_schedule is None:
             return optimizer
-        scheduler = LambdaLR(optimizer, self.schedule)
+        scheduler = LambdaLR(optimizer, self.lr_schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 

@@ -20,7 +20,7 @@ SGD = (
     "~model.optimizer.betas",
     "model.optimizer.lr=1.0",
     "model.optimizer.fused=true",
-    "model/schedule=constant",
+    "model/lr_schedule=constant",
     "trainer.max_steps=1",
     *OFF,
     "~callbacks.checkpoint",

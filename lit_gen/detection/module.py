@@ -19,7 +19,7 @@ class DetectorModule(SingleOptimizerModule):
     """Any detector with torchvision's interface, `net(images, targets) -> losses` in training and
     `net(images) -> [Found]` in eval mode, on the batches of `lit_gen.data.detection_module`.
 
-    `optimizer(parameters)` makes the optimizer, `schedule(step)` its learning-rate factor. The losses of a
+    `optimizer(parameters)` makes the optimizer, `lr_schedule(step)` its learning-rate factor. The losses of a
     batch are divided by its number of matched places, under DDP by each rank's own: there the gradient is
     near that of one device, not equal to it.
     """
@@ -31,11 +31,11 @@ class DetectorModule(SingleOptimizerModule):
         self,
         net: nn.Module,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
-        schedule: Callable[[int], float] | None = None,
+        lr_schedule: Callable[[int], float] | None = None,
         seed: int = 0,
         log_every: int = 50,
     ):
-        super().__init__(optimizer, schedule, seed, log_every)
+        super().__init__(optimizer, lr_schedule, seed, log_every)
         self.net = net
 
     def ema_network(self) -> nn.Module:

@@ -32,7 +32,7 @@ class FUNITModule(BaseModule):
     Arguments
         generator, discriminator: the networks; `generator_ema`, made here, is the average that translates.
         optimizer: parameters -> optimizer, for both networks; discriminator_optimizer: another one for D.
-        objective: loss weights and gradient penalty. schedule: step -> factor of both learning rates.
+        objective: loss weights and gradient penalty. lr_schedule: step -> factor of both learning rates.
         ema_decay: of the average, from the first step on (official: 0.999). gradient_clip_val: largest norm
         of each network's gradient (Trainer's own option is refused by Lightning here). micro_batches: equal
         parts in which a batch is worked off to save memory; the update stays the same. compile: torch.compile
@@ -55,7 +55,7 @@ class FUNITModule(BaseModule):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         discriminator_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         objective: Objective | None = None,
-        schedule: Callable[[int], float] | None = None,
+        lr_schedule: Callable[[int], float] | None = None,
         ema_decay: float = 0.999,
         gradient_clip_val: float | None = None,
         micro_batches: int = 1,
@@ -80,7 +80,7 @@ class FUNITModule(BaseModule):
         self.generator, self.discriminator = generator, discriminator
         self.generator_ema = copy.deepcopy(generator).requires_grad_(False)
         self.optimizer, self.discriminator_optimizer = optimizer, discriminator_optimizer or optimizer
-        self.objective, self.schedule = objective or Objective(), schedule
+        self.objective, self.lr_schedule = objective or Objective(), lr_schedule
         self.ema_decay, self.gradient_clip_val, self.micro_batches = (
             ema_decay,
             gradient_clip_val,
@@ -198,7 +198,7 @@ class FUNITModule(BaseModule):
         return both
 
     def _schedulers(self) -> list[LambdaLR]:
-        schedulers = self.lr_schedulers() if self.schedule is not None else []
+        schedulers = self.lr_schedulers() if self.lr_schedule is not None else []
         assert isinstance(schedulers, list)
         return [s for s in schedulers if isinstance(s, LambdaLR)]
 
@@ -211,7 +211,7 @@ class FUNITModule(BaseModule):
             self.optimizer(self.generator.parameters()),
             self.discriminator_optimizer(self.discriminator.parameters()),
         ]
-        schedules = [] if self.schedule is None else [LambdaLR(o, self.schedule) for o in optimizers]
+        schedules = [] if self.lr_schedule is None else [LambdaLR(o, self.lr_schedule) for o in optimizers]
         return optimizers, schedules
 
     # --- translating ---

@@ -37,11 +37,11 @@ class ClassifierModule(SingleOptimizerModule):
         noise_distribution: NoiseDistribution,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         image_shape: Sequence[int],
-        schedule: Callable[[int], float] | None = None,
+        lr_schedule: Callable[[int], float] | None = None,
         seed: int = 0,
         log_every: int = 50,
     ):
-        super().__init__(optimizer, schedule, seed, log_every)
+        super().__init__(optimizer, lr_schedule, seed, log_every)
         self.net, self.process, self.precondition = net, process, precondition
         self.noise_distribution = noise_distribution
         self.image_shape, self.num_classes = tuple(image_shape), net.num_classes

@@ -21,11 +21,10 @@ class ScoreModule(SingleOptimizerModule):
     """Denoising score matching for any network, process, preconditioning, and loss.
 
     `image_shape` is (C, H, W), and `pixels` says how the data are stored. `optimizer(parameters)` makes the
-    optimizer, `schedule(step)` its learning-rate factor. `sampler(denoiser, x, label=, generator=, trace=)`
+    optimizer, `lr_schedule(step)` its learning-rate factor. `sampler(denoiser, x, label=, generator=, trace=)`
     is the sampler of grids and distances; any other can be passed to `sample`. `num_classes > 0` trains with
-    labels, dropped with
-    probability `label_dropout` (for classifier-free guidance); samples then take class i mod num_classes
-    unless told otherwise. `sampling_precision` is that of the network while it samples: float32, bf16 or fp16
+    labels, dropped with probability `label_dropout` (for classifier-free guidance); samples then take class
+    i mod num_classes unless told otherwise. `sampling_precision` is that of the network while it samples: float32, bf16 or fp16
     (`lit_gen.score.denoiser.network_precision`); the sampler's state is float64 in each.
 
     `augment` has `draw(n, generator, device)` -> {name: rows} and `apply(images, draws) -> (images,
@@ -46,7 +45,7 @@ class ScoreModule(SingleOptimizerModule):
         sampler: Callable[..., Tensor],
         image_shape: Sequence[int],
         pixels: Pixels = BYTES,
-        schedule: Callable[[int], float] | None = None,
+        lr_schedule: Callable[[int], float] | None = None,
         num_classes: int = 0,
         label_dropout: float = 0.0,
         augment: Any = None,
@@ -56,7 +55,7 @@ class ScoreModule(SingleOptimizerModule):
         seed: int = 0,
         log_every: int = 50,
     ):
-        super().__init__(optimizer, schedule, seed, log_every, compile)
+        super().__init__(optimizer, lr_schedule, seed, log_every, compile)
         if not 0 <= label_dropout <= 1:
             raise ConfigError(f"model.label_dropout={label_dropout}: must be a probability.")
         if label_dropout and not num_classes:

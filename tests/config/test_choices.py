@@ -7,7 +7,13 @@ from lit_gen.config.experiment import build
 
 GROUPS = ["augment", "callbacks", "callbacks/averages", "data", "metrics", "model", "sampler", "trainer"]
 GROUPS += [f"model/{part}" for part in ("augment", "loss", "net", "optimizer", "precondition", "process")]
-GROUPS += ["model/loss/reduction", "model/schedule", "sampler/corrector", "sampler/grid", "sampler/predictor"]
+GROUPS += [
+    "model/loss/reduction",
+    "model/lr_schedule",
+    "sampler/corrector",
+    "sampler/grid",
+    "sampler/predictor",
+]
 FETCHED = {"data=cifar10", "data=celeba64", "metrics=inception"}  # where there is a network
 RANKS = {"trainer=slurm"}  # asks for a cluster
 

@@ -112,7 +112,7 @@ def test_families_compose(compose, family):
     assert len(draws[0]) == 2
 
 
-@pytest.mark.parametrize("group", ["net", "process", "precondition", "loss", "optimizer", "schedule"])
+@pytest.mark.parametrize("group", ["net", "process", "precondition", "loss", "optimizer", "lr_schedule"])
 def test_parts_of_a_model_compose(compose, group):
     for name in options(f"model/{group}"):
         extra = ["model/process=ve"] if name in ("score", "scaled_score_level") else []

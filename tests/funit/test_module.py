@@ -92,7 +92,7 @@ def test_one_batch_is_one_step(tmp_path):
 def test_resume_is_bit_identical(tmp_path):
     """Weights, average, both optimizers and both schedules, stopped in the middle and started in a new
     module."""
-    options = {"schedule": lambda step: 1 / (1 + step)}
+    options = {"lr_schedule": lambda step: 1 / (1 + step)}
     whole = training.fit(training.module(**options), 4)
     training.fit(training.module(**options), 2).save_checkpoint(tmp_path / "half.ckpt")
     resumed = training.fit(training.module(**options), 4, resume=str(tmp_path / "half.ckpt"))
@@ -107,7 +107,7 @@ def test_resume_is_bit_identical(tmp_path):
 def test_schedule_and_logged_numbers():
     """Both rates follow the schedule once a batch; parts, norms and the penalty's weight are logged."""
     recorder = training.Recorder()
-    module = training.module(log_every=1, schedule=lambda step: 1 / (1 + step))
+    module = training.module(log_every=1, lr_schedule=lambda step: 1 / (1 + step))
     training.fit(module, 3, logger=recorder)
     for which in ("generator", "discriminator"):
         assert list(recorder.history[f"train/{which}/lr"].values()) == pytest.approx(

@@ -91,7 +91,7 @@ def best_key(folder):
 def test_resume_in_mid_epoch_is_bit_identical(fit_glyphs, tmp_path):
     """24 source images in batches of 4: both optimizers, the average and the data order go on."""
     fit_glyphs(tmp_path / "whole")
-    fit_glyphs(tmp_path / "half", "trainer.max_steps=2", "model.schedule.total=4")
+    fit_glyphs(tmp_path / "half", "trainer.max_steps=2", "model.lr_schedule.total=4")
     resumed = tmp_path / "again"
     last = checkpoints.folder(tmp_path / "half") / "last.ckpt"
     fit_glyphs(resumed, checkpoint=last)
