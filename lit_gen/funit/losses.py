@@ -28,11 +28,8 @@ def hinge_discriminator(real: Tensor, fake: Tensor) -> tuple[Tensor, Parts]:
     real, fake = _wide(real), _wide(fake)
     loss_real, loss_fake = (1 - real).relu().mean(), (1 + fake).relu().mean()
     accuracy = (_fraction(real >= 0, real) + _fraction(fake < 0, fake)) / 2
-    return loss_real + loss_fake, {
-        "real": loss_real.detach(),
-        "fake": loss_fake.detach(),
-        "accuracy": accuracy,
-    }
+    parts = {"real": loss_real.detach(), "fake": loss_fake.detach(), "accuracy": accuracy}
+    return loss_real + loss_fake, parts
 
 
 def hinge_generator(translated: Tensor, reconstructed: Tensor) -> tuple[Tensor, Parts]:
@@ -69,10 +66,8 @@ def feature_matching(
     """
     means = [_wide(features).mean((2, 3)) for features in (translated, classes, reconstructed, content)]
     to_class, to_content = (means[0] - means[1]).abs().mean(), (means[2] - means[3]).abs().mean()
-    return to_class + to_content, {
-        "class_features": to_class.detach(),
-        "content_features": to_content.detach(),
-    }
+    parts = {"class_features": to_class.detach(), "content_features": to_content.detach()}
+    return to_class + to_content, parts
 
 
 def squared_gradients(logits: Tensor, images: Tensor) -> Tensor:
@@ -104,7 +99,5 @@ def official_gradient_penalty(logits: Tensor, images: Tensor, weight: float = 10
     """
     scale = 1 / len(images) ** 2
     penalty = squared_gradients(logits, images).mean() * scale
-    return weight * penalty, {
-        "penalty": penalty.detach(),
-        "penalty_weight": torch.full_like(penalty, weight * scale),
-    }
+    parts = {"penalty": penalty.detach(), "penalty_weight": torch.full_like(penalty, weight * scale)}
+    return weight * penalty, parts

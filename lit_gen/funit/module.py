@@ -81,11 +81,8 @@ class FUNITModule(BaseModule):
         self.generator_ema = copy.deepcopy(generator).requires_grad_(False)
         self.optimizer, self.discriminator_optimizer = optimizer, discriminator_optimizer or optimizer
         self.objective, self.lr_schedule = objective or Objective(), lr_schedule
-        self.ema_decay, self.gradient_clip_val, self.micro_batches = (
-            ema_decay,
-            gradient_clip_val,
-            micro_batches,
-        )
+        self.ema_decay, self.micro_batches = ema_decay, micro_batches
+        self.gradient_clip_val = gradient_clip_val
         self._means: dict[str, GradientMean] = {}  # over the processes of a training
         self._passes = 0  # backward passes of the turn at hand
         self._norms: dict[str, Tensor] = {}  # of the newest gradients, before clipping
@@ -112,7 +109,7 @@ class FUNITModule(BaseModule):
                 "trainer.strategy.static_graph=true: the turns of FUNIT's two networks have different "
                 "graphs; leave it out."
             )
-        if self.device.type == "cuda" and _refuses_what_is_not_deterministic():
+        if self.device.type == "cuda" and torch.get_deterministic_debug_mode() == 2:  # "error"
             raise ConfigError(
                 "trainer.deterministic=true: on CUDA the backward pass of reflected borders, which all of "
                 "FUNIT's convolutions have, is not deterministic. Use trainer.deterministic=warn."
@@ -182,10 +179,8 @@ class FUNITModule(BaseModule):
     def _check_labels(self, batch: Batch) -> None:
         if self.device.type != "cpu":  # a look would wait for the device; there an index error says it
             return
-        highest, n = (
-            int(torch.cat([batch.content_label, batch.class_label]).max()),
-            self.discriminator.num_classes,
-        )
+        highest = int(torch.cat([batch.content_label, batch.class_label]).max())
+        n = self.discriminator.num_classes
         if highest >= n:
             raise ConfigError(
                 f"A training label is {highest}, the discriminator has {n} classes: set num_classes."
@@ -236,10 +231,3 @@ def _uncounted(optimizer: LightningOptimizer) -> None:
     two private hooks that it sets before every batch; tests/funit/test_module.py watches that this goes on.
     """
     optimizer._on_before_step = optimizer._on_after_step = lambda: None
-
-
-def _refuses_what_is_not_deterministic() -> bool:
-    return (
-        torch.are_deterministic_algorithms_enabled()
-        and not torch.is_deterministic_algorithms_warn_only_enabled()
-    )

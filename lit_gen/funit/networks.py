@@ -61,12 +61,8 @@ class UpsampleConv(nn.Conv2d):
         kernel = torch.stack(kernels, 1).flatten(0, 1)
         padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
         y = F.pixel_shuffle(F.conv2d(padded, kernel, bias.repeat_interleave(4)), 2)
-        top, bottom, left, right = (
-            self.weight[:, :, 0],
-            self.weight[:, :, -1],
-            self.weight[..., 0],
-            self.weight[..., -1],
-        )
+        top, bottom = self.weight[:, :, 0], self.weight[:, :, -1]
+        left, right = self.weight[..., 0], self.weight[..., -1]
         rows = F.pad(_doubled(_steps(x, 2)), (2, 2), mode="reflect")
         columns = _doubled(F.pad(_steps(x, 3), (1, 1), mode="replicate"))
         first_row, last_row = F.conv1d(rows, torch.cat([top, bottom]), groups=2).chunk(2, 1)

@@ -185,10 +185,8 @@ def motion_kernel(length: int, angle: float = 0.0) -> Tensor:
     kernel = torch.zeros(size, size, dtype=torch.float64)
     # Points along the line share their weight among the four pixels around them.
     along = torch.linspace(-(length - 1) / 2, (length - 1) / 2, 16 * size, dtype=torch.float64)
-    y, x = (
-        size // 2 - along * math.sin(math.radians(angle)),
-        size // 2 + along * math.cos(math.radians(angle)),
-    )
+    y = size // 2 - along * math.sin(math.radians(angle))
+    x = size // 2 + along * math.cos(math.radians(angle))
     for dy in (0, 1):
         for dx in (0, 1):
             row, column = y.floor() + dy, x.floor() + dx
