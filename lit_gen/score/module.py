@@ -21,11 +21,12 @@ class ScoreModule(SingleOptimizerModule):
     """Denoising score matching for any network, process, preconditioning, and loss.
 
     `image_shape` is (C, H, W), and `pixels` says how the data are stored. `optimizer(parameters)` makes the
-    optimizer, `lr_schedule(step)` its learning-rate factor. `sampler(denoiser, x, label=, generator=, trace=)`
-    is the sampler of grids and distances; any other can be passed to `sample`. `num_classes > 0` trains with
-    labels, dropped with probability `label_dropout` (for classifier-free guidance); samples then take class
-    i mod num_classes unless told otherwise. `sampling_precision` is that of the network while it samples: float32, bf16 or fp16
-    (`lit_gen.score.denoiser.network_precision`); the sampler's state is float64 in each.
+    optimizer, `lr_schedule(step)` its learning-rate factor. `sampler(denoiser, x, label=, generator=,
+    trace=)` is the sampler of grids and distances; any other can be passed to `sample`. `num_classes > 0`
+    trains with labels, dropped with probability `label_dropout` (for classifier-free guidance); samples then
+    take class i mod num_classes unless told otherwise. `sampling_precision` is that of the network while it
+    samples: float32, bf16 or fp16 (`lit_gen.score.denoiser.network_precision`); the sampler's state is
+    float64 in each.
 
     `augment` has `draw(n, generator, device)` -> {name: rows} and `apply(images, draws) -> (images,
     labels)`; the network is conditioned on the labels (`lit_gen.augment.conditional`). `compile` is true,
