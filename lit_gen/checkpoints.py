@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from torch.utils._pytree import tree_leaves
 
 from lit_gen.errors import ConfigError, Exit
 
@@ -30,7 +31,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 os.fsync(file.fileno())
             os.replace(part, path)
         except OSError as error:
-            needed = _tensor_bytes(checkpoint) / 2**20
+            tensors = [x for x in tree_leaves(checkpoint) if isinstance(x, torch.Tensor)]
+            needed = sum(x.nbytes for x in tensors) / 2**20  # nearly all of its size
             raise Exit(
                 1,
                 f"{error.strerror}: could not write {path}, which needs {needed:.1f} MiB. The previous "
@@ -39,15 +41,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         finally:
             part.unlink(missing_ok=True)
         _sync_folder(path.parent)
-
-
-def _tensor_bytes(node: Any) -> int:
-    """Bytes of all tensors in nested containers: nearly all of a checkpoint's size."""
-    if isinstance(node, torch.Tensor):
-        return node.numel() * node.element_size()
-    if isinstance(node, dict):
-        return sum(map(_tensor_bytes, node.values()))
-    return sum(map(_tensor_bytes, node)) if isinstance(node, list | tuple) else 0
 
 
 def _sync_folder(path: Path) -> None:

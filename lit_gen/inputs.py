@@ -7,12 +7,14 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from lit_gen.data.archive import open_store
 from lit_gen.data.decode import EXTENSIONS, decode
 from lit_gen.data.folders import ImageFiles
 from lit_gen.data.images import TensorImages
 from lit_gen.errors import ConfigError
 from lit_gen.instantiate import instantiate
 from lit_gen.metrics import Extractor, Moments, read_images, read_reference
+from lit_gen.metrics.distributed import rank
 from lit_gen.metrics.files import holds_statistics
 from lit_gen.rng import keyed_generator
 from lit_gen.score.module import ScoreModule
@@ -26,7 +28,7 @@ __all__ = [
     "open_reference",
     "pictures",
     "read_class_folders",
-    "read_contents",
+    "read_pictures",
 ]
 
 MASKS = ("center", "left", "right", "top", "bottom", "random")
@@ -88,17 +90,26 @@ def classes_of(*datasets: Any) -> int:
     return len(names[0])
 
 
-def read_contents(path: Path, num: int, channels: int, size: int, fit: str = "crop") -> dict[str, Tensor]:
-    """The first `num` images of a file, folder or zip: {name: uint8 (C, size, size)}; says so if there are
-    more."""
+def read_pictures(
+    path: Path, num: int, *, channels: int = 3, image_size: int | None = None, fit: str = "crop"
+) -> dict[str, Tensor]:
+    """The first `num` images of a file, folder or zip: {name: uint8 (C, H, W)}, resized as `fit` says
+    (`lit_gen.data.decode`) where `image_size` is given; says so if there are more."""
+    options: dict[str, Any] = {"channels": channels, "image_size": image_size, "fit": fit}
     if path.is_file() and path.suffix.lower() in EXTENSIONS:
-        return {path.stem: decode(path.read_bytes(), str(path), channels=channels, image_size=size, fit=fit)}
+        return {path.stem: decode(path.read_bytes(), str(path), **options)}
     if not path.exists():
-        raise ConfigError(f"content={path}: there is no such image or folder.")
-    files = ImageFiles(path, image_size=size, channels=channels, fit=fit, scan=False, draft=False)
-    if len(files) > num:
-        print(f"{path} has {len(files)} images, the first {num} are translated; num={len(files)} takes all")
-    return {str(Path(files.names[i]).with_suffix("")): files[i]["image"] for i in range(min(num, len(files)))}
+        raise ConfigError(f"{path}: there is no such image or folder.")
+    store = open_store(path)
+    names = [name for name in store.names if Path(name).suffix.lower() in EXTENSIONS]
+    if not names:
+        raise ConfigError(f"{path}: no images ({', '.join(EXTENSIONS)}) among its {len(store.names)} files.")
+    if len(names) > num and rank() == 0:
+        print(f"{path} has {len(names)} images, the first {num} are taken; num={len(names)} takes all")
+    return {
+        str(Path(name).with_suffix("")): decode(store.read(name), f"{path}/{name}", **options)
+        for name in names[:num]
+    }
 
 
 def read_class_folders(
@@ -166,34 +177,26 @@ def pictures(
     That is `cfg.label`, else the class of each of the run's own images. Other images have no class, which
     only a model trained with `label_dropout` knows: for any other one a ConfigError is raised.
     """
-    channels, size = module.image_shape[0], module.image_shape[-1]
-    path, own = Path(cfg.images), cfg.images == "test"
-    if own:
+    labels = None
+    if cfg.images == "test":
         if run_cfg is None:
             raise ConfigError(
                 "images=test are those of a run; with weights= give images=<picture, folder or zip>."
             )
         dataset = instantiate(run_cfg.data).dataset("test")
-    elif path.is_file() and path.suffix != ".zip":
-        dataset = [{"image": decode(path.read_bytes(), str(path), channels=channels, image_size=size)}]
+        rows = [dataset[i] for i in range(min(cfg.num, len(dataset)))]
+        images = [row["image"] for row in rows]
+        labels = torch.tensor([row["label"] for row in rows])
     else:
-        dataset = ImageFiles(path, image_size=size, channels=channels, scan=False, draft=False)
-    rows = [dataset[i] for i in range(min(cfg.num, len(dataset)))]
-    return torch.stack([row["image"] for row in rows]), _labels(cfg, module, rows if own else len(rows))
-
-
-def _labels(cfg: DictConfig, module: ScoreModule, rows: list[dict[str, Any]] | int) -> Tensor | None:
-    """The classes of `rows`, or of so many images without one."""
+        channels, size = module.image_shape[0], module.image_shape[-1]
+        shown = read_pictures(Path(cfg.images), cfg.num, channels=channels, image_size=size)
+        images = list(shown.values())
     if cfg.label is not None:
         if not 0 <= cfg.label < module.num_classes:
             raise ConfigError(f"label={cfg.label}: the model has {module.num_classes} classes.")
-        return torch.full((rows if isinstance(rows, int) else len(rows),), cfg.label)
-    if not module.num_classes:
-        return None
-    if not isinstance(rows, int):
-        return torch.tensor([row["label"] for row in rows])
-    if not module.label_dropout:
+        labels = torch.full((len(images),), cfg.label)
+    if module.num_classes and labels is None and not module.label_dropout:
         raise ConfigError(
             f"The model was always told a class in training: give label=<0 to {module.num_classes - 1}>."
         )
-    return None
+    return torch.stack(images), labels if module.num_classes else None

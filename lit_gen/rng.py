@@ -73,9 +73,7 @@ def randn(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Standard normal numbers of `shape`, whose first axis is the batch if `generator` is a `PerSample`."""
-    if isinstance(generator, PerSample):
-        return generator._stack(lambda row, g: row.normal_(generator=g), shape, device, dtype)
-    return _draw(torch.randn, shape, generator, device, dtype)
+    return _draw(lambda x, g: x.normal_(generator=g), shape, generator, device, dtype)
 
 
 def rand(
@@ -86,9 +84,7 @@ def rand(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Uniform numbers in [0, 1); see `randn`."""
-    if isinstance(generator, PerSample):
-        return generator._stack(lambda row, g: row.uniform_(generator=g), shape, device, dtype)
-    return _draw(torch.rand, shape, generator, device, dtype)
+    return _draw(lambda x, g: x.uniform_(generator=g), shape, generator, device, dtype)
 
 
 def randint(
@@ -100,14 +96,12 @@ def randint(
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """Integers in [low, high); see `randn`."""
+    return _draw(lambda x, g: x.random_(low, high, generator=g), shape, generator, device, torch.int64)
+
+
+def _draw(fill, shape: Sequence[int], generator: Generator, device, dtype: torch.dtype) -> Tensor:
+    """`fill(x, generator)` fills a tensor of one generator, or each row of a `PerSample`."""
     if isinstance(generator, PerSample):
-        return generator._stack(
-            lambda row, g: row.random_(low, high, generator=g), shape, device, torch.int64
-        )
+        return generator._stack(fill, shape, device, dtype)
     at = generator.device if generator is not None else device
-    return torch.randint(low, high, tuple(shape), generator=generator, device=at).to(device)
-
-
-def _draw(draw, shape, generator: torch.Generator | None, device, dtype) -> Tensor:
-    at = generator.device if generator is not None else device
-    return draw(tuple(shape), generator=generator, device=at, dtype=dtype).to(device)
+    return fill(torch.empty(tuple(shape), device=at, dtype=dtype), generator).to(device)

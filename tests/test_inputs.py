@@ -56,15 +56,15 @@ def test_classes_must_agree(folder):
 
 
 def test_contents(folder, tmp_path, capsys):
-    found = inputs.read_contents(folder, 4, 3, 8)
+    found = inputs.read_pictures(folder, 4, image_size=8)
     assert list(found) == ["a/0", "a/1", "a/2", "b/3"] and torch.equal(
         torch.stack([*found.values()]), IMAGES[:4]
     )
     assert "has 5 images, the first 4" in capsys.readouterr().out
-    (name, image), *rest = inputs.read_contents(folder / "b" / "4.png", 9, 3, 8).items()
+    (name, image), *rest = inputs.read_pictures(folder / "b" / "4.png", 9, image_size=8).items()
     assert name == "4" and torch.equal(image, IMAGES[4]) and not rest
     with pytest.raises(ConfigError, match="there is no such image or folder"):
-        inputs.read_contents(tmp_path / "nowhere", 1, 3, 8)
+        inputs.read_pictures(tmp_path / "nowhere", 1, image_size=8)
 
 
 def test_class_folders(folder, tmp_path):

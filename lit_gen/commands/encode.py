@@ -4,7 +4,7 @@ from it are the same up to the solver's tolerance; between two latents lie image
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -119,12 +119,7 @@ def solve(
             y = samplers.rk45(denoiser, part, rtol=rtol, atol=atol, denoise=False, label=label)
         parts.append(y.cpu().to(torch.float64))
     solved = gather_batches(parts, len(x), batch_size)
-
-    def whole() -> Tensor:
-        assert solved is not None  # rank 0 has all parts
-        return solved
-
-    return from_rank_zero(whole)
+    return cast(Tensor, from_rank_zero(lambda: solved))  # which has all parts
 
 
 def between(latents: Tensor, labels: Tensor | None, steps: int) -> tuple[Tensor, Tensor | None]:

@@ -1,7 +1,6 @@
 """Pictures of an augmentation: its policy sheet, and what a data module feeds to a model."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,14 @@ from torch import Tensor
 
 from lit_gen.augment.sheet import policy_sheet
 from lit_gen.cli import check_at_least_1, claim, entry_point
-from lit_gen.data.archive import open_store
-from lit_gen.data.decode import EXTENSIONS, decode
 from lit_gen.errors import ConfigError
 from lit_gen.images import boxed_picture, grid, one_size, save_png, to_uint8
+from lit_gen.inputs import read_pictures
 from lit_gen.instantiate import config_dict, instantiate
 from lit_gen.loggers import close, wandb
 from lit_gen.rng import keyed_generator
 
-__all__ = ["fed_sheets", "pictures_of", "preview"]
+__all__ = ["fed_sheets", "preview"]
 
 SIDE, BOXED_SIDE = 96, 160  # pixels that a small image is enlarged to at least, without and with boxes
 LARGEST = 320  # pixels that a picture of a policy sheet has at most
@@ -82,23 +80,14 @@ def fed_sheets(data: Any, num: int = 32, scale: int = 0) -> dict[str, Tensor]:
             factor = scale or _scale(images[0], "boxes" in batch)
             boxes = batch.get("boxes", [torch.zeros(0, 4)] * num)
             labels = batch.get("labels", [torch.zeros(0)] * num)
-            drawn = [
-                _labelled(image, b, y.long().tolist(), data.classes if len(y) else (), factor)
-                for image, b, y in zip(images, boxes, labels, strict=False)
-            ]
+            drawn = []
+            for image, corners, classes in zip(images, boxes, labels, strict=False):
+                kinds = classes.long().tolist()
+                colours = [COLOURS[k % len(COLOURS)] for k in kinds]
+                texts = [data.classes[k] for k in kinds]
+                drawn.append(boxed_picture(image, corners, colours, texts, factor))
             sheets[name] = grid(one_size(drawn), columns=min(8, len(drawn)))
     return sheets
-
-
-def pictures_of(path: Path, num: int, image_size: int | None = None) -> list[Tensor]:
-    """uint8 (3, H, W) of a picture, or of the first `num` of a folder or zip."""
-    if path.is_file() and path.suffix != ".zip":
-        return [decode(path.read_bytes(), str(path), image_size=image_size, fit="shorter")]
-    store = open_store(path)
-    names = sorted(n for n in store.names if Path(n).suffix.lower() in EXTENSIONS)[:num]
-    if not names:
-        raise ConfigError(f"{path}: no pictures in it ({', '.join(sorted(EXTENSIONS))}).")
-    return [decode(store.read(n), f"{path}/{n}", image_size=image_size, fit="shorter") for n in names]
 
 
 def _examples(cfg: DictConfig, data: Any) -> list[tuple[Tensor, Tensor | None]]:
@@ -107,19 +96,14 @@ def _examples(cfg: DictConfig, data: Any) -> list[tuple[Tensor, Tensor | None]]:
         boxes = torch.tensor([list(box) for box in cfg.boxes], dtype=torch.float32) if cfg.boxes else None
         if boxes is not None and (boxes.ndim != 2 or boxes.shape[1] != 4):
             raise ConfigError(f"boxes={list(cfg.boxes)}: give [[x0, y0, x1, y1], ...] in pixels.")
-        images = pictures_of(Path(cfg.images), cfg.num, cfg.image_size)
-        return [(image, boxes) for image in images]
+        images = read_pictures(Path(cfg.images), cfg.num, image_size=cfg.image_size, fit="shorter")
+        return [(image, boxes) for image in images.values()]
     items = [data.train[i] for i in range(min(cfg.num, len(data.train)))]
     return [(item["image"], item.get("boxes")) for item in items]
 
 
 def _scale(image: Tensor, boxed: bool) -> int:
     return math.ceil((BOXED_SIDE if boxed else SIDE) / max(image.shape[-2:]))
-
-
-def _labelled(image: Tensor, boxes: Tensor, labels: list[int], classes: Sequence[str], scale: int) -> Tensor:
-    colours = [COLOURS[k % len(COLOURS)] for k in labels]
-    return boxed_picture(image, boxes, colours, [classes[k] for k in labels], scale)
 
 
 def _to_wandb(cfg: DictConfig, out: Path, files: dict[str, Path]) -> None:

@@ -1,7 +1,6 @@
 """Images translated into classes that a few images show: pictures, a contact sheet, a record."""
 
 import itertools
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from lit_gen.errors import ConfigError
 from lit_gen.funit import translator
 from lit_gen.funit.networks import FewShotGenerator
 from lit_gen.images import grid, save_png, to_float
-from lit_gen.inputs import read_class_folders, read_contents
+from lit_gen.inputs import read_class_folders, read_pictures
 from lit_gen.instantiate import instantiate
 from lit_gen.models import open_translator, translate_images
 from lit_gen.runs import write_json
@@ -90,7 +89,7 @@ def _inputs(
         )
     contents, classes = {}, {}
     if "content" not in own:
-        contents = read_contents(Path(cfg.content), cfg.num, channels, size, cfg.fit)
+        contents = read_pictures(Path(cfg.content), cfg.num, channels=channels, image_size=size, fit=cfg.fit)
     if "classes" not in own:
         classes = read_class_folders(Path(cfg.classes), cfg.k, channels, size, cfg.fit)
     if not own or run_cfg is None:
@@ -108,14 +107,9 @@ def _inputs(
         classes = data.examples(cfg.k or 5, seed=cfg.seed)[0]
     if len(own) < 2 or data.truth(numbers[0], next(iter(classes))) is None:
         return contents, classes, None
-    truth = [_true_translations(data, i, classes) for i in numbers]
-    return contents, classes, torch.stack(truth)
-
-
-def _true_translations(data: FewShotDataModule, content: int, classes: Iterable[str]) -> Tensor:
-    """uint8 (T, C, H, W), of data that know them."""
-    images = [data.truth(content, name) for name in classes]
-    return torch.stack([image for image in images if image is not None])
+    known = [data.truth(i, name) for i in numbers for name in classes]
+    truth = torch.stack([image for image in known if image is not None])
+    return contents, classes, truth.unflatten(0, (len(numbers), len(classes)))
 
 
 def _interpolate(

@@ -300,23 +300,7 @@ def register() -> None:
     """Makes the schemas known to Hydra as `<entry point>_schema`, and to OmegaConf
     `${image_shape:<channels>,<image_size>}`, which is [C, H, W]."""
     OmegaConf.register_new_resolver("image_shape", _image_shape, replace=True)
-    store = ConfigStore.instance()
-    nodes = (
-        TrainSchema,
-        SampleSchema,
-        RestoreSchema,
-        EncodeSchema,
-        TranslateSchema,
-        FewshotClassifySchema,
-        SuggestNoiseSchema,
-        AverageSchema,
-        EvaluateSchema,
-        EvaluateImagesSchema,
-        EvaluateTranslationSchema,
-        CompareSchema,
-        ReportSchema,
-        PreviewSchema,
-        SearchSchema,
-    )
-    for node in nodes:
-        store.store(name=re.sub(r"(?<!^)(?=[A-Z])", "_", node.__name__).lower(), node=node)
+    for name, node in globals().items():
+        if name.endswith("Schema"):
+            known = re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+            ConfigStore.instance().store(name=known, node=node)

@@ -13,6 +13,7 @@ from lit_gen.data.detection_module import DetectionDataModule
 from lit_gen.data.scenes import Scenes
 from lit_gen.errors import ConfigError
 from lit_gen.images import boxed_picture, one_size, save_png
+from lit_gen.inputs import read_pictures
 
 
 def test_a_box_is_drawn_where_it_is():
@@ -51,7 +52,7 @@ def test_pictures_of_a_folder_and_of_data(compose, tmp_path):
     for i in range(3):
         noise = torch.randint(0, 256, (3, 20 + i, 24), dtype=torch.uint8)
         save_png(noise, tmp_path / "in" / f"{i}.png")
-    images = previewing.pictures_of(tmp_path / "in", 2)
+    images = list(read_pictures(tmp_path / "in", 2, fit="shorter").values())
     assert [tuple(x.shape) for x in images] == [(3, 20, 24), (3, 21, 24)]
     common = ["wandb=disabled", "columns=2", f"images={tmp_path}/in", "scale=1"]
     cfg = compose("augment=detection_v0", "num=2", *common, config_name="preview")

@@ -215,9 +215,9 @@ def test_translates_evaluates_and_classifies(trained, compose, tmp_path):
 def test_contents_beyond_num_are_announced(tmp_path, capsys):
     for i in range(3):
         save_png(torch.full((1, 8, 12), i, dtype=torch.uint8), tmp_path / f"{i}.png")
-    assert list(inputs.read_contents(tmp_path, 2, 1, 8)) == ["0", "1"]
-    assert "3 images, the first 2 are translated; num=3 takes all" in capsys.readouterr().out
-    assert len(inputs.read_contents(tmp_path, 3, 1, 8, "stretch")) == 3
+    assert list(inputs.read_pictures(tmp_path, 2, channels=1, image_size=8)) == ["0", "1"]
+    assert "3 images, the first 2 are taken; num=3 takes all" in capsys.readouterr().out
+    assert len(inputs.read_pictures(tmp_path, 3, channels=1, image_size=8, fit="stretch")) == 3
     assert capsys.readouterr().out == ""
 
 
