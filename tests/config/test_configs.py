@@ -1,5 +1,7 @@
 """conf/: every option composes; every experiment has the network of the published model."""
 
+from functools import cache
+
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -151,11 +153,18 @@ def test_every_experiment_is_known():
 
 
 def evaluations(sampler, process) -> int:
-    """What the sampler asks of the network for one image, counted on a pixel whose denoiser is known."""
+    """What the sampler asks of the network for one image."""
+    return _evaluations(*(OmegaConf.to_yaml(node, resolve=True) for node in (sampler, process)))
+
+
+@cache
+def _evaluations(sampler: str, process: str) -> int:
+    """Counted on a pixel whose denoiser is known."""
+    sampler, process = instantiate(OmegaConf.create(sampler)), instantiate(OmegaConf.create(process))
     counted = CountingDenoiser(GaussianDenoiser(process, torch.zeros(1, 1, 1), torch.tensor(0.25)))
     generator = PerSample.keyed(0, [0])
     x = process.prior_sample((1, 1, 1, 1), generator)
-    instantiate(sampler)(counted, x, label=None, generator=generator, trace=None)
+    sampler(counted, x, label=None, generator=generator, trace=None)
     return counted.evaluations
 
 
@@ -165,7 +174,7 @@ def network_rows(config) -> dict[str, int]:
 
     The last distance while training is part of the last measurement where both have one sampler and step.
     """
-    steps, process = config.trainer.max_steps, instantiate(config.model.process)
+    steps, process = config.trainer.max_steps, config.model.process
     calls = config.callbacks
     own = evaluations(config.sampler, process)
 
@@ -210,7 +219,7 @@ def test_the_last_measurement_is_by_the_published_sampler(compose):
     published |= {"cifar10_edm_vp": 35, "ffhq64_edm_vp": 79, "celeba64_ncsnv2": 2501}
     for name, count in published.items():
         config = compose(f"experiment={name}")
-        assert evaluations(config.model.sampler, instantiate(config.model.process)) == count, name
+        assert evaluations(config.model.sampler, config.model.process) == count, name
 
 
 def test_auto_takes_no_gpu_of_apples(compose, tmp_path, monkeypatch):

@@ -73,6 +73,7 @@ def test_the_metric_is_one_that_the_run_logs(compose, path):
         assert name == "summary/fd"
 
 
+@pytest.mark.slow
 def test_a_command_line_runs(tmp_path, tiny):
     path = CONF_DIR / "sweeps" / "digits_bayes.yaml"
     sweep = load(path)

@@ -410,7 +410,9 @@ def test_compiles_without_graph_breaks(name):
     torch.testing.assert_close(compiled(**inputs), net(**inputs), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["ncsnpp", "ddpm", "adm", "edm2", "ncsn", "ncsnv2"])
+@pytest.mark.parametrize(
+    "name", ["ncsnpp", "ddpm", "adm", "edm2", "ncsnv2", pytest.param("ncsn", marks=pytest.mark.slow)]
+)
 def test_traces_as_one_graph(name):
     """As torch.compile does it before generating code: a graph break or a look at a tensor's value would
     raise.
