@@ -22,6 +22,7 @@ __all__ = [
     "config_of",
     "differences",
     "history",
+    "read_json",
     "saved_config",
     "summary",
     "write_json",
@@ -85,7 +86,7 @@ def config_of(saved: dict[Any, Any]) -> DictConfig:
 def write_whole(path: Path, text: str) -> Path:
     """The file as it was before or with this text, at any moment and whatever happens."""
     part = path.with_name(f".{path.name}.part")
-    part.write_text(text)
+    part.write_text(text, encoding="utf-8")
     part.replace(path)
     return path
 
@@ -123,12 +124,15 @@ def history(run: str | Path) -> dict[str, dict[int, float]]:
 def summary(run: str | Path) -> dict[str, Any]:
     """`summary.json` of a run that has ended, by the names of today; empty without one. Raises ConfigError if
     it is damaged."""
-    path = Path(run) / "summary.json"
+    return {_renamed(name): value for name, value in read_json(Path(run) / "summary.json").items()}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The record in a file; empty if there is no such file. Raises ConfigError if it is damaged."""
     try:
-        found = json.loads(path.read_text()) if path.is_file() else {}
+        return json.loads(path.read_text()) if path.is_file() else {}
     except ValueError as error:
         raise ConfigError(f"{path} is damaged ({error}): remove it.") from error
-    return {_renamed(name): value for name, value in found.items()}
 
 
 def _renamed(name: str) -> str:

@@ -1,12 +1,10 @@
 """A run or a sweep as one HTML file that needs nothing else: curves, pictures, numbers, configuration."""
 
 import base64
-import json
 import math
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from markupsafe import Markup
 from omegaconf import DictConfig, OmegaConf
 
 from lit_gen import __version__, runs
-from lit_gen.cli import entry_point
+from lit_gen.cli import check_at_least_1, entry_point
 from lit_gen.errors import ConfigError
 from lit_gen.evaluation.samples import with_error
 from lit_gen.figures import panel_svg
@@ -37,28 +35,15 @@ PANELS = {
 }
 
 
-@dataclass
-class _Section:
-    title: str
-    text: str = ""
-    command: str = ""
-    columns: Sequence[str] = ()
-    table: list[list[str]] = field(default_factory=list)
-    plots: list[Markup] = field(default_factory=list)
-    pictures: list[list[dict[str, str]]] = field(default_factory=list)
-    details: str = ""
-
-    @property
-    def empty(self) -> bool:
-        return not (self.text or self.command or self.table or self.plots or self.pictures or self.details)
+_Section = dict[str, Any]
+"""What report.html.j2 shows below a title: text, command, table with columns, plots, pictures, details."""
 
 
 def report(cfg: DictConfig) -> Path:
     """Writes the report of `cfg.run` and returns its path. Raises ConfigError for what is neither a run nor a
     sweep."""
     folder = Path(cfg.run)
-    if cfg.grids < 1:
-        raise ConfigError(f"grids={cfg.grids}: must be at least 1.")
+    check_at_least_1(cfg, "grids")
     if not folder.is_dir():
         raise ConfigError(f"run={cfg.run}: there is no such folder.")
     trials = _trials(folder)
@@ -71,17 +56,18 @@ def report(cfg: DictConfig) -> Path:
         title, sections = runs.saved_config(folder).name, _of_run(folder, cfg.grids)
     else:
         title, sections = f"sweep {folder.name}", _of_sweep(folder, trials, cfg.grids)
-    page = _template().render(
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    page = environment.get_template("report.html.j2").render(
         title=title,
         folder=str(folder.resolve()),
-        sections=[section for section in sections if not section.empty],
+        sections=[s for s in sections if any(value for key, value in s.items() if key != "title")],
         version=__version__,
         made=datetime.now().strftime("%Y-%m-%d %H:%M"),
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f".{out.name}.part")
-    part.write_text(page, encoding="utf-8")
-    part.replace(out)
+    runs.write_whole(out, page)
     print(f"{out} ({out.stat().st_size / 2**20:.1f} MiB)")
     return out
 
@@ -102,11 +88,9 @@ def redacted(config: Any) -> Any:
     return config
 
 
-def _template() -> Any:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("report.html.j2")
+def _yaml(config: Any) -> str:
+    """Without secrets; empty if there is nothing."""
+    return OmegaConf.to_yaml(OmegaConf.create(redacted(config))) if config else ""
 
 
 def _trials(folder: Path) -> list[Path]:
@@ -116,85 +100,66 @@ def _trials(folder: Path) -> list[Path]:
 
 
 def _of_run(folder: Path, grids: int) -> list[_Section]:
-    config, history = runs.saved_config(folder), runs.history(folder)
-    summary = runs.summary(folder)
+    results = [[name, _number(value)] for name, value in runs.summary(folder).items() if name != "fd_name"]
     return [
-        _Section(
-            "Result", table=[[name, _number(value)] for name, value in summary.items() if name != "fd_name"]
-        ),
-        _evaluation(folder),
-        _Section("Curves", plots=_curves({"": history})),
-        _Section(
-            "Pictures",
-            "Always the same seeds; the slider goes back in the training.",
-            pictures=[_sequence(paths, grids) for paths in _kinds(folder).values()],
-        ),
-        _Section("Environment", details=_environment(folder)),
-        _Section("Configuration", details=OmegaConf.to_yaml(OmegaConf.create(_plain(config)))),
+        {"title": "Result", "table": results},
+        {"title": "Evaluation", **_evaluation(folder)},
+        {"title": "Curves", "plots": _curves({"": runs.history(folder)})},
+        {
+            "title": "Pictures",
+            "text": "Always the same seeds; the slider goes back in the training.",
+            "pictures": [_sequence(paths, grids) for paths in _kinds(folder).values()],
+        },
+        {"title": "Environment", "details": _yaml(runs.read_json(folder / "environment.json"))},
+        {"title": "Configuration", "details": _yaml(OmegaConf.to_container(runs.saved_config(folder)))},
     ]
 
 
 def _of_sweep(folder: Path, trials: Sequence[Path], grids: int) -> list[_Section]:
-    record = _json(folder / "sweep.json")
+    record = runs.read_json(folder / "sweep.json")
+    objective, told = record.get("objective", "objective"), record.get("trials", ())
     configs = {path.name: runs.saved_config(path) for path in trials}
     different = redacted(runs.differences(configs)) if len(configs) > 1 else {}
-    summaries = {path.name: runs.summary(path) for path in trials}
-    states = {str(t["number"]): t["state"] for t in record.get("trials", ())}
-    values = {name: summary.get(record.get("objective", "fd")) for name, summary in summaries.items()}
-
-    def place(name: str) -> float:
-        value = values[name]
-        return math.inf if value is None else float(value)
-
+    states = {str(trial["number"]): trial["state"] for trial in told}
+    values = {path.name: runs.summary(path).get(objective) for path in trials}
+    sign = -1 if record.get("direction") == "maximize" else 1
+    known: dict[str, float] = {name: value for name, value in values.items() if value is not None}
+    best_first = sorted(known, key=lambda name: sign * known[name]) + [n for n in values if n not in known]
     rows = [
         [name, states.get(name, ""), _number(values[name]), *(_number(v[name]) for v in different.values())]
-        for name in sorted(configs, key=place)
+        for name in best_first
     ]
-    best = record.get("best") or {}
     plots = [_picture(folder / name) for name in ("slices.png", "importance.png")]
-    sections = [
-        _Section("Best", f"Trial {best['number']}: {best['value']:.5g}", redacted(best["command"]))
-        if best
-        else _Section("Best"),
-        _Section(
-            "Trials",
-            columns=["trial", "state", record.get("objective", "fd"), *different],
-            table=rows,
-        ),
-        _Section("What matters", pictures=[[p] for p in plots if p]),
-        _Section("Curves", plots=_curves({path.name: runs.history(path) for path in trials})),
+    failed = [[str(trial["number"]), redacted(trial["error"])] for trial in told if trial.get("error")]
+    sections: list[_Section] = [
+        {"title": "Trials", "columns": ["trial", "state", objective, *different], "table": rows},
+        {"title": "What matters", "pictures": [[picture] for picture in plots if picture]},
+        {"title": "Curves", "plots": _curves({path.name: runs.history(path) for path in trials})},
+        {"title": "Failed", "columns": ["trial", "error"], "table": failed},
     ]
-    failed = [[str(t["number"]), redacted(t["error"])] for t in record.get("trials", ()) if t.get("error")]
-    sections.append(_Section("Failed", columns=["trial", "error"], table=failed))
-    shown = str(best["number"]) if best else rows[0][0] if rows else None
+    if best := record.get("best"):
+        text, command = f"Trial {best['number']}: {best['value']:.5g}", redacted(best["command"])
+        sections.insert(0, {"title": "Best", "text": text, "command": command})
+    shown = str(best["number"]) if best else best_first[0]
     if shown in configs:
         for section in _of_run(folder / shown, grids):
-            section.title = f"Trial {shown}: {section.title.lower()}"
-            sections.append(section)
+            sections.append(section | {"title": f"Trial {shown}: {section['title'].lower()}"})
     return sections
 
 
-def _evaluation(folder: Path) -> _Section:
+def _evaluation(folder: Path) -> dict[str, Any]:
     """The newest of the run's evaluations."""
     files = sorted(folder.glob("evaluation/*/evaluation.json"), key=lambda path: path.stat().st_mtime_ns)
     if not files:
-        return _Section("Evaluation")
-    record = _json(files[-1])
-    rows = [
-        [
-            entry["key"],
-            with_error(Estimate(np.nan if entry["value"] is None else entry["value"], entry["se"])),
-        ]
-        for entry in record.get("results", ())
-    ]
+        return {}
+    record = runs.read_json(files[-1])
+    rows = []
+    for entry in record.get("results", ()):
+        value = math.nan if entry["value"] is None else entry["value"]
+        rows.append([entry["key"], with_error(Estimate(value, entry["se"]))])
     picture = _picture(files[-1].parent / "nearest.png", "samples and the training images nearest to them")
     about = f"{record.get('n_fake')} samples, seed {record.get('seed')}, against {record.get('reference')}."
-    return _Section("Evaluation", about, table=rows, pictures=[[picture]] if picture else [])
-
-
-def _environment(folder: Path) -> str:
-    found = redacted(_json(folder / "environment.json"))
-    return OmegaConf.to_yaml(OmegaConf.create(found)) if found else ""
+    return {"text": about, "table": rows, "pictures": [[picture]] if picture else []}
 
 
 def _curves(histories: dict[str, dict[str, dict[int, float]]]) -> list[Markup]:
@@ -245,17 +210,6 @@ def _picture(path: Path, caption: str = "") -> dict[str, str] | None:
         return None
     data = base64.b64encode(path.read_bytes()).decode()
     return {"source": f"data:image/png;base64,{data}", "caption": caption or path.stem}
-
-
-def _plain(config: DictConfig) -> Any:
-    return redacted(OmegaConf.to_container(config))
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text()) if path.is_file() else {}
-    except ValueError as error:
-        raise ConfigError(f"{path} is damaged ({error}): remove it and make the report again.") from error
 
 
 def _number(value: Any) -> str:

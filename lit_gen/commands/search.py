@@ -1,7 +1,6 @@
 """A policy search from the command line: its trial logs, its curves, and its report beside a random search of
 the same budget."""
 
-import json
 import math
 import signal
 import statistics
@@ -19,6 +18,7 @@ from lit_gen.errors import ConfigError, Exit
 from lit_gen.instantiate import config_dict, instantiate
 from lit_gen.loggers import close, wandb
 from lit_gen.rng import key
+from lit_gen.runs import read_json, write_json
 from lit_gen.search import (
     TPE,
     Grid,
@@ -73,7 +73,7 @@ def search(cfg: DictConfig, out: Path) -> dict[str, Any]:
         reports.append(_finished(part, folder) or search(part, folder))
     report = {"unit": reports[0]["unit"], "results": print_seeds(reports, out)}
     OmegaConf.save(OmegaConf.create(settings), out / "config.yaml")
-    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_json(out / "report.json", report)
     return report
 
 
@@ -87,12 +87,11 @@ def _parts(cfg: DictConfig) -> Iterator[DictConfig]:
 
 def _finished(cfg: DictConfig, out: Path) -> dict[str, Any] | None:
     """The report of a search with these very settings that came to its end."""
-    if not (out / "report.json").exists():
+    if not (report := read_json(out / "report.json")):
         return None
     before, now = config_dict(OmegaConf.load(out / "config.yaml")), config_dict(cfg)
     free = ("out", "workers", "wandb")
-    same = all(before.get(k) == v for k, v in now.items() if k not in free)
-    return json.loads((out / "report.json").read_text()) if same else None
+    return report if all(before.get(k) == v for k, v in now.items() if k not in free) else None
 
 
 def _work_for_others(cfg: DictConfig) -> dict[str, Any]:
@@ -195,9 +194,8 @@ def _search(cfg: DictConfig, settings: dict[str, Any], out: Path) -> dict[str, A
         files = write(out, this.task, results, found["found"], report)
         for name, file in files.items():
             logger.log_image(f"search/{name}", [str(file)])
-        logger.log_metrics(
-            {f"test/{k}": row["test"] for k, row in report["results"].items() if "test" in row}
-        )
+        tested = {f"test/{k}": row["test"] for k, row in report["results"].items() if "test" in row}
+        logger.log_metrics(tested)
     except KeyboardInterrupt:
         raise Interrupted(f"Stopped; the same command with out={out} goes on.") from None
     finally:

@@ -1,6 +1,5 @@
 """What a policy search leaves behind: the found policy as files, the report, the curve, the table."""
 
-import json
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from lit_gen.augment.sheet import policy_sheet
 from lit_gen.cli import show, table
 from lit_gen.figures import save, search_curves
 from lit_gen.images import save_png
+from lit_gen.runs import write_json
 from lit_gen.search import PolicySpace, Result
 from lit_gen.search.tasks import Task
 
@@ -59,7 +59,7 @@ def write(
     row = report["results"]["found"]
     summary = ", ".join(f"{k} {v:g}" for k, v in row.items() if k != "test_scores")
     comment = f"lit-gen search, {report['unit']}: {summary}"
-    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_json(out / "report.json", report)
     if isinstance(found, Policy):
         (out / "policy.yaml").write_text(found.to_yaml(comment))
     (out / "augment").mkdir(exist_ok=True)

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from lit_gen.errors import ConfigError
-from lit_gen.instantiate import allowing, instantiate
+from lit_gen.instantiate import allowing, config_dict, instantiate
 from lit_gen.sweeps.space import parse
 from lit_gen.sweeps.study import Sweep
 from lit_gen.sweeps.summary import summarize
@@ -29,18 +29,13 @@ def run(
     # A misspelt key would otherwise be found by every trial anew.
     first = [axis.override(_some(axis.distribution)) for axis in axes]
     metrics = loader.load_sweep_config(master_config=config, sweep_overrides=[*fixed, *first]).metrics
-    options = {
-        k: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v
-        for k, v in options.items()
-    }
+    options = config_dict(OmegaConf.create(dict(options)))
     options["direction"] = options["direction"] or f"{metrics.mode}imize"
     options["watch"] = options["watch"] or metrics.objective or "fd"
     with allowing(["optuna."]):
-        sampler, pruner = (
-            instantiate(options.pop(name)) if options[name] else options.pop(name)
-            for name in ("sampler", "pruner")
-        )
-    sweep = Sweep(folder, fixed, axes, sampler=sampler, pruner=pruner, **options)
+        for name in ("sampler", "pruner"):
+            options[name] = options[name] and instantiate(options[name])
+    sweep = Sweep(folder, fixed, axes, **options)
     print(f"sweep in {folder}; to resume it: the same command and hydra.sweep.dir={folder}", flush=True)
     before = signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
     try:

@@ -1,6 +1,5 @@
 """What a sweep found: a table, a JSON record, plots, and the command line of the best trial."""
 
-import json
 import shlex
 from collections import Counter
 from typing import Any
@@ -10,7 +9,7 @@ from optuna.trial import TrialState
 
 from lit_gen.cli import show, table
 from lit_gen.figures import importances, save, slices
-from lit_gen.runs import write_whole
+from lit_gen.runs import write_json
 from lit_gen.sweeps.storage import counts
 from lit_gen.sweeps.study import Sweep
 
@@ -54,7 +53,7 @@ def summarize(sweep: Sweep) -> dict[str, Any]:
             "command": command,
         }
         save(slices(study, sweep.objective), sweep.folder / "slices.png")
-    write_whole(sweep.folder / "sweep.json", json.dumps(record, indent=1) + "\n")
+    write_json(sweep.folder / "sweep.json", record)
     _print(sweep, record)
     return record
 
