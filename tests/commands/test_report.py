@@ -131,6 +131,10 @@ def test_a_sweep_has_all_trials_and_the_best_one_s_pictures(run, compose, tmp_pa
     assert page.cells[:8] == ["1", "fail", "0.25", "0.002", "0", "complete", "0.5", "0.001"]  # by value
     text = path.read_text()
     assert "python -m lit_gen.train seed=1" in text and "exit code 9" in text and "Trial 0: pictures" in text
+    record = {"objective": "fd", "direction": "maximize", "best": best, "trials": trials}
+    (sweep / "sweep.json").write_text(json.dumps(record))
+    page, _ = make(compose, sweep)
+    assert page.cells[0] == "0"
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
