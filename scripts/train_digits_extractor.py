@@ -70,7 +70,7 @@ def report(net: DigitsNet, images: Tensor, labels: Tensor) -> dict[str, float]:
     probabilities = net(images)[1].softmax(-1)
     return {
         "accuracy": round((probabilities.argmax(-1) == labels).double().mean().item(), 4),
-        "confident_share": round((probabilities.amax(-1) > 0.9).double().mean().item(), 4),
+        "confident_fraction": round((probabilities.amax(-1) > 0.9).double().mean().item(), 4),
     }
 
 

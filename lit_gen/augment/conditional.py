@@ -128,7 +128,7 @@ class ConditionalAugment:
             )
         if images.shape[1] not in (1, 3) and any(name in COLORS for name in self.active):
             raise ConfigError(
-                f"Colour augmentation needs 1 or 3 channels, got {images.shape[1]}; set its fields to 0."
+                f"Color augmentation needs 1 or 3 channels, got {images.shape[1]}; set its fields to 0."
             )
         with torch.autocast(images.device.type, enabled=False):
             images = images.to(torch.promote_types(images.dtype, torch.float32))
@@ -280,10 +280,10 @@ def _resample(images: Tensor, inverse: Tensor) -> Tensor:
     out_h, out_w = 2 * (h + 2 * extra), 2 * (w + 2 * extra)
     in_h, in_w = images.shape[-2:]
     one = torch.ones(len(images), device=images.device)
-    centre = _translation(one * (left - right) / 2, one * (top - bottom) / 2)
+    center = _translation(one * (left - right) / 2, one * (top - bottom) / 2)
     half = _translation(one * -0.5, one * -0.5)
     back = _translation(one * 0.5, one * 0.5)
-    m = half @ _diagonal(2 * one, 2 * one) @ centre @ inverse @ _diagonal(one / 2, one / 2) @ back
+    m = half @ _diagonal(2 * one, 2 * one) @ center @ inverse @ _diagonal(one / 2, one / 2) @ back
     m = _diagonal(one * 2 / in_w, one * 2 / in_h) @ m @ _diagonal(one * out_w / 2, one * out_h / 2)
     grid = F.affine_grid(m[:, :2].to(images.dtype), [*images.shape[:2], out_h, out_w], align_corners=False)
     images = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

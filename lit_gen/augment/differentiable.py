@@ -46,8 +46,8 @@ class DifferentiableAugment:
         if self.color:
             brightness, saturation, contrast = draws[:, :3, None, None, None].to(images).unbind(1)
             images = images + (brightness - 0.5)
-            grey = images.mean(1, keepdim=True)
-            images = (images - grey) * (2 * saturation) + grey
+            gray = images.mean(1, keepdim=True)
+            images = (images - gray) * (2 * saturation) + gray
             level = images.mean((1, 2, 3), keepdim=True)
             images = (images - level) * (contrast + 0.5) + level
         if self.translation:

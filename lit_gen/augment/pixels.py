@@ -127,21 +127,21 @@ def solarize_add(images: Tensor, m: Magnitudes) -> Tensor:
     return lookup(images, _table(np.where(RAMP < 128, added, RAMP)))
 
 
-def _grey(values: Floats) -> Floats:
+def _gray(values: Floats) -> Floats:
     """tf.image.rgb_to_grayscale: float32 v / 255, weights .2989 .5870 .1140 summed left to right, 255.5,
     truncated; whole numbers (n, 1, H, W).
     """
     if values.shape[1] == 1:
         return values
-    grey = values[:, 0:1] * (1 / 255)
-    grey *= 0.2989
+    gray = values[:, 0:1] * (1 / 255)
+    gray *= 0.2989
     for channel, weight in ((1, 0.5870), (2, 0.1140)):
         term = values[:, channel : channel + 1] * (1 / 255)
         term *= weight
-        grey += term
-    grey *= 255.5
+        gray += term
+    gray *= 255.5
     # Nothing is negative, and torch's trunc_ takes ten times as long.
-    return np.floor(grey, out=grey) if isinstance(grey, ndarray) else grey.floor_()
+    return np.floor(gray, out=gray) if isinstance(gray, ndarray) else gray.floor_()
 
 
 def color(images: Tensor, m: Magnitudes) -> Tensor:
@@ -152,7 +152,7 @@ def color(images: Tensor, m: Magnitudes) -> Tensor:
     n, _, h, w = images.shape
     for rows in _tiles(h, n * w, images.device):
         values = _floats(images[..., rows, :])
-        _write(_blend(_grey(values), values, m), out[..., rows, :])
+        _write(_blend(_gray(values), values, m), out[..., rows, :])
     return out
 
 
@@ -170,7 +170,7 @@ def brightness(images: Tensor, m: Magnitudes) -> Tensor:
 def contrast(images: Tensor, m: Magnitudes) -> Tensor:
     """Blend of the mean gray, trunc(mean(gray)), and the image (repair: see `contrast_official`)."""
     n, _, h, w = images.shape
-    parts = [_sums(_grey(_floats(images[..., rows, :]))) for rows in _tiles(h, n * w, images.device)]
+    parts = [_sums(_gray(_floats(images[..., rows, :]))) for rows in _tiles(h, n * w, images.device)]
     return _blend_to(images, np.sum(parts, 0) // (h * w), m)
 
 
@@ -249,11 +249,11 @@ def sharpness_official(images: Tensor, m: Magnitudes) -> Tensor:
 def _smooth_official(images: Tensor) -> Tensor:
     h, w = images.shape[-2:]
     side = images.float()
-    centre = side[..., 1:-1, 1:-1] * (torch.tensor(5.0) / 13).item()
+    center = side[..., 1:-1, 1:-1] * (torch.tensor(5.0) / 13).item()
     side = side.mul_((torch.tensor(1.0) / 13).item())
     total = side[..., :-2, :-2].clone()
     for y, x in ((0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2)):
-        total += centre if (y, x) == (1, 1) else side[..., y : h - 2 + y, x : w - 2 + x]
+        total += center if (y, x) == (1, 1) else side[..., y : h - 2 + y, x : w - 2 + x]
     return total.clamp_(0, 255).floor_()
 
 

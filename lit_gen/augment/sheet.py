@@ -83,13 +83,13 @@ def _picture(
     scale: int,
     largest: int | None,
 ) -> PIL.Image.Image:
-    corners, colours = torch.zeros(0, 4), []
+    corners, colors = torch.zeros(0, 4), []
     if boxes is not None and keep is not None:
         corners = policy.pixel_boxes(boxes, *image.shape[-2:])
-        colours = [KEPT if kept else LOST for kept in keep.tolist()]
+        colors = [KEPT if kept else LOST for kept in keep.tolist()]
     if largest and scale * max(image.shape[-2:]) > largest:
         image, corners, scale = *_shrunk(image, corners, largest), 1
-    return F.to_pil_image(boxed_picture(image, corners, colours, scale=scale))
+    return F.to_pil_image(boxed_picture(image, corners, colors, scale=scale))
 
 
 def _shrunk(image: Tensor, corners: Tensor, largest: int) -> tuple[Tensor, Tensor]:

@@ -74,7 +74,8 @@ class KeyedDataset:
     """
 
     def __init__(self, dataset: Any, transform: Callable[..., Any] | None = None, seed: int = 0):
-        self.dataset, self.transform, self.seed = dataset, transform, seed
+        self.dataset, self.seed = dataset, seed
+        self.transform: Any = transform
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -100,8 +101,7 @@ class KeyedDataset:
         generators = [keyed_generator(self.seed, purpose, *k) for k in keys]
         if getattr(transform, "needs_partner", False):
             partners = stacked(self._rows([self._partner(k) for k in keys])["image"])
-            mixing: Any = transform
-            return rows | {"image": mixing.batch(stacked(images), generators, partners)}
+            return rows | {"image": transform.batch(stacked(images), generators, partners)}
         changed = transform_all(transform, images, generators)
         if isinstance(changed, Tensor):
             return rows | {"image": changed}

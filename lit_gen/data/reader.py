@@ -52,7 +52,7 @@ class ImageReader:
         check_choice("on_error", on_error, ON_ERROR)
         check_choice("fit", fit, FITS)
         if channels not in MODES:
-            raise ConfigError(f"channels={channels}: pictures are decoded to 1 (grey) or 3 (RGB) channels.")
+            raise ConfigError(f"channels={channels}: pictures are decoded to 1 (gray) or 3 (RGB) channels.")
         if image_size is not None and image_size < 1:
             raise ConfigError(
                 f"image_size={image_size}: must be at least 1, or null to keep the pictures' own size."
