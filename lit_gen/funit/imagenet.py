@@ -16,12 +16,6 @@ from torchvision import models
 from lit_gen.errors import ConfigError
 from lit_gen.images import to_float
 
-INCEPTION_LAYERS = (
-    *("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "maxpool1", "Conv2d_3b_1x1", "Conv2d_4a_3x3"),
-    *("maxpool2", "Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d"),
-    *("Mixed_6e", "Mixed_7a", "Mixed_7b", "Mixed_7c"),
-)
-
 
 class InceptionV3(nn.Module):
     """Inception-V3 (Szegedy et al. 2015, https://arxiv.org/abs/1512.00567) with a head of `num_classes`, with
@@ -38,7 +32,8 @@ class InceptionV3(nn.Module):
         super().__init__()
         self.config = {"network": self.name, "num_classes": num_classes, "channels": channels}
         whole = models.inception_v3(weights=None, aux_logits=False, init_weights=False)
-        self.blocks = nn.Sequential(OrderedDict((name, getattr(whole, name)) for name in INCEPTION_LAYERS))
+        maps = [(name, m) for name, m in whole.named_children() if name not in ("avgpool", "dropout", "fc")]
+        self.blocks = nn.Sequential(OrderedDict(maps))
         self.head = nn.Linear(self.num_features, num_classes)
 
     def load_imagenet(self, path: str | Path) -> "InceptionV3":
