@@ -1,6 +1,6 @@
 """Exceptions that end a command with a message instead of a traceback."""
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
 __all__ = ["ConfigError", "Exit", "check_choice"]
 
@@ -18,7 +18,7 @@ class Exit(Exception):
         self.code = code
 
 
-def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+def check_choice(name: str, value: object, choices: Collection[str]) -> None:
     """Raises ConfigError where the value of option `name` is none of the choices."""
     if value not in choices:
         raise ConfigError(f"{name}={value!r}: must be one of {', '.join(choices)}.")

@@ -184,28 +184,27 @@ def grid(images: Tensor, columns: int | None = None, pad: int = 1, scale: int = 
 def boxed_picture(
     image: Tensor,
     boxes: Tensor,
-    colours: Sequence[tuple[int, int, int]],
+    colors: Sequence[tuple[int, int, int]],
     texts: Sequence[str] = (),
     scale: int = 1,
 ) -> Tensor:
     """uint8 (C, H, W) and boxes (N, 4), xyxy in its pixels -> uint8 (3, scale H, scale W), enlarged without
-    smoothing, with outlines of width 1 in the colours and a text in each box's upper left corner.
+    smoothing, with outlines of width 1 in the colors and a text in each box's upper left corner.
 
     Boxes without area are left out.
     """
-    from PIL import Image, ImageDraw
+    from torchvision.utils import draw_bounding_boxes
 
-    enlarged = image.expand(3, -1, -1).repeat_interleave(scale, 1).repeat_interleave(scale, 2)
-    picture = Image.fromarray(enlarged.permute(1, 2, 0).cpu().contiguous().numpy())
-    pen = ImageDraw.Draw(picture)
-    for i, (x0, y0, x1, y1) in enumerate((boxes * scale).tolist()):
-        if x1 > x0 and y1 > y0:
-            pen.rectangle([x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)], outline=colours[i])
-            if texts and texts[i]:
-                left, top, right, bottom = pen.textbbox((x0 + 2, y0), texts[i])
-                pen.rectangle([left - 1, top - 1, right, bottom], fill=(0, 0, 0))
-                pen.text((x0 + 2, y0), texts[i], fill=colours[i])
-    return torch.from_numpy(np.array(picture).transpose(2, 0, 1).copy())
+    enlarged = image.cpu().expand(3, -1, -1).repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+    corners = boxes.cpu() * scale
+    kept = (corners[:, 2:] > corners[:, :2]).all(1).nonzero()[:, 0].tolist()
+    if not kept:
+        return enlarged
+    corners = corners[kept]
+    corners[:, 2:] = torch.maximum(corners[:, :2], corners[:, 2:] - 1)  # the last pixel of each box
+    labels = [str(texts[i]) for i in kept] if texts else None
+    colors = [colors[i] for i in kept]
+    return draw_bounding_boxes(enlarged, corners, labels, colors, fill_labels=True)
 
 
 def one_size(pictures: Sequence[Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Sets of images that anybody made, by their path, and the statistics of sets whose images are elsewhere."""
+"""Images that a user names by their path, and statistics of sets whose images are elsewhere."""
 
 from pathlib import Path
 from typing import Any

@@ -93,7 +93,7 @@ def wandb(
     finish_timeout: float = 60.0,
     checkpoints: bool = False,
 ) -> WandbLogger:
-    """A W&B logger whose run id follows from the run folder, so that a resumed run goes on in the same W&B
+    """A W&B logger whose run id follows from the run folder, so that a resumed run continues the same W&B
     run.
 
     `mode` is "online", "offline", "disabled" or "auto": $WANDB_MODE if set; offline if there is no account

@@ -17,21 +17,21 @@ from lit_gen.instantiate import config_dict, instantiate
 from lit_gen.loggers import close, wandb
 from lit_gen.rng import keyed_generator
 
-__all__ = ["fed_sheets", "preview"]
+__all__ = ["batch_sheets", "preview"]
 
 SIDE, BOXED_SIDE = 96, 160  # pixels that a small image is enlarged to at least, without and with boxes
 LARGEST = 320  # pixels that a picture of a policy sheet has at most
-COLOURS = [(255, 96, 32), (64, 255, 64), (64, 160, 255), (255, 255, 64), (255, 64, 255)]  # of classes in turn
+COLORS = [(255, 96, 32), (64, 255, 64), (64, 160, 255), (255, 255, 64), (255, 64, 255)]  # of classes in turn
 
 
 def preview(cfg: DictConfig, out: Path) -> dict[str, Path]:
     """Writes `policy_<i>.png` of images, where the augmentation has a policy, and with `data=` also
-    `fed*.png`, the first training batch; sends them to W&B and returns name -> file.
+    `training_*.png`, the first training batch; sends them to W&B and returns name -> file.
 
     Raises ConfigError for settings that do not fit and if `out` holds a preview already.
     """
-    check_at_least_1(cfg, "num", "columns", "rows", "fed")
-    claim(out, "a preview", "policy_*.png", "fed*.png")
+    check_at_least_1(cfg, "num", "columns", "rows", "batch_images")
+    claim(out, "a preview", "policy_*.png", "training_*.png")
     data, shown = None, {}
     node = config_dict(cfg.data) if cfg.data else {}
     augmentation = instantiate(node["augment"]) if node.get("augment") else None
@@ -45,7 +45,7 @@ def preview(cfg: DictConfig, out: Path) -> dict[str, Path]:
     policy = getattr(augmentation, "policy", None)
     if policy is None and data is None:
         raise ConfigError(
-            f"{type(augmentation).__name__} has no policy to draw: give data=, see what is fed."
+            f"{type(augmentation).__name__} has no policy to draw: give data=, to see its training batches."
         )
     if policy is not None:
         for i, (image, boxes) in enumerate(_examples(cfg, data)):
@@ -61,7 +61,7 @@ def preview(cfg: DictConfig, out: Path) -> dict[str, Path]:
             )
             shown[f"policy_{i}"] = sheet
     if data is not None:
-        shown |= fed_sheets(data, cfg.fed, cfg.scale)
+        shown |= batch_sheets(data, cfg.batch_images, cfg.scale)
     files = {name: save_png(picture, out / f"{name}.png") for name, picture in shown.items()}
     _to_wandb(cfg, out, files)
     for file in files.values():
@@ -69,12 +69,16 @@ def preview(cfg: DictConfig, out: Path) -> dict[str, Path]:
     return files
 
 
-def fed_sheets(data: Any, num: int = 32, scale: int = 0) -> dict[str, Tensor]:
+def batch_sheets(data: Any, num: int = 32, scale: int = 0) -> dict[str, Tensor]:
     """What the first training batch of a data module brings, name -> uint8 (3, H, W): its first `num` images,
     boxes and the names of their classes drawn in; few-shot batches have content and class images."""
     batch = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
     sheets = {}
-    for key, name in (("image", "fed"), ("content", "fed_content"), ("classes", "fed_classes")):
+    for key, name in (
+        ("image", "training_batch"),
+        ("content", "training_content"),
+        ("classes", "training_classes"),
+    ):
         if key in batch:
             images = [to_uint8(image) for image in batch[key][:num]]
             factor = scale or _scale(images[0], "boxes" in batch)
@@ -83,9 +87,9 @@ def fed_sheets(data: Any, num: int = 32, scale: int = 0) -> dict[str, Tensor]:
             drawn = []
             for image, corners, classes in zip(images, boxes, labels, strict=False):
                 kinds = classes.long().tolist()
-                colours = [COLOURS[k % len(COLOURS)] for k in kinds]
+                colors = [COLORS[k % len(COLORS)] for k in kinds]
                 texts = [data.classes[k] for k in kinds]
-                drawn.append(boxed_picture(image, corners, colours, texts, factor))
+                drawn.append(boxed_picture(image, corners, colors, texts, factor))
             sheets[name] = grid(one_size(drawn), columns=min(8, len(drawn)))
     return sheets
 

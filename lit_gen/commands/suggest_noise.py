@@ -94,7 +94,7 @@ def level_overlap(ratio: float, dimensions: int) -> float:
 
 
 def level_ratio(dimensions: int, overlap: float = 0.5) -> float:
-    """The ratio of neighbouring noise levels at which `level_overlap` is `overlap`."""
+    """The ratio of neighboring noise levels at which `level_overlap` is `overlap`."""
     if level_overlap(100.0, dimensions) > overlap:
         raise ConfigError(
             f"overlap={overlap} is too small for images of {dimensions} numbers: any two levels overlap more."

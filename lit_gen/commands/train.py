@@ -30,7 +30,7 @@ GROUPS = ("experiment", "data", "augment", "model", "sampler", "metrics", "callb
 
 
 def train(cfg: DictConfig, folder: Path, overrides: list[str], main: bool = True) -> float | None:
-    """Trains (or goes on training) in `folder` and returns the final value of `metrics.objective`, if it is
+    """Trains (or resumes training) in `folder` and returns the final value of `metrics.objective`, if it is
     measured.
 
     `overrides` are the command line's; `main` says that this process is rank 0.

@@ -256,7 +256,7 @@ class PreviewSchema(CommandSchema):
     num: int
     columns: int
     rows: int
-    fed: int
+    batch_images: int
     scale: int
     seed: int
     wandb: str

@@ -37,7 +37,7 @@ def test_cells_of_one_size_hold_the_pictures():
 
 def test_what_is_fed_is_the_first_batch():
     data = DetectionDataModule(Scenes("train", 6), Scenes("test", 2), batch_size=4)
-    sheet = previewing.fed_sheets(data, num=3, scale=1)["fed"]
+    sheet = previewing.batch_sheets(data, num=3, scale=1)["training_batch"]
     first = next(iter(data.train_dataloader()))
     assert sheet.shape == (3, 66, 1 + 3 * 65)
     for i in range(3):
@@ -61,7 +61,7 @@ def test_pictures_of_a_folder_and_of_data(compose, tmp_path):
     with pytest.raises(ConfigError, match="another out"):
         previewing.preview(cfg, tmp_path / "a")
     cfg = compose("data=digits", "augment=randaugment", "wandb=disabled", "rows=1", config_name="preview")
-    assert set(previewing.preview(cfg, tmp_path / "b")) == {"policy_0", "fed"}
+    assert set(previewing.preview(cfg, tmp_path / "b")) == {"policy_0", "training_batch"}
 
 
 def test_pictures_are_large_enough_to_be_seen_and_small_enough_to_be_sent(compose, tmp_path):
@@ -93,16 +93,21 @@ def test_pictures_are_large_enough_to_be_seen_and_small_enough_to_be_sent(compos
 def test_sheets_go_to_wandb(compose, tmp_path):
     """Read back from an offline run: both kinds of pictures, and their files."""
     cfg = compose(
-        "data=scenes", "augment=detection_v0", "columns=1", "fed=2", "wandb=offline", config_name="preview"
+        "data=scenes",
+        "augment=detection_v0",
+        "columns=1",
+        "batch_images=2",
+        "wandb=offline",
+        config_name="preview",
     )
     previewing.preview(cfg, tmp_path)
     file = next(tmp_path.glob("wandb/offline-run-*/*.wandb"))
     tool = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json", str(file)]
     text = subprocess.run(tool, capture_output=True, text=True, timeout=60).stdout
-    assert "preview/policy_0" in text and "preview/fed" in text
+    assert "preview/policy_0" in text and "preview/training_batch" in text
     media = [p.name for p in tmp_path.glob("wandb/offline-run-*/files/media/images/preview/*.png")]
     assert len([n for n in media if n.startswith("policy_0")]) == 1
-    assert len([n for n in media if n.startswith("fed")]) == 1
+    assert len([n for n in media if n.startswith("training_batch")]) == 1
 
 
 @pytest.mark.parametrize(
