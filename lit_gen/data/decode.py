@@ -8,7 +8,7 @@ first picture of an animation; color profiles ignored. Refused: corrupt, truncat
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -17,8 +17,22 @@ from PIL import Image
 from torch import Tensor
 
 from lit_gen.errors import ConfigError, check_choice
+from lit_gen.images import height_and_width
 
-__all__ = ["DRAFTED", "EXTENSIONS", "FITS", "UnreadableImage", "decode", "fit_to", "header_size"]
+__all__ = [
+    "DRAFTED",
+    "EXTENSIONS",
+    "FITS",
+    "ImageSize",
+    "UnreadableImage",
+    "decode",
+    "fit_to",
+    "header_size",
+    "unreadable_as",
+]
+
+ImageSize = int | Sequence[int]
+"""The side of square images, or (height, width)."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no EPS: it would run Ghostscript
 EXTENSIONS = (
@@ -45,25 +59,27 @@ def decode(
     name: str,
     *,
     channels: int = 3,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     fit: str = "crop",
     draft: bool = False,
 ) -> Tensor:
     """The picture in `data` as uint8 (C, H, W), C = `channels` = 1 or 3.
 
     `image_size` and `fit` as in `fit_to`. With `draft` a JPEG whose fit is "crop" or "stretch" is decoded at
-    1/2, 1/4 or 1/8 of its size as long as its short side then has 2 `image_size` pixels at least: in less
-    than half the time, with a PSNR of at least 40 dB to what the whole picture gives, as tests check. Raises
-    UnreadableImage, whatever is wrong with the bytes.
+    1/2, 1/4 or 1/8 of its size as long as it then has 2 `image_size` pixels at least in both directions: in
+    less than half the time, with a PSNR of at least 40 dB to what the whole picture gives, as tests check.
+    Raises UnreadableImage, whatever is wrong with the bytes.
     """
-    with _named(name):
+    with unreadable_as(name):
         picture = _open(data, name)
-        size = image_size
-        extent = _drafted(picture, 2 * size) if size is not None and draft and fit in DRAFTED else None
-        orientation = _orientation(picture, data)
+        size, orientation = image_size, _orientation(picture, data)
+        stored = None if size is None else height_and_width(size)[:: 1 if orientation >= 5 else -1]
+        extent = _drafted(picture, stored) if stored is not None and draft and fit in DRAFTED else None
         picture = _to_8_bit(picture, name, MODES[channels])
-        if size is not None and extent is not None:  # before it is turned: it is the extent of what is stored
-            picture, size = _fit_drafted(picture, size, fit, extent), None
+        if (
+            stored is not None and extent is not None
+        ):  # before it is turned: it is the extent of what is stored
+            picture, size = _fit_drafted(picture, stored, fit, extent), None
         if orientation in UPRIGHT:
             picture = picture.transpose(UPRIGHT[orientation])
         if size is not None:
@@ -78,7 +94,7 @@ def header_size(data: bytes, name: str) -> tuple[int, int]:
     Refuses what a header tells: no picture, too many pixels, 32-bit samples. A PNG that is turned by metadata
     behind its pixels takes the whole file. Raises UnreadableImage.
     """
-    with _named(name):
+    with unreadable_as(name):
         picture = _open(data, name)
         _refuse_32_bit(picture, name)
         turned = _orientation(picture, data) >= 5
@@ -87,8 +103,8 @@ def header_size(data: bytes, name: str) -> tuple[int, int]:
 
 
 @contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Turns whatever Pillow's decoders raise on hostile bytes, from SyntaxError to struct.error, into one
+def unreadable_as(name: str) -> Iterator[None]:
+    """Turns whatever decoders raise on hostile bytes, from SyntaxError to struct.error, into one
     error that names the picture."""
     try:
         yield
@@ -143,54 +159,64 @@ def _is_16_bit(picture: Image.Image) -> bool:
     return picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM"))
 
 
-def fit_to(picture: Image.Image, image_size: int, fit: str) -> Image.Image:
-    """The picture at `image_size`, in one of the ways of the official data-set tools; square but for the
-    last.
+def fit_to(picture: Image.Image, image_size: ImageSize, fit: str) -> Image.Image:
+    """The picture at `image_size`, a number or (height, width), in one of the ways of the official data-set
+    tools.
 
-    - "crop": the center square, then Lanczos (center-crop of https://github.com/NVlabs/edm, dataset_tool.py);
+    - "crop": the largest window of that shape in the center, then Lanczos (center-crop of
+      https://github.com/NVlabs/edm, dataset_tool.py);
     - "stretch": Lanczos of the whole, aspect ratio lost (the same tool without --transform);
-    - "adm": halved by box filter while the short side is >= 2 `image_size`, then bicubic, then the center
-      square (https://arxiv.org/abs/2105.05233, guided-diffusion; "center-crop-dhariwal" of EDM2);
-    - "shorter": the short side to `image_size`, bilinear, aspect ratio kept (FUNIT,
+    - "adm": halved by box filter while it has 2 `image_size` pixels in both directions, then bicubic, then
+      the center (https://arxiv.org/abs/2105.05233, guided-diffusion; "center-crop-dhariwal" of EDM2);
+    - "shorter": the short side to `image_size`, one number, bilinear, aspect ratio kept (FUNIT,
       https://github.com/NVlabs/FUNIT).
     """
     check_choice("fit", fit, FITS)
-    square = (image_size, image_size)
+    height, width = height_and_width(image_size)
     if fit in ("crop", "stretch"):
-        picture = _center(picture, min(picture.size)) if fit == "crop" else picture
-        return picture if picture.size == square else picture.resize(square, Image.Resampling.LANCZOS)
+        picture = _center(picture, *_window(picture.size, (width, height))) if fit == "crop" else picture
+        same = picture.size == (width, height)
+        return picture if same else picture.resize((width, height), Image.Resampling.LANCZOS)
     if fit == "shorter":
-        size = [max(int(image_size * side / min(picture.size)), image_size) for side in picture.size]
+        size = [max(int(height * side / min(picture.size)), height) for side in picture.size]
         return picture.resize(size, Image.Resampling.BILINEAR)
-    while min(picture.size) >= 2 * image_size:
+    while picture.width >= 2 * width and picture.height >= 2 * height:
         picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
-    scale = image_size / min(picture.size)
+    scale = max(width / picture.width, height / picture.height)
     size = (round(picture.width * scale), round(picture.height * scale))
-    return _center(picture.resize(size, Image.Resampling.BICUBIC), image_size)
+    return _center(picture.resize(size, Image.Resampling.BICUBIC), width, height)
 
 
 Extent = tuple[float, float]
 
 
-def _drafted(picture: Image.Image, at_least: int) -> Extent | None:
-    """Has a JPEG decoded smaller, its short side `at_least` pixels, and returns the (width, height) that the
-    whole picture then covers, the last pixels perhaps in part; None where nothing was changed."""
+def _window(size: Extent, shape: tuple[int, int]) -> tuple[int, int]:
+    """The largest (width, height) in `size` with the aspect ratio of `shape`, both (width, height)."""
+    scale = min(size[0] / shape[0], size[1] / shape[1])
+    return round(shape[0] * scale), round(shape[1] * scale)
+
+
+def _drafted(picture: Image.Image, target: tuple[int, ...]) -> Extent | None:
+    """Has a JPEG decoded smaller, with twice the `target` (width, height) at least, and returns the (width,
+    height) that the whole picture then covers, the last pixels perhaps in part; None where nothing was
+    changed."""
     size = picture.size
-    if picture.format not in ("JPEG", "MPO") or min(size) < 2 * at_least:
+    if picture.format not in ("JPEG", "MPO") or any(a < 4 * b for a, b in zip(size, target, strict=True)):
         return None
-    drafted = picture.draft(None, (at_least, at_least))
+    drafted = picture.draft(None, (2 * target[0], 2 * target[1]))
     return None if drafted is None or picture.size == size else drafted[1][2:]
 
 
-def _fit_drafted(picture: Image.Image, image_size: int, fit: str, extent: Extent) -> Image.Image:
+def _fit_drafted(picture: Image.Image, target: tuple[int, ...], fit: str, extent: Extent) -> Image.Image:
     """`fit_to` of a picture that was decoded smaller: the window is placed to a fraction of its pixels."""
     width, height = extent
-    side = min(extent)
-    left, top = (width - side) / 2, (height - side) / 2
-    box = (left, top, left + side, top + side) if fit == "crop" else (0, 0, width, height)
-    return picture.resize((image_size, image_size), Image.Resampling.LANCZOS, box=box)
+    scale = min(width / target[0], height / target[1])
+    w, h = (target[0] * scale, target[1] * scale) if fit == "crop" else extent
+    left, top = (width - w) / 2, (height - h) / 2
+    box = (left, top, left + w, top + h)
+    return picture.resize((target[0], target[1]), Image.Resampling.LANCZOS, box=box)
 
 
-def _center(picture: Image.Image, side: int) -> Image.Image:
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    return picture.crop((left, top, left + side, top + side))
+def _center(picture: Image.Image, width: int, height: int) -> Image.Image:
+    left, top = (picture.width - width) // 2, (picture.height - height) // 2
+    return picture.crop((left, top, left + width, top + height))

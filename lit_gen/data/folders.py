@@ -16,20 +16,19 @@ import torch
 from torch import Tensor
 
 from lit_gen.data.archive import Store, open_store
-from lit_gen.data.decode import EXTENSIONS, UnreadableImage
-from lit_gen.data.images import fingerprint
+from lit_gen.data.decode import UnreadableImage
+from lit_gen.data.images import fingerprint, part_of
 from lit_gen.data.reader import ImageReader, summary
-from lit_gen.errors import ConfigError, check_choice
-from lit_gen.rng import key
+from lit_gen.errors import ConfigError
 
 __all__ = ["ImageFiles"]
 
-PARTS = ("all", "train", "test")
 MAX_CLASSES = 1_000_000  # a label beyond is a mistake, and would make a list of names that fills the memory
 
 
 class ImageFiles:
-    """Images in files, `ds[i] -> {"image": uint8 (C, S, S), "label": int}`, in the order of their names.
+    """Images in files, `ds[i] -> {"image": (C, H, W), "label": int}`, in the order of their names: pictures
+    as uint8, or arrays as they are stored (`lit_gen.data.arrays`).
 
     Classes: those of `dataset.json` at the root if there is one, else one per folder: the folders above an
     image, without those that all images share, name its class. Images in one folder have no classes.
@@ -39,13 +38,13 @@ class ImageFiles:
     - `part`: "train" or "test" of a split per class that depends on `seed` and the file's name alone,
       `test_fraction` of it test.
     - `scan`: read the header of every image at the start, so that what is no image, or not of the others'
-      size, is found before training (30,000 images a CPU second). Images are decoded when they are read.
+      size, is found before training (30,000 images a CPU second; arrays are read whole, their values
+      checked). Images are decoded when they are read.
     - `on_error`: "raise" names what cannot be read, by the scan or when it is read. "replace" puts another
       image of its class, drawn by `seed` and the image's number, in its place, with a warning. "skip" leaves
       unreadable images out (`skipped`: name -> reason), for which a scan decodes every image once: minutes
       to hours for a large set, in each process.
-    - `options`: see `lit_gen.data.reader.ImageReader`. Without an `image_size` images must be square and
-      equal in size.
+    - `options`: see `lit_gen.data.reader.ImageReader`. Without an `image_size` images must be equal in size.
     """
 
     def __init__(
@@ -66,23 +65,22 @@ class ImageFiles:
                 "on_error=skip needs scan=true: what is left out must be known before the first epoch."
             )
         self.store, self.seed = open_store(path), seed
-        names, labels, self.classes = _listing(self.store, include)
+        self.reader = ImageReader(self.store, on_error=on_error, **options)
+        self.pixels = self.reader.pixels
+        names, labels, self.classes = _listing(self.store, self.reader.endings, include)
         if classes is not None:
             names, labels, self.classes = _only(names, labels, self.classes, classes, self.store)
-        chosen = _part(names, labels, part, test_fraction, seed)
+        chosen = part_of(names, labels, part, test_fraction, seed)
         if not chosen:
             raise ConfigError(
                 f"{self.store.path}: no image left for part={part!r}, test_fraction={test_fraction}."
             )
-        self.reader = ImageReader(self.store, on_error=on_error, **options)
         self.skipped: dict[str, str] = {}
         sizes = self._scan([names[i] for i in chosen]) if scan else {}
         chosen = [i for i in chosen if names[i] not in self.skipped]
         self.names = [names[i] for i in chosen]
         self.labels: Tensor | None = None if labels is None else torch.tensor([labels[i] for i in chosen])
-        first = self._read(0)
-        self._side = min(first.shape[1:])
-        self._check_size(self.names[0], *first.shape[1:])
+        self.shape = tuple(self._read(0).shape)
         for name, size in sizes.items():
             self._check_size(name, *self.reader.fitted(size))
 
@@ -99,10 +97,11 @@ class ImageFiles:
         return sizes
 
     def _check_size(self, name: str, height: int, width: int) -> None:
-        if (height, width) != (self._side, self._side) and not self.reader.keeps_shape:
+        _, h, w = self.shape
+        if (height, width) != (h, w) and not self.reader.keeps_shape:
             raise UnreadableImage(
                 f"{self.store.path}: {name} is {width}x{height} (width x height), where the first image says"
-                f" {self._side}x{self._side}. Set image_size=64 (say) to crop and resize them all."
+                f" {w}x{h}. {self.reader.remedy}"
             )
 
     def __len__(self) -> int:
@@ -126,7 +125,7 @@ class ImageFiles:
         """A name that changes with whatever changes the images, told by their files' size and time of change
         (in a zip size and checksum): nothing is decoded."""
         replaced = {"replaced_by": self.seed} if self.reader.on_error == "replace" else {}
-        options = json.dumps(self.reader.options | replaced, sort_keys=True)
+        options = json.dumps(self.reader.options | self.reader.stored_as | replaced, sort_keys=True)
         labels = b"" if self.labels is None else self.labels.numpy().tobytes()
         files = (f"{name}\0{self.store.signature(name)}\0" for name in self.names)
         return fingerprint(self.store.path.stem, len(self), chain([options, labels], files))
@@ -135,12 +134,13 @@ class ImageFiles:
 Listing = tuple[list[str], list[int] | None, list[str]]  # names, labels, classes
 
 
-def _listing(store: Store, include: str) -> Listing:
-    images = [n for n in store.names if n.lower().endswith(EXTENSIONS)]
+def _listing(store: Store, endings: Sequence[tuple[str, ...]], include: str) -> Listing:
+    """Of the files with the first of the `endings` that some have."""
+    of_each = [[n for n in store.names if n.lower().endswith(some)] for some in endings]
+    images = next((found for found in of_each if found), [])
     if not images:
-        raise ConfigError(
-            f"{store.path}: no images ({', '.join(EXTENSIONS)}) among its {len(store.names)} files."
-        )
+        wanted = ", ".join(ending for some in endings for ending in some)
+        raise ConfigError(f"{store.path}: no images ({wanted}) among its {len(store.names)} files.")
     names = [n for n in images if fnmatchcase(n, include)]
     if not names:
         raise ConfigError(
@@ -212,19 +212,3 @@ def _only(
     number = {classes.index(c): i for i, c in enumerate(wanted)}
     kept = [i for i, x in enumerate(labels) if x in number]
     return [names[i] for i in kept], [number[labels[i]] for i in kept], wanted
-
-
-def _part(names: list[str], labels: list[int] | None, part: str, fraction: float, seed: int) -> list[int]:
-    check_choice("part", part, PARTS)
-    if part == "all":
-        return list(range(len(names)))
-    if not 0 < fraction < 1:
-        raise ConfigError(f"test_fraction={fraction}: must lie between 0 and 1.")
-    by_class: dict[int, list[int]] = {}
-    for i, label in enumerate(labels or [0] * len(names)):
-        by_class.setdefault(label, []).append(i)
-    test: set[int] = set()
-    for members in by_class.values():
-        drawn = sorted(members, key=lambda i: key(seed, "test", names[i]))
-        test.update(drawn[: max(1, round(fraction * len(members)))] if len(members) > 1 else [])
-    return [i for i in range(len(names)) if (i in test) == (part == "test")]

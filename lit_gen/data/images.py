@@ -14,10 +14,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_gen.errors import ConfigError
+from lit_gen.errors import ConfigError, check_choice
 from lit_gen.images import BYTES, Pixels
+from lit_gen.rng import key
 
-__all__ = ["TensorImages", "WrappedImages", "as_images", "batches", "fingerprint", "pixels_of", "shape_of"]
+__all__ = [
+    "TensorImages",
+    "WrappedImages",
+    "as_images",
+    "batches",
+    "fingerprint",
+    "part_of",
+    "pixels_of",
+    "shape_of",
+]
+
+PARTS = ("all", "train", "test")
 
 
 def pixels_of(dataset: Any) -> Pixels:
@@ -46,7 +58,8 @@ class TensorImages:
             raise ConfigError(
                 f"images must be {pixels.dtype} (N, C, H, W), got {images.dtype} {tuple(images.shape)}."
             )
-        pixels.check(images, name)
+        for some in images.split(4096):
+            pixels.check(some, name)
         self.images, self.labels, self.classes, self.name = images, labels, list(classes), name
         self.pixels, self.shape = pixels, tuple(images.shape[1:])
 
@@ -129,3 +142,23 @@ def _to_chw(picture: Any) -> Tensor:
             "lit_gen wants uint8 (leave ToTensor and Normalize out of its transform)."
         )
     return image
+
+
+def part_of(
+    names: Sequence[str], labels: Sequence[int] | None, part: str, fraction: float, seed: int
+) -> list[int]:
+    """The rows of `names` in a part, "all", "train", or "test", of a split per class that depends on `seed`
+    and the name alone, `fraction` of it test."""
+    check_choice("part", part, PARTS)
+    if part == "all":
+        return list(range(len(names)))
+    if not 0 < fraction < 1:
+        raise ConfigError(f"test_fraction={fraction}: must lie between 0 and 1.")
+    by_class: dict[int, list[int]] = {}
+    for i, label in enumerate(labels or [0] * len(names)):
+        by_class.setdefault(label, []).append(i)
+    test: set[int] = set()
+    for members in by_class.values():
+        drawn = sorted(members, key=lambda i: key(seed, "test", names[i]))
+        test.update(drawn[: max(1, round(fraction * len(members)))] if len(members) > 1 else [])
+    return [i for i in range(len(names)) if (i in test) == (part == "test")]

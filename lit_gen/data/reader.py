@@ -12,8 +12,19 @@ import torch
 from torch import Tensor
 
 from lit_gen.data.archive import Store
-from lit_gen.data.decode import DRAFTED, FITS, MODES, UnreadableImage, decode, header_size
+from lit_gen.data.arrays import ARRAYS, FORMATS, read_array
+from lit_gen.data.decode import (
+    DRAFTED,
+    EXTENSIONS,
+    FITS,
+    MODES,
+    ImageSize,
+    UnreadableImage,
+    decode,
+    header_size,
+)
 from lit_gen.errors import ConfigError, check_choice
+from lit_gen.images import Pixels, height_and_width
 from lit_gen.rng import key
 
 __all__ = ["ON_ERROR", "ImageReader", "summary"]
@@ -28,8 +39,11 @@ Size = tuple[int, int]  # (height, width)
 class ImageReader:
     """Reads the pictures of a store, each decoded when it is asked for, and keeps them if all fit in memory.
 
-    - `channels`: 1 or 3. `image_size`, `fit`: see `lit_gen.data.decode.fit_to` ("shorter" leaves images
-      oblong: for a random crop); None keeps the pictures' own size.
+    - `channels`: of pictures 1 or 3. `image_size`, a number or [height, width], and `fit`: see
+      `lit_gen.data.decode.fit_to` ("shorter" leaves images as oblong as they are: for a random crop); None
+      keeps the pictures' own size. Arrays are never resized.
+    - `dtype`, `range`, `shown`: see `lit_gen.images.Pixels`. Of uint16 and float32, and with another number
+      of channels, all files are read as arrays (`lit_gen.data.arrays`).
     - `draft`: a JPEG that a fit of "crop" or "stretch" makes much smaller is decoded smaller at once (see
       `lit_gen.data.decode.decode`); false decodes it whole, as the official tools do.
     - `cache_mib`: what all scanned pictures together may take, decoded, to be kept for every worker process
@@ -43,34 +57,59 @@ class ImageReader:
         store: Store,
         *,
         channels: int = 3,
-        image_size: int | None = None,
+        image_size: ImageSize | None = None,
         fit: str = "crop",
+        dtype: str = "uint8",
+        range: Sequence[float] | None = None,
+        shown: Sequence[int] | None = None,
         draft: bool = True,
         cache_mib: int = 1024,
         on_error: str = "raise",
     ):
         check_choice("on_error", on_error, ON_ERROR)
         check_choice("fit", fit, FITS)
-        if channels not in MODES:
-            raise ConfigError(f"channels={channels}: pictures are decoded to 1 (gray) or 3 (RGB) channels.")
-        if image_size is not None and image_size < 1:
-            raise ConfigError(
-                f"image_size={image_size}: must be at least 1, or null to keep the pictures' own size."
-            )
+        if channels < 1:
+            raise ConfigError(f"channels={channels}: must be at least 1.")
+        if image_size is not None:
+            height, width = height_and_width(image_size)
+            image_size = height if height == width else [height, width]
+            if fit == "shorter" and height != width:
+                raise ConfigError(f"fit=shorter brings the shorter side to one number, not to {image_size}.")
+        self.pixels = Pixels(dtype, range, shown)
+        self.endings = (EXTENSIONS, ARRAYS) if dtype == "uint8" and channels in MODES else (FORMATS,)
         self.store, self.cache_mib, self.on_error = store, cache_mib, on_error
         drafts = draft and image_size is not None and fit in DRAFTED  # else the pixels are the same
         self.options = {"channels": channels, "image_size": image_size, "fit": fit, "draft": drafts}
+        self.stored_as = {} if self.pixels.are_bytes else {"dtype": dtype, "range": self.pixels.range}
         self._kept: _Kept | None = None
         self._bad: set[str] = set()
 
     def read(self, name: str) -> Tensor:
-        """uint8 (C, H, W). Raises UnreadableImage (ConfigError where the store fails)."""
+        """(C, H, W), as `pixels` says. Raises UnreadableImage (ConfigError where the store fails)."""
         image = None if self._kept is None else self._kept.get(name)
         if image is None:
-            image = decode(self.store.read(name), self._where(name), **self.options)
+            image = self._decode(name)
             if self._kept is not None:
                 self._kept.put(name, image)
         return image
+
+    def _decode(self, name: str) -> Tensor:
+        data, where = self.store.read(name), self._where(name)
+        if self._holds_array(name):
+            image = read_array(data, where, self.pixels, self.options["channels"])
+            target = self.options["image_size"]
+            if target is not None and tuple(image.shape[1:]) != height_and_width(target):
+                raise UnreadableImage(
+                    f"{where}: its image is {image.shape[1]}x{image.shape[2]} (height x width), not "
+                    f"data.image_size={target}. Arrays are never resized."
+                )
+            return image
+        image = decode(data, where, **self.options)
+        self.pixels.check(image, where)
+        return image
+
+    def _holds_array(self, name: str) -> bool:
+        return self.endings == (FORMATS,) or name.lower().endswith(ARRAYS)
 
     def read_or_replace(
         self, names: Sequence[str], i: int, others: Callable[[int], Sequence[int]], seed: int
@@ -126,18 +165,28 @@ class ImageReader:
 
     def fitted(self, size: Size) -> Size:
         """What `read` makes of a picture of this (height, width)."""
-        target = self.options["image_size"]
-        if target is None:
+        if self.options["image_size"] is None:
             return size
+        target = height_and_width(self.options["image_size"])
         if self.options["fit"] != "shorter":
-            return target, target
-        height, width = (max(int(target * side / min(size)), target) for side in size)
+            return target
+        height, width = (max(int(target[0] * side / min(size)), target[0]) for side in size)
         return height, width
+
+    @property
+    def remedy(self) -> str:
+        """What to do about images that differ in size."""
+        if self.endings == (FORMATS,):
+            return "Bring all arrays to one size."
+        return "Set image_size=64 (or [48,64], say) to crop and resize them all."
 
     def _where(self, name: str) -> str:
         return f"{self.store.path}/{name}"
 
     def _header(self, turned: bool, name: str) -> Size:
+        if self._holds_array(name):  # its header does not tell what is wrong with its values
+            height, width = self._decode(name).shape[1:]
+            return height, width
         if not (turned and name.lower().endswith(".png")):
             data = self.store.read(name, HEADER)
             try:
@@ -150,8 +199,9 @@ class ImageReader:
     def _make_room(self, sizes: Mapping[str, Size]) -> None:
         shapes = {name: (self.options["channels"], *self.fitted(size)) for name, size in sizes.items()}
         # All or nothing: half a cache would make speed depend on the order of names.
-        if 0 < sum(c * h * w for c, h, w in shapes.values()) <= self.cache_mib << 20:
-            self._kept = _Kept(shapes)
+        dtype = self.pixels.torch_dtype
+        if 0 < sum(c * h * w for c, h, w in shapes.values()) * dtype.itemsize <= self.cache_mib << 20:
+            self._kept = _Kept(shapes, dtype)
 
 
 class _Kept:
@@ -161,24 +211,27 @@ class _Kept:
     file descriptor each on their way to a spawned worker.
     """
 
-    def __init__(self, shapes: Mapping[str, tuple[int, int, int]]):
+    def __init__(self, shapes: Mapping[str, tuple[int, int, int]], dtype: torch.dtype):
+        self._dtype = dtype
         self._places: dict[str, tuple[int, int, tuple[int, int, int]]] = {}
         start = len(shapes)  # a byte a picture comes first: whether it is there
         for number, (name, shape) in enumerate(shapes.items()):
             self._places[name] = number, start, shape
-            start += shape[0] * shape[1] * shape[2]
+            start += shape[0] * shape[1] * shape[2] * dtype.itemsize
         self._bytes = torch.frombuffer(mmap.mmap(-1, start), dtype=torch.uint8)
 
     def get(self, name: str) -> Tensor | None:
         number, start, (c, h, w) = self._places.get(name, (0, 0, (0, 0, 0)))
         if not start or not self._bytes[number]:
             return None
-        return self._bytes[start : start + c * h * w].clone().view(c, h, w)
+        size = c * h * w * self._dtype.itemsize
+        return self._bytes[start : start + size].clone().view(self._dtype).view(c, h, w)
 
     def put(self, name: str, image: Tensor) -> None:
         number, start, shape = self._places.get(name, (0, 0, ()))
         if start and image.shape == shape:  # an orientation that the header did not tell makes another shape
-            self._bytes[start : start + image.numel()] = image.flatten()
+            content = image.flatten().view(torch.uint8)
+            self._bytes[start : start + len(content)] = content
             self._bytes[number] = 1  # last: who sees it finds all the pixels
 
 

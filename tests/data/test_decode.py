@@ -372,7 +372,8 @@ def test_the_cache_keeps_all_or_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"channels": 2}, "channels=2"),
+        ({"channels": 0}, "channels=0"),
+        ({"image_size": [4, 6], "fit": "shorter"}, "fit=shorter"),
         ({"fit": "middle"}, "fit='middle': must be one of crop, stretch, adm, shorter"),
         ({"image_size": 0}, "image_size=0"),
     ],

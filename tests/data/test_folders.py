@@ -196,10 +196,9 @@ def test_sizes_that_differ_are_named_with_the_remedy(folder):
     assert ImageFiles(folder, image_size=4)[13]["image"].shape == (3, 4, 4)
 
 
-def test_oblong_images_need_a_size(tmp_path):
+def test_images_of_one_size_may_be_oblong(tmp_path):
     path = make(tmp_path / "set", {"a.png": 1}, (6, 4))
-    with pytest.raises(ConfigError, match=r"a\.png is 6x4 .* Set image_size"):
-        ImageFiles(path)
+    assert ImageFiles(path).shape == ImageFiles(path, image_size=[4, 6]).shape == (3, 4, 6)
     assert ImageFiles(path, image_size=4, fit="shorter")[0]["image"].shape == (3, 4, 6)
 
 

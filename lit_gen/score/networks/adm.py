@@ -24,12 +24,12 @@ class ADM(nn.Module):
 
     def __init__(
         self,
-        image_size: int,
+        image_size: layers.ImageSize,  # one number, or (height, width)
         channels: int = 3,
         base_channels: int = 192,
         channel_mult: Sequence[int] = (1, 2, 3, 4),  # width of each resolution, in base_channels
         num_blocks: int = 3,  # residual blocks per resolution on the way down; one more on the way up
-        attention_resolutions: Sequence[int] = (32, 16, 8),  # the middle has attention besides
+        attention_resolutions: Sequence[int] = (32, 16, 8),  # heights; the middle has attention besides
         attention_width: int = 1,  # narrowest block with attention; EDM's code has none below one head, 64
         emb_mult: int = 4,  # width of the conditioning vector, in base_channels
         dropout: float = 0.1,

@@ -21,13 +21,13 @@ class NoisyClassifier(nn.Module):
 
     def __init__(
         self,
-        image_size: int,
+        image_size: layers.ImageSize,  # one number, or (height, width)
         num_classes: int,
         channels: int = 3,
         base_channels: int = 128,
         channel_mult: Sequence[int] = (1, 2, 2, 2),  # width of each resolution, in base_channels
         num_blocks: int = 2,  # residual blocks per resolution
-        attention_resolutions: Sequence[int] = (16,),  # the last resolution has attention besides
+        attention_resolutions: Sequence[int] = (16,),  # heights; the last level has attention besides
         emb_mult: int = 4,  # width of the conditioning vector, in base_channels
         dropout: float = 0.1,
     ):

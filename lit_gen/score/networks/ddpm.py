@@ -24,12 +24,12 @@ class DDPM(nn.Module):
 
     def __init__(
         self,
-        image_size: int,
+        image_size: layers.ImageSize,  # one number, or (height, width)
         channels: int = 3,
         base_channels: int = 128,
         channel_mult: Sequence[int] = (1, 2, 2, 2),  # width of each resolution, in base_channels
         num_blocks: int = 2,  # residual blocks per resolution on the way down; one more on the way up
-        attention_resolutions: Sequence[int] = (16,),  # the middle has attention besides
+        attention_resolutions: Sequence[int] = (16,),  # heights; the middle has attention besides
         dropout: float = 0.1,
         num_classes: int = 0,  # 0: unconditional
         out_channels: int | None = None,  # None: as `channels`; twice that for a learned variance

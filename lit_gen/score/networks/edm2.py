@@ -26,14 +26,14 @@ class EDM2(nn.Module):
 
     def __init__(
         self,
-        image_size: int,
+        image_size: layers.ImageSize,  # one number, or (height, width)
         channels: int = 3,
         base_channels: int = 192,
         channel_mult: Sequence[int] = (1, 2, 3, 4),  # width of each resolution, in base_channels
         noise_mult: int | None = None,  # width of the noise embedding; None: the first of channel_mult
         emb_mult: int | None = None,  # width of the conditioning vector; None: the largest of channel_mult
         num_blocks: int = 3,  # residual blocks per resolution on the way down; one more on the way up
-        attention_resolutions: Sequence[int] = (16, 8),  # the middle has attention besides
+        attention_resolutions: Sequence[int] = (16, 8),  # heights; the middle has attention besides
         head_channels: int = 64,  # of an attention head; narrower blocks have one head
         attention_width: int = 1,  # narrowest block with attention; the official code has none below one head
         label_balance: float = 0.5,  # weight of the class against the noise level

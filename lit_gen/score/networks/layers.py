@@ -11,6 +11,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lit_gen.errors import ConfigError
+from lit_gen.images import height_and_width
+
+ImageSize = int | Sequence[int]
+"""The side of square images, or (height, width)."""
 
 L = TypeVar("L", nn.Linear, nn.Conv2d)
 
@@ -308,16 +312,19 @@ def activation_of(name: str) -> nn.Module:
     return known[name]()
 
 
-def levels_of(image_size: int, num_levels: int) -> list[int]:
-    """The resolutions of a U-Net, each half the one before; ConfigError where one leaves a remainder."""
-    factor = 2 ** (num_levels - 1)
-    if num_levels < 1 or image_size < factor or image_size % factor:
-        below = factor * max(image_size // factor, 1)
+def levels_of(image_size: ImageSize, num_levels: int) -> list[int]:
+    """The heights of a U-Net's levels, each half the one before; ConfigError where a height or a width leaves
+    a remainder."""
+    sides, factor = height_and_width(image_size), 2 ** (num_levels - 1)
+    if any(side < factor or side % factor for side in sides):
+        fitting = [factor * max(side // factor, 1) for side in sides]
+        larger = [x if x == side else x + factor for x, side in zip(fitting, sides, strict=True)]
+        shown = [x[0] if isinstance(image_size, int) else x for x in (fitting, larger)]
         raise ConfigError(
-            f"image_size={image_size} cannot be halved {num_levels - 1} times: take a multiple of {factor} "
-            f"(e.g. {below} or {below + factor}), or a channel_mult of fewer levels."
+            f"image_size={image_size} cannot be halved {num_levels - 1} times: take multiples of {factor} "
+            f"(e.g. {shown[0]} or {shown[1]}), or a channel_mult of fewer levels."
         )
-    return [image_size >> level for level in range(num_levels)]
+    return [sides[0] >> level for level in range(num_levels)]
 
 
 def check_input(x: Tensor, channels: int, num_levels: int) -> None:

@@ -18,7 +18,13 @@ class NCSN(nn.Module):
     Raises ConfigError for an odd image size.
     """
 
-    def __init__(self, image_size: int, channels: int = 3, base_channels: int = 128, num_levels: int = 10):
+    def __init__(
+        self,
+        image_size: layers.ImageSize,
+        channels: int = 3,
+        base_channels: int = 128,
+        num_levels: int = 10,
+    ):
         super().__init__()
         layers.levels_of(image_size, 2)
         self.channels, self.num_levels, self.num_classes, self.augment_dim = channels, num_levels, 0, 0

@@ -34,12 +34,12 @@ class NCSNpp(nn.Module):
 
     def __init__(
         self,
-        image_size: int,
+        image_size: layers.ImageSize,  # one number, or (height, width)
         channels: int = 3,
         base_channels: int = 128,
         channel_mult: Sequence[int] = (1, 2, 2, 2),  # width of each resolution, in base_channels
         num_blocks: int = 4,  # residual blocks per resolution on the way down; one more on the way up
-        attention_resolutions: Sequence[int] = (16,),  # the middle has attention besides
+        attention_resolutions: Sequence[int] = (16,),  # heights; the middle has attention besides
         embedding: str = "positional",  # of the noise label; "fourier"; "fourier_edm", rounded as EDM does
         embedding_mult: int | None = None,  # its channels in base_channels; None: 1 positional, 2 Fourier
         fourier_scale: float = 16.0,

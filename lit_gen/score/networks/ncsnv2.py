@@ -25,7 +25,7 @@ class NCSNv2(nn.Module):
 
     def __init__(
         self,
-        image_size: int,
+        image_size: layers.ImageSize,  # one number, or (height, width)
         channels: int = 3,
         base_channels: int = 128,
         depth: int = 4,

@@ -332,6 +332,20 @@ def test_heights_and_widths_may_differ(name):
     torch.testing.assert_close(net(**inputs | {"x": tall.mT}), out.mT, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("cls", [NCSNpp, DDPM, ADM, EDM2, NCSN, NCSNv2])
+def test_attention_levels_are_told_by_the_height(cls):
+    """The network of an oblong size is that of a square of its height."""
+    options = {} if cls in (NCSN, NCSNv2) else {"channel_mult": (1, 1), "num_blocks": 1}
+    options |= {"attention_resolutions": (6,)} if options else {}
+    torch.manual_seed(0)
+    oblong = cls([12, 8], 2, 8, **options).eval()
+    square = cls(12, 2, 8, **options).eval()
+    square.load_state_dict(oblong.state_dict())
+    x, c = torch.randn(2, 2, 12, 8), torch.ones(2)
+    assert torch.equal(oblong(x, c), square(x, c))
+    assert set(cls([8, 12], 2, 8, **options).state_dict()) < set(square.state_dict()) or not options
+
+
 @pytest.mark.parametrize("base", [1, 6, 10])
 def test_odd_channel_counts_train(base):
     """Every parameter of a network of few, uneven channels gets a gradient, attention below 64 channels
@@ -444,6 +458,8 @@ def test_sizes_that_cannot_be_halved(cls):
         cls(28)
     with pytest.raises(ConfigError, match="image_size=4 cannot be halved 3 times"):
         cls(4)
+    with pytest.raises(ConfigError, match=r"image_size=\[48, 50\] .* \(e.g. \[48, 48\] or \[48, 56\]\)"):
+        cls([48, 50])
     net = cls(8, 1, 8, (1, 1), num_blocks=1)
     with pytest.raises(ConfigError, match="7x8 pixels cannot be halved 1 times"):
         net(torch.zeros(1, 1, 7, 8), torch.zeros(1))
