@@ -1,4 +1,4 @@
-"""All figures: curves of runs, of policy searches, and of sweeps."""
+"""All figures: curves of runs, of policy searches, of sweeps, and of translators."""
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,10 +6,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.figure import Figure
     from optuna import Study
 
-__all__ = ["Line", "curves", "importances", "panel_svg", "plain_ticks", "save", "search_curves", "slices"]
+__all__ = [
+    "Line",
+    "class_codes",
+    "curves",
+    "distance_curves",
+    "importances",
+    "panel_svg",
+    "save",
+    "search_curves",
+    "slices",
+    "translation_sweep",
+]
 
 LOSSES = ("train/loss", "val/loss", "train/generator/loss", "train/discriminator/loss")
 LINEAR = ("images/s", "images per second", "K-shot translation", "learning rate", "peak memory in GiB")
@@ -143,4 +155,58 @@ def _of_optuna(name: str, study: "Study", objective: str, **options: Any) -> "Fi
         getattr(drawings, name)(study, target_name=objective, **options)
     figure = plt.gcf()
     plt.close(figure)
+    return figure
+
+
+def distance_curves(histories: Mapping[str, Mapping[str, Mapping[int, float]]]) -> "Figure | None":
+    """The Frechet distances that runs logged, a panel for each name and a curve for each run, with error bars
+    where they were logged; None if no run logged any twice.
+
+    `histories`: run -> {name: {batches: value}}, with standard errors as `se/<name>`.
+    """
+    from matplotlib.figure import Figure
+
+    logged = {key for h in histories.values() for key in h if key.startswith(("fd_", "fid"))}
+    panels = sorted(key for key in logged if any(len(h.get(key, ())) > 1 for h in histories.values()))
+    if not panels:
+        return None
+    figure = Figure(figsize=(1 + 5 * len(panels), 4), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, key in zip(axes, panels, strict=True):
+        _panel(axis, key, [(run, h[key], h.get(f"se/{key}", {})) for run, h in histories.items() if key in h])
+    return figure
+
+
+def translation_sweep(panels: Mapping[str, Mapping[str, float]], ks: Sequence[int]) -> "Figure":
+    """Metrics of a translator over K, the number of class images, with the baselines as lines.
+
+    `panels`: title -> {"K = <k>" for each of `ks`, "copying" and "pasting": value}.
+    """
+    from matplotlib.figure import Figure
+
+    columns = -(-len(panels) // 2)
+    figure = Figure(figsize=(3 * columns, 5), layout="constrained")
+    axes = figure.subplots(2, columns, squeeze=False).flatten()
+    for spare in axes[len(panels) :]:
+        spare.remove()
+    for axis, (title, values) in zip(axes, panels.items(), strict=False):
+        axis.plot(ks, [values[f"K = {k}"] for k in ks], marker="o", markersize=3, label="FUNIT")
+        for baseline, style in (("copying", ":"), ("pasting", "--")):
+            axis.axhline(values[baseline], color="gray", linestyle=style, linewidth=1, label=baseline)
+        axis.set(title=title, xlabel="K", xticks=ks)
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=7)
+    return figure
+
+
+def class_codes(places: Mapping[str, "np.ndarray"]) -> "Figure":
+    """The places (n, 2) of the codes of single images, by class."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    axis = figure.subplots()
+    for c, (name, points) in enumerate(places.items()):
+        axis.scatter(*points.T, s=10, marker="osv^"[c // 10 % 4], color=f"C{c % 10}", label=name)
+    axis.set(xticks=[], yticks=[], title="class codes of single images (t-SNE)")
+    figure.legend(loc="outside right upper", fontsize=6)
     return figure

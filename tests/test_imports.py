@@ -87,6 +87,14 @@ def test_no_command_imports_another(name, path):
         assert "commands" not in rooms(imports(path))
 
 
+@each_module
+def test_only_figures_draws_with_matplotlib(name, path):
+    if name not in ("figures", "data.glyphs"):  # glyphs are rendered from matplotlib's fonts
+        assert "matplotlib" not in libraries(imports(path))
+    if name == "figures":
+        assert not libraries(imports(path)) & {"torch", *HYDRA} and not rooms(imports(path))
+
+
 def test_the_root_stays_small():
     root = [name for name, _ in MODULES if "." not in name]
     assert len(root) <= 18, root

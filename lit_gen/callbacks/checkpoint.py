@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 
 from lit_gen.callbacks.contracts import base
@@ -40,9 +40,7 @@ class Checkpoint(LightningCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self.best_step = state_dict["best"], state_dict["best_step"]
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
         module = base(pl_module)
         step, better = module.batches_seen, False
         score = module.results.scores.get(self.monitor) if self.monitor else None
@@ -53,10 +51,10 @@ class Checkpoint(LightningCheckpoint):
             if better:
                 self._copy_best(trainer)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.save(trainer)
 
-    def save(self, trainer: pl.Trainer) -> Path:
+    def save(self, trainer: Trainer) -> Path:
         """Writes last.ckpt for the present batch count, once. Every rank must call it."""
         where = folder(trainer.default_root_dir)
         last, previous = where / "last.ckpt", where / "previous.ckpt"
@@ -68,7 +66,7 @@ class Checkpoint(LightningCheckpoint):
             self._saved_at = step
         return last
 
-    def _copy_best(self, trainer: pl.Trainer) -> None:
+    def _copy_best(self, trainer: Trainer) -> None:
         if trainer.is_global_zero:
             where = folder(trainer.default_root_dir)
             _link(where / "last.ckpt", where / "best.ckpt")

@@ -7,7 +7,7 @@ module without it before the training begins.
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-import lightning.pytorch as pl
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -122,7 +122,7 @@ class ImageData(Data, Protocol):
     def in_order(self, dataset: Any, parts: Iterable[range]) -> DataLoader: ...
 
 
-def base(module: pl.LightningModule) -> BaseModule:
+def base(module: LightningModule) -> BaseModule:
     """The module that a callback is handed, as what every module of lit_gen is."""
     if not isinstance(module, BaseModule):
         raise ConfigError(
@@ -132,13 +132,13 @@ def base(module: pl.LightningModule) -> BaseModule:
     return module
 
 
-def of(module: pl.LightningModule, kind: type[T]) -> T:
+def of(module: LightningModule, kind: type[T]) -> T:
     """The module as the Protocol that a callback requires."""
     assert isinstance(module, kind), missing(module, kind)
     return module
 
 
-def data_of(trainer: pl.Trainer, kind: type[T]) -> T:
+def data_of(trainer: Trainer, kind: type[T]) -> T:
     """The trainer's data module. Raises ConfigError where it lacks what the callback asks of it."""
     data = vars(trainer)["datamodule"]  # set by Lightning without a declaration
     if not isinstance(data, kind):
@@ -149,7 +149,7 @@ def data_of(trainer: pl.Trainer, kind: type[T]) -> T:
     return data
 
 
-class Periodic(pl.Callback):
+class Periodic(Callback):
     """A callback that acts after every `every` batches, and has `finish` called when the training ends.
 
     `where` is its place in the configuration, for the message.
@@ -160,21 +160,19 @@ class Periodic(pl.Callback):
             raise ConfigError(f"{where}.every={every}: must be at least 1 batch.")
         self.every = every
 
-    def act(self, trainer: pl.Trainer, module: BaseModule) -> None:
+    def act(self, trainer: Trainer, module: BaseModule) -> None:
         """Called on every rank after a batch whose count `every` divides."""
         raise NotImplementedError
 
-    def finish(self, trainer: pl.Trainer, module: BaseModule) -> None:
+    def finish(self, trainer: Trainer, module: BaseModule) -> None:
         """Called on every rank when the training ends."""
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
         module = base(pl_module)
         if module.batches_seen % self.every == 0:
             self.act(trainer, module)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.finish(trainer, base(pl_module))
 
 

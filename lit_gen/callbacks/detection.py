@@ -3,8 +3,8 @@ finds."""
 
 from typing import Protocol, runtime_checkable
 
-import lightning.pytorch as pl
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lit_gen.callbacks.contracts import Data, Detects, Periodic, data_of, of
@@ -51,19 +51,19 @@ class DetectionQuality(Periodic):
         self._measured, self._scores = -1, {}
         self._batches = TestBatches()
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._batches.close()
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         mean_average_precision()  # what is missing should be said before the training
 
-    def finish(self, trainer: pl.Trainer, module: BaseModule) -> None:
+    def finish(self, trainer: Trainer, module: BaseModule) -> None:
         self.act(trainer, module)
         module.results.record(**self._scores)
         for name, value in self._scores.items():
             module.results.row(f"{name} on the test images", f"{value:.4f}")
 
-    def act(self, trainer: pl.Trainer, module: BaseModule) -> None:
+    def act(self, trainer: Trainer, module: BaseModule) -> None:
         """Measures over all ranks' test images, once a batch count."""
         step, data = module.batches_seen, data_of(trainer, DetectionData)
         if self._measured == step:
@@ -73,9 +73,8 @@ class DetectionQuality(Periodic):
         with evaluating(trainer):
             for batch in self._batches(trainer, module):
                 found = of(module, Detects).detect(batch["image"])
-                truth = [
-                    {"boxes": b, "labels": y} for b, y in zip(batch["boxes"], batch["labels"], strict=True)
-                ]
+                pairs = zip(batch["boxes"], batch["labels"], strict=True)
+                truth = [{"boxes": boxes, "labels": labels} for boxes, labels in pairs]
                 metric.update(found, truth)
                 rows = range(min(self.pictures - len(drawn), len(found)))
                 drawn += [self._drawn(batch["image"][i], truth[i], found[i], data.classes) for i in rows]
@@ -84,13 +83,8 @@ class DetectionQuality(Periodic):
         for name, value in scores.items():
             module.results.score(name, step, value)
         if drawn and trainer.is_global_zero:
-            show(
-                trainer,
-                "detections",
-                grid(one_size(drawn), columns=min(4, len(drawn))),
-                step,
-                f"batch {step}, EMA weights",
-            )
+            picture = grid(one_size(drawn), columns=min(4, len(drawn)))
+            show(trainer, "detections", picture, step, f"batch {step}, EMA weights")
         self._measured, self._scores = step, scores
 
     def _drawn(
@@ -102,11 +96,6 @@ class DetectionQuality(Periodic):
             for k, s in zip(found["labels"][sure].tolist(), found["scores"][sure].tolist(), strict=True)
         ]
         boxes = torch.cat([truth["boxes"], found["boxes"][sure]]).cpu()
-        there = len(truth["boxes"])
-        return boxed_picture(
-            to_uint8(image).cpu(),
-            boxes,
-            [TRUE] * there + [FOUND] * len(texts),
-            [""] * there + texts,
-            scale=max(1, 224 // max(image.shape[-2:])),
-        )
+        there, scale = len(truth["boxes"]), max(1, 224 // max(image.shape[-2:]))
+        colors = [TRUE] * there + [FOUND] * len(texts)
+        return boxed_picture(to_uint8(image).cpu(), boxes, colors, [""] * there + texts, scale=scale)

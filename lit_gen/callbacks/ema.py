@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -59,7 +59,7 @@ class Power:
         return power_beta(self.std, update, 1)
 
 
-class EMA(pl.Callback):
+class EMA(Callback):
     """w_ema <- decay_n w_ema + (1 - decay_n) w after every optimizer step n, on `module.ema_network()`.
 
     `decay` is a number, then `decay_n = min(decay, (1 + n) / (10 + n))`, the warm-up of score_sde
@@ -86,16 +86,15 @@ class EMA(pl.Callback):
         self.num_updates = 0
         self.shadow: dict[str, Tensor] = {}
         self._seen_steps = 0
-        self._weights: dict[
-            str, Tensor
-        ] = {}  # the network's own: a walk over its modules costs a millisecond
+        # The network's own: a walk over its modules costs a millisecond.
+        self._weights: dict[str, Tensor] = {}
         self._applied = False
 
     @property
     def state_key(self) -> str:
         return f"EMA{{'decay': {self.decay}}}"
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         weights = _weights(of(pl_module, HasAverage).ema_network())
         if not self.shadow:
             self.shadow = {name: w.detach().clone() for name, w in weights.items()}
@@ -103,16 +102,12 @@ class EMA(pl.Callback):
             self.shadow = {name: self.shadow[name].to(w.device) for name, w in weights.items()}
         self._seen_steps, self._weights = trainer.global_step, weights
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
         module = base(pl_module)
         if module.should_log and callbacks_of(trainer, EMA)[0] is self:
             module.log_scalars({"train/ema_decay": self.decay_of(self.num_updates + 1)})
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
         if trainer.global_step != self._seen_steps:  # no update while gradients accumulate
             self._seen_steps = trainer.global_step
             self.update(self._weights)
@@ -170,7 +165,7 @@ class EMA(pl.Callback):
 
 
 @contextmanager
-def evaluating(trainer: pl.Trainer) -> Iterator[pl.LightningModule]:
+def evaluating(trainer: Trainer) -> Iterator[LightningModule]:
     """The module in eval mode, without gradients, with the EMA weights if there is an EMA callback; then as
     before."""
     module = trainer.lightning_module

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-import lightning.pytorch as pl
-import torch
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
@@ -11,6 +10,7 @@ from lit_gen.callbacks.contracts import Periodic, Sampler, Samples, SamplesTraje
 from lit_gen.callbacks.ema import evaluating
 from lit_gen.errors import ConfigError
 from lit_gen.images import grid, save_png
+from lit_gen.metrics.distributed import gather_batches, own_batches
 from lit_gen.module import BaseModule
 
 __all__ = ["SampleGrid", "show"]
@@ -47,14 +47,14 @@ class SampleGrid(Periodic):
         self.trajectories, self.frames, self.scale = trajectories, frames, scale
         self.sampler = sampler
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.sampler is not None:
             of(pl_module, Samples).check(self.sampler)
 
-    def act(self, trainer: pl.Trainer, module: BaseModule) -> None:
+    def act(self, trainer: Trainer, module: BaseModule) -> None:
         self.draw(trainer, module, self.sampler)
 
-    def finish(self, trainer: pl.Trainer, module: BaseModule) -> None:
+    def finish(self, trainer: Trainer, module: BaseModule) -> None:
         if self.sampler is not None or module.batches_seen % self.every:
             self.draw(trainer, module)
         if trainer.is_global_zero and self.trajectories:
@@ -63,47 +63,26 @@ class SampleGrid(Periodic):
                     range(self.trajectories), self.seed, self.frames
                 )
             picture = grid(frames.flatten(0, 1), columns=frames.shape[1], scale=self._scale(frames))
-            show(
-                trainer,
-                "trajectory",
-                picture,
-                module.batches_seen,
-                f"seeds {self.seed}:0-{self.trajectories - 1}",
-            )
+            caption = f"seeds {self.seed}:0-{self.trajectories - 1}"
+            show(trainer, "trajectory", picture, module.batches_seen, caption)
 
-    def draw(self, trainer: pl.Trainer, module: BaseModule, sampler: Sampler | None = None) -> None:
+    def draw(self, trainer: Trainer, module: BaseModule, sampler: Sampler | None = None) -> None:
         """Every rank samples its share; rank 0 puts the picture together."""
         model = of(module, Samples)
-        # Without a share, with more ranks than images, a rank draws one that `gather_rows` leaves out.
-        mine = range(trainer.global_rank, self.num, trainer.world_size) or range(1)
+        share = -(-self.num // trainer.world_size)
         with evaluating(trainer):
-            images = model.sample(mine, self.seed, sampler)
-        images = gather_rows(trainer, images, self.num)
-        if trainer.is_global_zero:
-            step = module.batches_seen
-            caption = (
-                f"batch {step}, {model.sampler_name(sampler)}, seeds {self.seed}:0-{self.num - 1}, "
-                "EMA weights"
-            )
-            show(trainer, "grid", grid(images, scale=self._scale(images)), step, caption)
+            own = [model.sample(part, self.seed, sampler) for part in own_batches(self.num, share)]
+        images = gather_batches(own, self.num, share)
+        if images is not None:
+            seeds = f"seeds {self.seed}:0-{self.num - 1}"
+            caption = f"batch {module.batches_seen}, {model.sampler_name(sampler)}, {seeds}, EMA weights"
+            show(trainer, "grid", grid(images, scale=self._scale(images)), module.batches_seen, caption)
 
     def _scale(self, images: Tensor) -> int:
         return self.scale or max(1, 64 // images.shape[-1])
 
 
-def gather_rows(trainer: pl.Trainer, rows: Tensor, total: int) -> Tensor:
-    """Rows r, r + W, r + 2W ... of every rank r of W, put in order: (total, ...) on every rank."""
-    world_size = trainer.world_size
-    if world_size == 1:
-        return rows
-    share = -(-total // world_size)
-    padded = torch.zeros(share, *rows.shape[1:], dtype=rows.dtype, device=rows.device)
-    padded[: len(rows)] = rows
-    gathered = trainer.strategy.all_gather(padded.to(trainer.strategy.root_device))  # (W, share, ...)
-    return gathered.transpose(0, 1).flatten(0, 1)[:total].to(rows.device)
-
-
-def show(trainer: pl.Trainer, name: str, picture: Tensor, step: int, caption: str) -> Path:
+def show(trainer: Trainer, name: str, picture: Tensor, step: int, caption: str) -> Path:
     """Writes uint8 (3, H, W) as `grids/<name>_<step>.png` of the run folder and sends it to W&B as
     `samples/<name>`."""
     path = save_png(picture, Path(trainer.default_root_dir) / "grids" / f"{name}_{step:07d}.png")

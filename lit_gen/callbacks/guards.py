@@ -7,8 +7,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lit_gen.callbacks.checkpoint import Checkpoint
@@ -36,7 +36,7 @@ class Stopped(Exit):
         )
 
 
-class NaNGuard(pl.Callback):
+class NaNGuard(Callback):
     """Stops when the loss is not finite, naming the batch, what the module showed its guard, and the last
     good checkpoint.
 
@@ -51,9 +51,7 @@ class NaNGuard(pl.Callback):
         self.every = every
         self._bad: dict[str, Tensor] | None = None
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
         module = base(pl_module)
         step, shown = module.batches_seen, module.nan_context
         if shown is None:
@@ -76,13 +74,13 @@ class NaNGuard(pl.Callback):
         if step % self.every == 0 or self._will_save(trainer, step):
             self.check(trainer)
 
-    def check(self, trainer: pl.Trainer) -> None:
+    def check(self, trainer: Trainer) -> None:
         """Reads the remembered flag; raises NotFiniteError if it is set."""
         if self._bad is not None and bool(self._bad["seen"]):
             shown = {k: v for k, v in self._bad.items() if k not in ("seen", "step")}
             self._stop(trainer, int(self._bad["step"]), shown)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.check(trainer)
 
     @staticmethod
@@ -90,11 +88,11 @@ class NaNGuard(pl.Callback):
         return device.type == "cpu"
 
     @staticmethod
-    def _will_save(trainer: pl.Trainer, step: int) -> bool:
+    def _will_save(trainer: Trainer, step: int) -> bool:
         return any(step % c.every == 0 for c in callbacks_of(trainer, Checkpoint))
 
     @staticmethod
-    def _stop(trainer: pl.Trainer, step: int, shown: dict[str, Tensor]) -> None:
+    def _stop(trainer: Trainer, step: int, shown: dict[str, Tensor]) -> None:
         details = "; ".join(f"{name}: {_brief(value)}" for name, value in shown.items())
         last = folder(trainer.default_root_dir) / "last.ckpt"
         good = f"The last good checkpoint is {last}." if last.exists() else "No checkpoint had been saved."
@@ -118,7 +116,7 @@ def _brief(value: Tensor) -> str:
 def _nothing() -> None: ...
 
 
-class Signals(pl.Callback):
+class Signals(Callback):
     """Ctrl-C, SIGTERM and SIGUSR1 save and end the run; a second Ctrl-C ends it at once.
 
     A signal within a batch waits for its end, so that what is saved is the state after a whole step; one that
@@ -138,7 +136,7 @@ class Signals(pl.Callback):
         self._module: BaseModule | None = None  # in training
         self._before: dict[int, Callable | int | None] = {}
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._module, self._deferring = base(pl_module), trainer.world_size > 1
         # Lightning has the ranks agree before every batch, which waits for the device. SIGTERM is ours, and
         # they agree below.
@@ -156,14 +154,10 @@ class Signals(pl.Callback):
         if not self._deferring and self._module is not None:
             raise Stopped(signum, self._module.batches_seen)
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
         self._deferring = True
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
         step, signum = base(pl_module).batches_seen, self.received
         if trainer.world_size > 1:
             if step % self.agree_every:
@@ -176,9 +170,7 @@ class Signals(pl.Callback):
                 raise Stopped(signum, step)
             self._deferring = trainer.world_size > 1
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, Stopped):
             if trainer.world_size == 1:
                 self._save(trainer)
@@ -191,13 +183,13 @@ class Signals(pl.Callback):
                 subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
 
     @staticmethod
-    def _save(trainer: pl.Trainer) -> None:
+    def _save(trainer: Trainer) -> None:
         for guard in callbacks_of(trainer, NaNGuard):
             guard.check(trainer)
         for saver in callbacks_of(trainer, Checkpoint):
             saver.save(trainer)
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
         self._before = {}

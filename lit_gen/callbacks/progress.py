@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import lightning.pytorch as pl
+from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -23,7 +23,7 @@ from lit_gen.module import Results, callbacks_of
 __all__ = ["ProgressBar", "working"]
 
 
-class ProgressBar(pl.Callback):
+class ProgressBar(Callback):
     """A rich bar on a terminal; elsewhere (log files, notebooks' stdout) a line every `line_seconds`.
 
     Drawn at most `rate` times a second and from numbers that are logged anyway, so that it costs a step next
@@ -36,7 +36,7 @@ class ProgressBar(pl.Callback):
         self._task: TaskID | None = None  # the training's
         self._drawn = 0.0
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
         self._start_step = base(pl_module).batches_seen
@@ -47,9 +47,7 @@ class ProgressBar(pl.Callback):
                 "training", total=self._total(trainer), completed=self._start_step, numbers=""
             )
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
         now = time.monotonic()
         if not trainer.is_global_zero or now - self._drawn < (
             self.interval if self._bar else self.line_seconds
@@ -114,7 +112,7 @@ class ProgressBar(pl.Callback):
         return advance
 
     @staticmethod
-    def _total(trainer: pl.Trainer) -> int | None:
+    def _total(trainer: Trainer) -> int | None:
         return None if trainer.max_steps < 0 else trainer.max_steps * trainer.accumulate_grad_batches
 
     @staticmethod
@@ -128,15 +126,13 @@ class ProgressBar(pl.Callback):
         shown |= {name: score.value for name, score in results.scores.items()}
         return ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._bar is not None and self._task is not None:
             module = base(pl_module)
             self._bar.update(self._task, completed=module.batches_seen, numbers=self._numbers(module.results))
         self._close()
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, *_: Any, **__: Any) -> None:
         self._close()
 
     def _open(self) -> None:
@@ -163,7 +159,7 @@ class ProgressBar(pl.Callback):
 
 @contextmanager
 def working(
-    trainer: pl.Trainer, what: str, total: int, announce: bool = True
+    trainer: Trainer, what: str, total: int, announce: bool = True
 ) -> Iterator[Callable[[int], None]]:
     """Shows work of `total` items, "sampling for fid5k" for one, its pace and the time left, where the
     trainer has a `ProgressBar`, on rank 0 alone: `with working(...) as advance: advance(number of items

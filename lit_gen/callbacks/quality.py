@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -19,12 +19,11 @@ from lit_gen.errors import ConfigError
 from lit_gen.metrics import (
     Evaluation,
     Extractor,
-    Moments,
+    Predictions,
     Summary,
-    check_measures,
+    check_metrics,
     compare,
     frechet_distance,
-    reference_moments,
     reference_summary,
 )
 from lit_gen.metrics.distributed import own_batches
@@ -32,17 +31,15 @@ from lit_gen.module import BaseModule, callbacks_of
 
 __all__ = ["SampleQuality"]
 
-CLASSES = 1024  # of a classifier, at most
-
 
 @dataclass
 class _Drawn:
-    """What is kept of the samples of one step and one sampler."""
+    """The first n samples of one step and one sampler."""
 
     step: int
     sampler: Sampler | None
     evaluation: Evaluation
-    confident: Tensor  # how many samples of each class have p > 0.9; the last: of none
+    predictions: Predictions | None
     n: int = 0
 
 
@@ -60,7 +57,7 @@ class SampleQuality(Periodic):
     (`fid5k_heun18steps`), and they alone choose the best checkpoint. The last measurement is by the module's
     own sampler, as is `lit-gen evaluate` of the best checkpoint.
 
-    `measures` adds others of `lit_gen.metrics.MEASURES` to the Frechet distance, `fd`, all from one pass over
+    `measures` adds others of `lit_gen.metrics.METRICS` to the Frechet distance, `fd`, all from one pass over
     the samples. Beside each stands its standard error as `se/<name>`, where it has one. Features of at most
     `max_stored_features` images are kept for those that need them.
 
@@ -83,7 +80,7 @@ class SampleQuality(Periodic):
         max_stored_features: int = 10_000,
         sampler: Sampler | None = None,
     ):
-        check_measures(measures)
+        check_metrics(measures)
         if "fd" not in measures:
             raise ConfigError(f"callbacks.quality.measures={list(measures)}: fd must be among them.")
         if "fdclass" in measures:
@@ -95,17 +92,16 @@ class SampleQuality(Periodic):
         self.num_images, self.final_images = num_images, final_images
         self.seed, self.batch_size = seed, batch_size
         self.measures, self.max_stored_features = tuple(measures), max_stored_features
-        self._reference: Moments | Summary | None = None
+        self._reference: Summary | None = None
         self._training: Summary | None = None
         self._drawn: _Drawn | None = None
         self._pace: dict[Sampler | None, tuple[int, float]] = {}  # samples so far, and the time they took
         self._running_name = ""  # of the distances while training
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.sampler is not None:
             of(pl_module, Samples).check(self.sampler)
-        known_by_moments = {"fd", "fdinf", "is", "authpct"}.issuperset(self.measures)
-        self._reference = (self.moments_of if known_by_moments else self.summary_of)(trainer, "test")
+        self._reference = self.summary_of(trainer, "test")
         self._training = self.summary_of(trainer, "train") if "authpct" in self.measures else None
 
     def state_dict(self) -> dict[str, Any]:
@@ -114,7 +110,7 @@ class SampleQuality(Periodic):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._running_name = state_dict["running_name"]
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         before = self._running_name
         own = self.extractor.id.key("fd", self.num_images)
         self._running_name = own + self._suffix(of(pl_module, Samples), self.sampler)
@@ -127,51 +123,32 @@ class SampleQuality(Periodic):
                 if callback.monitor == "fd":
                     callback.best = callback.best_step = None
 
-    def moments_of(self, trainer: pl.Trainer, split: str) -> Moments:
-        """Moments of a split's features, from the cache where they are known. Every rank must call it."""
-        dataset = data_of(trainer, ImageData).dataset(split)
-        return reference_moments(
-            lambda: self._images(trainer, split),
-            self.extractor,
-            data=dataset.fingerprint(),
-            split=split,
-            n=len(dataset),
-        )
-
-    def summary_of(self, trainer: pl.Trainer, split: str) -> Summary:
-        """As `moments_of`, with a random part of the features."""
-        dataset = data_of(trainer, ImageData).dataset(split)
-        return reference_summary(
-            lambda: self._images(trainer, split),
-            self.extractor,
-            data=dataset.fingerprint(),
-            split=split,
-            n=len(dataset),
-            max_stored_features=self.max_stored_features,
-        )
-
-    def _images(self, trainer: pl.Trainer, split: str) -> Iterator[tuple[range, Tensor, Tensor]]:
-        """This rank's share of a split, on its device; in `setup` the module is not there yet."""
+    def summary_of(self, trainer: Trainer, split: str) -> Summary:
+        """Of a split's features, from the cache where they are known. Every rank must call it; in `setup` the
+        module is not on the device yet."""
         data, device = data_of(trainer, ImageData), trainer.strategy.root_device
         dataset = data.dataset(split)
         parts = own_batches(len(dataset), self.batch_size)
-        loader = data.in_order(dataset, parts)
-        what = f"{self.extractor.id.name} features of the {split} images, computed once"
-        with working(trainer, what, sum(map(len, parts))) as advance:
-            for rows, batch in zip(parts, loader, strict=True):
-                yield rows, batch["image"].to(device, non_blocking=True), batch["label"]
-                advance(len(rows))
 
-    def act(self, trainer: pl.Trainer, module: BaseModule) -> None:
+        def images() -> Iterator[tuple[range, Tensor, Tensor]]:
+            what = f"{self.extractor.id.name} features of the {split} images, computed once"
+            with working(trainer, what, sum(map(len, parts))) as advance:
+                for rows, batch in zip(parts, data.in_order(dataset, parts), strict=True):
+                    yield rows, batch["image"].to(device, non_blocking=True), batch["label"]
+                    advance(len(rows))
+
+        evaluation = Evaluation(self.extractor, max_stored_features=self.max_stored_features)
+        return reference_summary(images, evaluation, data=dataset.fingerprint(), n=len(dataset))
+
+    def act(self, trainer: Trainer, module: BaseModule) -> None:
         value = self.measure(trainer, module, self.num_images, self.sampler)
         module.results.score("fd", module.batches_seen, value)
 
-    def finish(self, trainer: pl.Trainer, module: BaseModule) -> None:
+    def finish(self, trainer: Trainer, module: BaseModule) -> None:
         assert self._reference is not None  # since `setup`
         n = self.final_images or len(data_of(trainer, ImageData).train)
         value = self.measure(trainer, module, n)
-        reference = self._reference if isinstance(self._reference, Moments) else self._reference.moments
-        train_test = frechet_distance(reference, self.moments_of(trainer, "train"))
+        train_test = frechet_distance(self._reference.moments, self.summary_of(trainer, "train").moments)
         drawn, seconds = self._pace[None]
         name, results = self.extractor.id.key("fd", n), module.results
         results.record(
@@ -186,14 +163,12 @@ class SampleQuality(Periodic):
         results.row("  train-test FD (training split against test split)", f"{train_test:.4f}")
         results.row("samples/s", f"{drawn / seconds:.0f}")
         if self.classifier is not None:
-            fraction, classes = self._confidence
-            results.record(confident_fraction=fraction, classes_found=classes)
+            results.record(**self._confidence)
+            fraction, classes = self._confidence["confident_fraction"], self._confidence["classes_found"]
             results.row("confident fraction (samples with p > 0.9)", f"{100 * fraction:.1f} %")
             results.row("classes found", str(classes))
 
-    def measure(
-        self, trainer: pl.Trainer, module: BaseModule, n: int, sampler: Sampler | None = None
-    ) -> float:
+    def measure(self, trainer: Trainer, module: BaseModule, n: int, sampler: Sampler | None = None) -> float:
         """The distance of n samples by the sampler (None: the module's own), on every rank the same. Samples
         of it measured at this step before are not drawn again.
         """
@@ -206,23 +181,19 @@ class SampleQuality(Periodic):
         scores |= {
             f"se/{name}{suffix}": estimate.se for name, estimate in results.items() if estimate.se is not None
         }
-        if self.classifier is not None:
-            self._confidence = self._confident(trainer, kept.confident, n)
-            scores[f"samples/confident_fraction{suffix}"] = self._confidence[0]
+        if kept.predictions is not None:
+            self._confidence = kept.predictions.fractions(n)
+            scores[f"samples/confident_fraction{suffix}"] = self._confidence["confident_fraction"]
         module.write(scores, kept.step)
         return results[self.extractor.id.key("fd", n)].value
 
-    def _draw(self, trainer: pl.Trainer, module: BaseModule, n: int, sampler: Sampler | None) -> _Drawn:
+    def _draw(self, trainer: Trainer, module: BaseModule, n: int, sampler: Sampler | None) -> _Drawn:
         """This rank's share of the n samples, in an `Evaluation`."""
         model, step, kept = of(module, Samples), module.batches_seen, self._drawn
         if kept is None or (kept.step, kept.sampler) != (step, sampler) or kept.n > n:
-            confident = torch.zeros(CLASSES + 1, device=module.device)
-            kept = _Drawn(
-                step,
-                sampler,
-                Evaluation(self.extractor, max_stored_features=self.max_stored_features),
-                confident,
-            )
+            evaluation = Evaluation(self.extractor, max_stored_features=self.max_stored_features)
+            predictions = None if self.classifier is None else Predictions(self.classifier)
+            kept = _Drawn(step, sampler, evaluation, predictions)
         begun = time.perf_counter()
         mine = [i for i in range(kept.n, n) if i % trainer.world_size == trainer.global_rank]
         name = self.extractor.id.key("fd", n) + self._suffix(model, sampler)
@@ -232,11 +203,8 @@ class SampleQuality(Periodic):
                 indices = mine[start : start + self.batch_size]
                 images = model.sample(indices, self.seed, sampler)
                 kept.evaluation.update(images, torch.tensor(indices))
-                if self.classifier is not None:
-                    logits = self.classifier.with_logits(images)[1]
-                    assert logits is not None  # of a classifier
-                    p, predicted = logits.softmax(1).max(1)
-                    kept.confident.index_add_(0, predicted.where(p > 0.9, CLASSES), torch.ones_like(p))
+                if kept.predictions is not None:
+                    kept.predictions.update(images)
                 advance(len(indices))
         drawn, seconds = self._pace.get(sampler, (0, 0.0))
         self._pace[sampler] = (drawn + n - kept.n, seconds + time.perf_counter() - begun)
@@ -248,10 +216,3 @@ class SampleQuality(Periodic):
     def _suffix(model: Samples, sampler: Sampler | None) -> str:
         """What tells the numbers of a sampler from those of the module's own."""
         return "" if sampler is None else "_" + re.sub(r"[ ()]", "", model.sampler_name(sampler))
-
-    @staticmethod
-    def _confident(trainer: pl.Trainer, confident: Tensor, n: int) -> tuple[float, int]:
-        """The confident fraction of the n samples, and how many classes those have, over all ranks."""
-        if trainer.world_size > 1:
-            confident = trainer.strategy.reduce(confident.clone(), reduce_op="sum")
-        return float(confident[:CLASSES].sum() / n), int((confident[:CLASSES] > 0).sum())

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
-import lightning.pytorch as pl
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lit_gen.callbacks.contracts import Periodic, Translates, data_of, of
@@ -16,6 +16,7 @@ from lit_gen.callbacks.progress import working
 from lit_gen.data.fewshot_module import FewShotDataModule
 from lit_gen.errors import ConfigError
 from lit_gen.evaluation.classifiers import ClassifierTraining, evaluation_classifier, has_contents
+from lit_gen.evaluation.translation import TranslationTask
 from lit_gen.funit.classifier import predict
 from lit_gen.funit.evaluation import Measures, TargetClassifier, copy_content, evaluate, paste_example
 from lit_gen.images import grid, to_float
@@ -72,27 +73,17 @@ class Translations(Periodic):
         self.batch_size, self.seed = batch_size, seed
         self._done, self.judged = -1, {}  # accuracies of the classifiers, once they are there
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.num_contents < trainer.world_size:
             raise ConfigError(
                 f"callbacks.translations.contents={self.num_contents}: fewer than devices; "
                 f"give each of the {trainer.world_size} one."
             )
         data = data_of(trainer, FewShotDataModule)
-        self.examples, _ = data.examples(self.ks[-1])
-        self.content_index = data.contents(self.num_contents, self.seed)
-        self._items = [data.train[int(i)] for i in self.content_index]
-        self.contents = torch.stack([item["image"] for item in self._items])
-        known = data.truth(int(self.content_index[0]), next(iter(self.examples))) is not None
+        self.task = TranslationTask.of(data, self.num_contents, self.ks[-1], self.seed)
+        self.measures = Measures(truth=self.task.truth())
 
-        def truth(i: int, name: str) -> Tensor:
-            translation = data.truth(int(self.content_index[i]), name)
-            assert translation is not None  # one is known of every image or of none
-            return translation
-
-        self.measures = Measures(truth=truth if known else None)
-
-    def _judge(self, trainer: pl.Trainer) -> None:
+    def _judge(self, trainer: Trainer) -> None:
         """Adds the classifiers to what is measured."""
         data = data_of(trainer, FewShotDataModule)
         made = partial(
@@ -104,19 +95,14 @@ class Translations(Periodic):
         )
         classes = made("test")
         self.judged["judge/test_accuracy"] = round(classes.accuracy, 4)
-        places = [data.test.classes.index(name) for name in self.examples]
-        classifiers = {"test": TargetClassifier(partial(predict, classes.network), places)}
+        classifiers = {"test": TargetClassifier(partial(predict, classes.network), self.task.places)}
         self.measures = replace(self.measures, classifiers=classifiers)
         if has_contents(data):
             letters = made("content")
             self.judged["judge/content_accuracy"] = round(letters.accuracy, 4)
-            self.measures = replace(
-                self.measures,
-                content_logits=partial(predict, letters.network),
-                content_label=torch.tensor([item["content"] for item in self._items]),
-            )
+            self.measures = replace(self.measures, content_logits=partial(predict, letters.network))
 
-    def finish(self, trainer: pl.Trainer, module: BaseModule) -> None:
+    def finish(self, trainer: Trainer, module: BaseModule) -> None:
         start = time.perf_counter()
         if self._done != module.batches_seen:
             self.act(trainer, module)
@@ -129,7 +115,7 @@ class Translations(Periodic):
         results.record(**self.judged, **{"k_shot/seconds": round(time.perf_counter() - start, 1)})
         self._rows(k, results)
 
-    def act(self, trainer: pl.Trainer, module: BaseModule) -> None:
+    def act(self, trainer: Trainer, module: BaseModule) -> None:
         """Measures and draws. Every rank translates its share of the contents; rank 0 draws."""
         step, model = module.batches_seen, of(module, Translates)
         self._done, self.newest = step, {}
@@ -147,34 +133,29 @@ class Translations(Periodic):
                 module.results.score(name, step, value)
 
     def _numbers(
-        self, trainer: pl.Trainer, translate: Callable[[Tensor, Tensor], Tensor], k: int
+        self, trainer: Trainer, translate: Callable[[Tensor, Tensor], Tensor], k: int
     ) -> dict[str, float]:
         """Means over all contents and target classes, on every rank the same."""
-        measures, truth = self.measures, self.measures.truth
-        if not measures.classifiers and truth is None:
+        if not self.measures.classifiers and self.measures.truth is None:
             return {}
-        mine = torch.arange(trainer.global_rank, self.num_contents, trainer.world_size)
-        chosen = replace(
-            measures,
-            truth=None if truth is None else (lambda i, name: truth(int(mine[i]), name)),
-            content_label=None if measures.content_label is None else measures.content_label[mine],
-        )
-        shown = {name: images[:k] for name, images in self.examples.items()}
-        found = evaluate(translate, self.contents[mine], shown, chosen, self.batch_size)
+        mine = self.task.part(trainer.global_rank, trainer.world_size)
+        measures = replace(self.measures, truth=mine.truth(), content_label=mine.content_label)
+        shown = {name: images[:k] for name, images in mine.examples.items()}
+        found = evaluate(translate, mine.contents, shown, measures, self.batch_size)
         names = {"top1_test": "top1", "l1": "l1", "content": "content"}
         found = {short: found[name] for name, short in names.items() if name in found}
         if trainer.world_size > 1 and found:
-            weighted = torch.tensor([*found.values(), 1.0], dtype=torch.float64) * len(mine)
+            weighted = torch.tensor([*found.values(), 1.0], dtype=torch.float64) * len(mine.contents)
             total = trainer.strategy.reduce(weighted.to(trainer.strategy.root_device), reduce_op="sum")
             found = dict(zip(found, (total[:-1] / total[-1]).tolist(), strict=True))
         return found
 
-    def _draw(self, trainer: pl.Trainer, model: Translates, step: int) -> None:
+    def _draw(self, trainer: Trainer, model: Translates, step: int) -> None:
         k = self.ks[-1]
-        names = list(self.examples)[:: max(1, len(self.examples) // self.columns)][: self.columns]
-        contents = self.contents[: self.rows]
-        columns = [model.translate(to_float(contents), to_float(self.examples[name])).cpu() for name in names]
-        picture = contact_sheet(contents, [self.examples[name] for name in names], torch.stack(columns, 1))
+        names = list(self.task.examples)[:: max(1, len(self.task.examples) // self.columns)][: self.columns]
+        contents, examples = self.task.contents[: self.rows], [self.task.examples[name] for name in names]
+        columns = [model.translate(to_float(contents), to_float(images)).cpu() for images in examples]
+        picture = contact_sheet(contents, examples, torch.stack(columns, 1))
         show(trainer, "translations", picture, step, f"batch {step}, K = {k}, {', '.join(names)}")
 
     @staticmethod

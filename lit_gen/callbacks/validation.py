@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from lit_gen.callbacks.contracts import Data, Periodic, Validates, data_of, of
@@ -25,7 +25,7 @@ class TestBatches:
     def __init__(self):
         self._loader: DataLoader | None = None
 
-    def __call__(self, trainer: pl.Trainer, module: BaseModule) -> Iterator[dict[str, Any]]:
+    def __call__(self, trainer: Trainer, module: BaseModule) -> Iterator[dict[str, Any]]:
         """`index` stays on the CPU, where a module keys its random numbers by it without a wait."""
         data = data_of(trainer, Data)
         loader = self._loader = self._loader or data.val_dataloader()
@@ -55,10 +55,10 @@ class ValidationLoss(Periodic):
         super().__init__(every, "callbacks.validation")
         self._batches = TestBatches()
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._batches.close()
 
-    def act(self, trainer: pl.Trainer, module: BaseModule) -> None:
+    def act(self, trainer: Trainer, module: BaseModule) -> None:
         total = torch.zeros(2, device=module.device)
         with evaluating(trainer):
             for batch in self._batches(trainer, module):

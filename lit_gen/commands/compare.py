@@ -10,24 +10,29 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
-from lit_gen import __version__, models, runs
-from lit_gen.cli import entry_point
+from lit_gen import __version__, runs
+from lit_gen.cli import check_at_least_1, entry_point, show, table
 from lit_gen.devices import divided
 from lit_gen.errors import ConfigError
-from lit_gen.evaluation.samples import Measurement, extractor_of, with_error
-from lit_gen.figures import plain_ticks
+from lit_gen.evaluation.samples import (
+    Measurement,
+    check_options,
+    data_and_num,
+    extractor_of,
+    open_run,
+    with_error,
+)
+from lit_gen.figures import distance_curves, save
 from lit_gen.images import grid, save_png
 from lit_gen.instantiate import instantiate
 from lit_gen.loggers import close, wandb
-from lit_gen.metrics import Estimate, as_json, check_measures, records
-from lit_gen.metrics.distributed import from_rank_zero, own_batches, rank, world_size
+from lit_gen.metrics import Estimate, records
+from lit_gen.metrics.distributed import from_rank_zero, own_batches, rank
 from lit_gen.models import sample_in
 
-__all__ = ["compare_runs", "distance_curves", "names_of", "side_by_side", "sigmas"]
+__all__ = ["compare_runs", "names_of", "side_by_side", "sigmas"]
 
 
 @dataclass
@@ -46,20 +51,13 @@ def compare_runs(cfg: DictConfig, out: Path) -> dict[str, Any]:
 
     Raises ConfigError for runs that cannot be compared: other test images, other image sizes, no samples.
     """
-    check_measures(cfg.measures)
+    from_rank_zero(lambda: check_options(cfg, out, "a comparison", "comparison.json"))
     if "fdclass" in cfg.measures:
         raise ConfigError("fdclass is measured by lit-gen evaluate per_class=true.")
-    from_rank_zero(lambda: _claim(out))
-    if cfg.grid < 1 or cfg.batch_size < 1:
-        raise ConfigError(f"grid={cfg.grid} and batch_size={cfg.batch_size} must be at least 1.")
+    check_at_least_1(cfg, "grid")
     opened = _open(cfg)
-    data = instantiate(opened[0].config.data)
-    if world_size() > 1:
-        from_rank_zero(data.prepare_data)  # so that a download happens once
+    data, n = data_and_num(cfg, opened[0].config)
     _check_same_reference(opened, data)
-    n = len(data.train) if cfg.num is None else cfg.num
-    if n < 2:
-        raise ConfigError(f"num={n}: a Frechet distance needs at least 2 samples.")
     measurement = Measurement.of(cfg, extractor_of(cfg, opened[0].config, opened[0].name))
     results, shown = _measured(cfg, opened, data, measurement, n)
     fingerprint = data.test.fingerprint()
@@ -70,19 +68,17 @@ def compare_runs(cfg: DictConfig, out: Path) -> dict[str, Any]:
         "n_fake": n,
         "seed": cfg.seed,
         "reference": fingerprint,
-        "results": {
-            name: json.loads(as_json(records(found, measurement.extractor, **sizes)))
-            for name, found in results.items()
-        },
+        "results": {name: records(found, measurement.extractor, **sizes) for name, found in results.items()},
         "version": __version__,
     }
     if rank() > 0:
         return record
-    out.mkdir(parents=True, exist_ok=True)
     scale = max(1, 64 // next(iter(shown.values())).shape[-1])
     pictures = {name: grid(images, scale=scale) for name, images in shown.items()}
     grids = save_png(side_by_side(pictures), out / "grids.png")
-    curves = distance_curves({run.name: run.folder for run in opened}, out / "curves.png")
+    histories = {run.name: runs.history(run.folder) for run in opened if run.folder.is_dir()}
+    figure = distance_curves(histories)
+    curves = figure and save(figure, out / "curves.png")
     (out / "comparison.json").write_text(json.dumps(record, indent=2) + "\n")
     _to_wandb(cfg, out, results, grids, curves)
     _print(results, record["differences"], out)
@@ -109,11 +105,6 @@ def _measured(
     return results, shown
 
 
-def _claim(out: Path) -> None:
-    if (out / "comparison.json").exists():
-        raise ConfigError(f"{out} already holds a comparison: choose another out=.")
-
-
 def _open(cfg: DictConfig) -> list[_Run]:
     if len(cfg.runs) < 2:
         raise ConfigError(f"runs={list(cfg.runs)}: give two run folders or more, runs=[A,B].")
@@ -123,11 +114,7 @@ def _open(cfg: DictConfig) -> list[_Run]:
     names = list(cfg.names) if cfg.names is not None else names_of(folders)
     opened = []
     for name, folder in zip(names, folders, strict=True):
-        module, config, file = models.load(folder, cfg.checkpoint, ema=cfg.ema, device=cfg.device)
-        if not hasattr(module, "sample"):
-            raise ConfigError(
-                f"{folder} is a {type(module).__name__}, which does not draw samples from noise."
-            )
+        module, config, file = open_run(cfg, folder)
         sample_in(module, cfg.precision)
         opened.append(_Run(name, folder, config, file, module))
     return opened
@@ -180,39 +167,6 @@ def side_by_side(pictures: dict[str, Tensor], pad: int = 12) -> Tensor:
     return torch.from_numpy(np.array(canvas)).permute(2, 0, 1)
 
 
-def distance_curves(folders: dict[str, Path], path: Path) -> Path | None:
-    """The Frechet distances that the runs logged, a panel for each name and a curve for each run, with error
-    bars where they were logged. None if no run logged any twice.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    histories = {name: runs.history(folder) for name, folder in folders.items() if folder.is_dir()}
-    logged = {key for h in histories.values() for key, points in h.items() if key.startswith(("fd_", "fid"))}
-    panels = sorted(key for key in logged if any(len(h.get(key, ())) > 1 for h in histories.values()))
-    if not panels:
-        return None
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(1 + 5 * len(panels), 4), constrained_layout=True, squeeze=False
-    )
-    for axis, key in zip(axes[0], panels, strict=True):
-        for name, h in histories.items():
-            if points := h.get(key):
-                steps = sorted(points)
-                errors = [h.get(f"se/{key}", {}).get(step, 0.0) for step in steps]
-                values = [points[step] for step in steps]
-                axis.errorbar(steps, values, errors, marker="o", markersize=3, capsize=2, label=name)
-        axis.set(title=key, xlabel="batches", yscale="log")
-        plain_ticks(axis)
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return path
-
-
 def _to_wandb(
     cfg: DictConfig,
     out: Path,
@@ -237,27 +191,19 @@ def _to_wandb(
 
 def _print(results: dict[str, dict[str, Estimate]], different: dict[str, dict[str, Any]], out: Path) -> None:
     first, *others = results
-    console = Console()
-    table = Table(title="value ± standard error (difference from the first run in standard errors)")
-    table.add_column("", overflow="fold")
-    for name in results:
-        table.add_column(name, justify="right")
+    rows = []
     for key, estimate in results[first].items():
-        row = [with_error(estimate)]
+        row = [key, with_error(estimate)]
         for name in others:
             far = sigmas(estimate, results[name][key])
             row.append(with_error(results[name][key]) + ("" if far is None else f" ({far:+.1f})"))
-        table.add_row(key, *row)
-    console.print(table)
+        rows.append(row)
+    title = "value ± standard error (difference from the first run in standard errors)"
+    show(table(title, ["", *results], rows))
     if different:
-        table = Table(title="what differs")
-        table.add_column("")
-        for name in results:
-            table.add_column(name, justify="right")
-        for key, values in different.items():
-            table.add_row(key, *(str(values[name]) for name in results))
-        console.print(table)
-    console.print(f"written to {out}", soft_wrap=True, highlight=False)
+        rows = [[key, *(str(values[name]) for name in results)] for key, values in different.items()]
+        show(table("what differs", ["", *results], rows))
+    show(f"written to {out}")
 
 
 @entry_point("compare")

@@ -17,15 +17,17 @@ from lit_gen.evaluation.likelihood import measure_likelihoods
 from lit_gen.evaluation.samples import (
     Measurement,
     check_options,
+    data_and_num,
     extractor_of,
     measure,
+    open_run,
     reference_sets,
     report,
 )
 from lit_gen.inputs import classes_of
 from lit_gen.instantiate import instantiate
-from lit_gen.metrics import Extractor
-from lit_gen.metrics.distributed import all_gather, from_rank_zero, own_batches, world_size
+from lit_gen.metrics import Predictions
+from lit_gen.metrics.distributed import from_rank_zero, own_batches
 
 __all__ = ["evaluate"]
 
@@ -38,20 +40,10 @@ def evaluate(cfg: DictConfig, out: Path) -> dict[str, Any]:
     Raises ConfigError for options that do not fit the run, besides what `models.load` raises.
     """
     from_rank_zero(lambda: check_options(cfg, out))
-    module, run_cfg, path = models.load(cfg.run, cfg.checkpoint, ema=cfg.ema, device=cfg.device)
-    if not hasattr(module, "sample"):
-        raise ConfigError(
-            f"{cfg.run} is a run of {type(module).__name__}, which draws no samples from noise"
-            + (": measure it by lit-gen evaluate-translation." if hasattr(module, "translate") else ".")
-        )
+    module, run_cfg, path = open_run(cfg, cfg.run)
     models.guide(module, cfg)
-    extractor, classifier = _networks(cfg, run_cfg)
-    data = instantiate(run_cfg.data)
-    if world_size() > 1:
-        from_rank_zero(data.prepare_data)  # so that a download happens once
-    n = len(data.train) if cfg.num is None else cfg.num
-    if n < 2:
-        raise ConfigError(f"num={n}: a Frechet distance needs at least 2 samples.")
+    extractor = extractor_of(cfg, run_cfg, cfg.run)
+    data, n = data_and_num(cfg, run_cfg)
     sampler = instantiate(cfg.sampler) if cfg.sampler else None
     against = reference_sets(cfg, extractor, data)
     classes = classes_of(against.reference, data.train) if cfg.per_class else None
@@ -61,14 +53,16 @@ def evaluate(cfg: DictConfig, out: Path) -> dict[str, Any]:
     def images_at(indices: Sequence[int]) -> Tensor:
         return module.sample([int(i) for i in indices], cfg.seed, sampler).cpu()
 
-    predictions = None if classifier is None else _Predictions(classifier, module.num_classes)
+    num_classes, classifier = getattr(module, "num_classes", 0), run_cfg.metrics.classifier
+    predictions = Predictions(instantiate(classifier), labeled=num_classes > 0) if classifier else None
 
     def parts() -> Iterator[tuple[range, Tensor, Tensor | None]]:
         for indices in own_batches(n, cfg.batch_size):
             images = images_at(indices)
+            label = torch.tensor(indices) % num_classes if num_classes else None
             if predictions is not None:
-                predictions.update(indices, images)
-            yield indices, images, torch.tensor([i % classes for i in indices]) if classes else None
+                predictions.update(images, label)
+            yield indices, images, label if classes else None
 
     likelihoods = measure_likelihoods(module, data.test, cfg)
     measurement = Measurement.of(cfg, extractor)
@@ -87,40 +81,6 @@ def evaluate(cfg: DictConfig, out: Path) -> dict[str, Any]:
         record |= predictions.fractions(n)
     measured = measure(measurement, against, generated, classes)
     return report(out, measured, measurement, against, images_at, record, likelihoods)
-
-
-def _networks(cfg: DictConfig, run_cfg: DictConfig) -> tuple[Extractor, Extractor | None]:
-    """The extractor, `cfg.extractor` or the one that the run was measured by, and the run's classifier, if
-    it has one."""
-    classifier = run_cfg.metrics.classifier
-    return extractor_of(cfg, run_cfg, cfg.run), instantiate(classifier) if classifier else None
-
-
-class _Predictions:
-    """The classes that a classifier predicts for the samples: how many are predicted with p > 0.9, by class,
-    and how many are of the class that the sample was conditioned on."""
-
-    def __init__(self, classifier: Extractor, num_classes: int):
-        self.classifier, self.num_classes = classifier, num_classes
-        self.confident = torch.zeros(1024, dtype=torch.int64)
-        self.right = torch.zeros((), dtype=torch.int64)
-
-    def update(self, indices: Sequence[int], images: Tensor) -> None:
-        logits = self.classifier.with_logits(images)[1]
-        assert logits is not None  # a classifier has them
-        p, predicted = (x.cpu() for x in logits.softmax(1).max(1))
-        self.confident += torch.bincount(predicted[p > 0.9], minlength=len(self.confident))
-        if self.num_classes:
-            self.right += (predicted == torch.tensor(indices) % self.num_classes).sum()
-
-    def fractions(self, n: int) -> dict[str, Any]:
-        """Of the n samples of all ranks; every rank must call."""
-        confident, right = all_gather(self.confident).sum(0), int(all_gather(self.right).sum())
-        found = {
-            "confident_fraction": int(confident.sum()) / n,
-            "classes_found": int((confident > 0).sum()),
-        }
-        return found | ({"class_accuracy": right / n} if self.num_classes else {})
 
 
 @entry_point("evaluate")

@@ -9,13 +9,12 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from lit_gen.cli import entry_point
-from lit_gen.data.images import batches
 from lit_gen.devices import divided
 from lit_gen.errors import ConfigError
-from lit_gen.evaluation.samples import Measurement, check_options, measure, reference_sets, report
+from lit_gen.evaluation.samples import Measurement, check_options, measure_images, reference_sets, report
 from lit_gen.inputs import classes_of, open_images
 from lit_gen.instantiate import instantiate
-from lit_gen.metrics.distributed import from_rank_zero, own_batches
+from lit_gen.metrics.distributed import from_rank_zero
 
 __all__ = ["evaluate_images"]
 
@@ -37,14 +36,12 @@ def evaluate_images(cfg: DictConfig, out: Path) -> dict[str, Any]:
         raise ConfigError(f"num={n}: {images} has {len(generated)} images, and at least two are needed.")
     classes = classes_of(generated, against.reference) if cfg.per_class else None
     measurement = Measurement.of(cfg, extractor)
-    parts = batches(generated, own_batches(n, cfg.batch_size))
-    summary = measurement.summarize(parts, n, "generated images", classes)
 
     def images_at(indices: Sequence[int]) -> Tensor:
         return torch.stack([generated[int(i)]["image"] for i in indices])
 
     record = {"images": str(images), "n_fake": n}
-    measured = measure(measurement, against, summary, classes)
+    measured = measure_images(measurement, generated, against, n, classes)
     return report(out, measured, measurement, against, images_at, record)
 
 

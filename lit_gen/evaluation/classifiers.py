@@ -61,12 +61,7 @@ Report = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """`with report(what, total) as advance:`, then `advance(n)` after n items: `lit_gen.callbacks.progress`."""
 
 TORCHVISION = {
-    "inception": (
-        "Inception-V3",
-        "inception_v3_google-0cc3c7bd.pth",
-        "104 MB",
-        "they are ResNet-10s",
-    ),
+    "inception": ("Inception-V3", "inception_v3_google-0cc3c7bd.pth", "104 MB", "they are ResNet-10s"),
     "vgg": ("VGG-16", "vgg16-397923af.pth", "528 MB", "DIPD is that of the classifier's own maps"),
     "lpips": ("AlexNet", "alexnet-owt-7be5be79.pth", "233 MB", "there is no LPIPS"),
 }

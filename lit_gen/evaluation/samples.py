@@ -12,10 +12,11 @@ import torch
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from torch import Tensor
 
-from lit_gen import __version__
+from lit_gen import __version__, models
+from lit_gen.callbacks.contracts import Samples, Translates
+from lit_gen.cli import check_at_least_1, claim, show, table
 from lit_gen.data.images import batches
 from lit_gen.errors import ConfigError
 from lit_gen.images import grid, save_png
@@ -27,14 +28,13 @@ from lit_gen.metrics import (
     Extractor,
     Moments,
     Summary,
-    as_json,
-    check_measures,
+    check_metrics,
     compare,
     frechet_distance,
     records,
     reference_summary,
 )
-from lit_gen.metrics.distributed import own_batches, rank
+from lit_gen.metrics.distributed import from_rank_zero, own_batches, rank, world_size
 from lit_gen.metrics.neighbours import nearest
 
 __all__ = [
@@ -55,14 +55,35 @@ ImagesAt = Callable[[Sequence[int]], Tensor]
 """Numbers of generated images -> these images, uint8 (N, C, H, W)."""
 
 
-def check_options(cfg: DictConfig, out: Path) -> None:
-    """Raises ConfigError for metrics that there are not, sizes below one, and results that would be
-    overwritten."""
-    check_measures(cfg.measures)
-    if cfg.batch_size < 1 or cfg.k < 1:
-        raise ConfigError(f"batch_size={cfg.batch_size} and k={cfg.k} must be at least 1.")
-    if (out / "evaluation.json").exists():
-        raise ConfigError(f"{out} already holds an evaluation: choose another out=.")
+def check_options(
+    cfg: DictConfig, out: Path, what: str = "an evaluation", file: str = "evaluation.json"
+) -> None:
+    """Raises ConfigError for metrics that there are not, sizes below one, and an `out` that holds results."""
+    check_metrics(cfg.measures)
+    check_at_least_1(cfg, "batch_size", "k")
+    claim(out, what, file)
+
+
+def open_run(cfg: DictConfig, run: str | Path) -> tuple[Any, DictConfig, Path]:
+    """(module, configuration, file) of a run whose model draws samples; ConfigError for another one."""
+    module, config, file = models.load(run, cfg.checkpoint, ema=cfg.ema, device=cfg.device)
+    if not isinstance(module, Samples):
+        raise ConfigError(
+            f"{run} is a run of {type(module).__name__}, which draws no samples from noise"
+            + (": measure it by lit-gen evaluate-translation." if isinstance(module, Translates) else ".")
+        )
+    return module, config, file
+
+
+def data_and_num(cfg: DictConfig, run_cfg: DictConfig) -> tuple[Any, int]:
+    """The run's data, and how many samples are drawn: `cfg.num`, or as many as there are training images."""
+    data = instantiate(run_cfg.data)
+    if world_size() > 1:
+        from_rank_zero(data.prepare_data)  # so that a download happens once
+    n = len(data.train) if cfg.num is None else cfg.num
+    if n < 2:
+        raise ConfigError(f"num={n}: a Frechet distance needs at least 2 samples.")
+    return data, n
 
 
 def extractor_of(cfg: DictConfig, run_cfg: DictConfig, run: str) -> Extractor:
@@ -81,7 +102,7 @@ class Measurement:
     """How sets of images are measured: the features of `extractor`, on `device` (None: a GPU if there is
     one), `batch_size` images at a time.
 
-    `metrics` are those of `lit_gen.metrics.MEASURES`, none of them meaning all that are possible; `k` is the
+    `metrics` are those of `lit_gen.metrics.METRICS`, none of them meaning all that are possible; `k` is the
     number of neighbors of precision, recall, density, and coverage. Features of at most `max_stored_features`
     images are kept for metrics that need more than moments.
     """
@@ -101,9 +122,7 @@ class Measurement:
     def summarize(self, parts: Batches, n: int, what: str, num_classes: int | None = None) -> Summary:
         """One pass over `parts`, this rank's batches of n images, with `what` beside the progress bar; of
         several ranks the summary is of all images, and every rank must call."""
-        evaluation = Evaluation(
-            self.extractor, max_stored_features=self.max_stored_features, num_classes=num_classes
-        )
+        evaluation = self._evaluation(num_classes)
         for rows, images, labels in self._shown(parts, n, what):
             evaluation.update(images, torch.as_tensor(rows), labels)
         return evaluation.summary()
@@ -111,15 +130,17 @@ class Measurement:
     def summarize_dataset(self, dataset: Any, what: str, num_classes: int | None = None) -> Summary:
         """The summary of a set of real images, from the cache where it is known. Every rank must call."""
         n = len(dataset)
+        parts = batches(dataset, own_batches(n, self.batch_size))
         return reference_summary(
-            lambda: self._shown(batches(dataset, own_batches(n, self.batch_size)), n, what),
-            self.extractor,
+            lambda: self._shown(parts, n, what),
+            self._evaluation(num_classes),
             data=dataset.fingerprint(),
-            split="all",
             n=n,
-            max_stored_features=self.max_stored_features,
-            num_classes=num_classes,
         )
+
+    def _evaluation(self, num_classes: int | None) -> Evaluation:
+        stored = self.max_stored_features
+        return Evaluation(self.extractor, max_stored_features=stored, num_classes=num_classes)
 
     def compare(
         self, reference: Summary | Moments, generated: Summary, training: Summary | None = None
@@ -197,6 +218,15 @@ def measure(
     return Measured(results, moments, generated, training)
 
 
+def measure_images(
+    measurement: Measurement, images: Any, against: References, n: int, num_classes: int | None = None
+) -> Measured:
+    """The first n of a set of images. Every rank must call."""
+    parts = batches(images, own_batches(n, measurement.batch_size))
+    summary = measurement.summarize(parts, n, "generated images", num_classes)
+    return measure(measurement, against, summary, num_classes)
+
+
 def report(
     out: Path,
     measured: Measured,
@@ -217,7 +247,7 @@ def report(
     if training is not None:
         record["fd_train_test"] = frechet_distance(measured.moments, training.moments)
     results = measured.results | (likelihoods or {})
-    entries = records(
+    record["results"] = records(
         results,
         extractor,
         n_real=measured.moments.n,
@@ -225,11 +255,9 @@ def report(
         reference=against.name,
         seed=record.get("seed"),
     )
-    record["results"] = json.loads(as_json(entries))
     record["versions"] = {"lit_gen": __version__, "torch": torch.__version__}
     if rank() > 0:
         return record
-    out.mkdir(parents=True, exist_ok=True)
     shown = images_at(range(min(64, generated.n)))
     scale = max(1, 64 // shown.shape[-1])
     save_png(grid(shown, scale=scale), out / "grid.png")
@@ -280,22 +308,18 @@ def with_error(estimate: Estimate) -> str:
 
 
 def _print(record: dict[str, Any], results: dict[str, Estimate], out: Path) -> None:
-    table = Table(title=record.get("checkpoint") or f"{record['images']} against {record['reference']}")
-    table.add_column("")
-    table.add_column("value ± standard error", justify="right")
+    rows = []
     for name, estimate in results.items():
-        table.add_row(name, with_error(estimate))
+        rows.append((name, with_error(estimate)))
         if name == record["key"] and "fd_train_test" in record:
-            table.add_row("  train-test FD (training against reference)", f"{record['fd_train_test']:.4f}")
+            rows.append(("  train-test FD (training against reference)", f"{record['fd_train_test']:.4f}"))
     if "confident_fraction" in record:
-        table.add_row(
-            "confident fraction (p > 0.9) of the samples", f"{100 * record['confident_fraction']:.1f} %"
-        )
-        table.add_row("classes found", str(record["classes_found"]))
+        share = f"{100 * record['confident_fraction']:.1f} %"
+        rows.append(("confident fraction (p > 0.9) of the samples", share))
+        rows.append(("classes found", str(record["classes_found"])))
     if "class_accuracy" in record:
-        table.add_row("class accuracy of the samples", f"{100 * record['class_accuracy']:.1f} %")
+        rows.append(("class accuracy of the samples", f"{100 * record['class_accuracy']:.1f} %"))
     if "samples_per_second" in record:
-        table.add_row("samples/s", f"{record['samples_per_second']:.0f}")
-    console = Console()
-    console.print(table)
-    console.print(f"written to {out}", soft_wrap=True, highlight=False)
+        rows.append(("samples/s", f"{record['samples_per_second']:.0f}"))
+    title = record.get("checkpoint") or f"{record['images']} against {record['reference']}"
+    show(table(title, ["", "value ± standard error"], rows), f"written to {out}")

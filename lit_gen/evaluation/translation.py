@@ -6,19 +6,19 @@ know it, the true translation measure the results.
 """
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig, ListConfig
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from lit_gen import __version__
+from lit_gen.cli import claim, show, table
 from lit_gen.data.fewshot_module import FewShotDataModule
 from lit_gen.errors import ConfigError
 from lit_gen.evaluation.classifiers import (
@@ -30,6 +30,7 @@ from lit_gen.evaluation.classifiers import (
     has_contents,
     weights_of,
 )
+from lit_gen.figures import class_codes, save, translation_sweep
 from lit_gen.funit.classifier import Classifier, accuracy, load_classifier, predict
 from lit_gen.funit.evaluation import Measures, TargetClassifier, copy_content, evaluate, paste_example, sweep
 from lit_gen.funit.imagenet import VGG16Maps
@@ -37,12 +38,12 @@ from lit_gen.funit.networks import FewShotGenerator
 from lit_gen.funit.translator import class_code
 from lit_gen.images import to_float
 from lit_gen.instantiate import instantiate
-from lit_gen.metrics import Extractor, FeatureStatistics, frechet_distance
+from lit_gen.metrics import Extractor, Moments, frechet_distance, moments
 from lit_gen.metrics.restored import Perceptual
 from lit_gen.models import funit_run
 from lit_gen.rng import keyed_generator
 
-__all__ = ["classifier_training", "evaluate_translator", "evaluation_classifiers"]
+__all__ = ["TranslationTask", "classifier_training", "evaluate_translator", "evaluation_classifiers"]
 
 TITLES = {
     "top1_all": "Top1-all",
@@ -71,29 +72,30 @@ def evaluate_translator(cfg: DictConfig, out: Path) -> dict[str, Any]:
     ks = [int(k) for k in (cfg.k if isinstance(cfg.k, list | ListConfig) else [cfg.k])]
     if not ks or min(ks) < 1:
         raise ConfigError(f"k={ks}: give numbers of class images, such as [1,5,10,15,20].")
-    if (out / "evaluation.json").exists():
-        raise ConfigError(f"{out} already holds an evaluation: choose another out=.")
+    claim(out, "an evaluation", "evaluation.json")
     module, run_cfg, path = funit_run(cfg)
     data = instantiate(run_cfg.data)
     if cfg.num < 2:
         raise ConfigError(f"num={cfg.num}: give at least 2 content images.")
-    test = _Test.of(data, cfg.num, max(ks), cfg.seed, cfg.on_error)
+    task = TranslationTask.of(data, cfg.num, max(ks), cfg.seed, cfg.seed, cfg.on_error)
     device = module.device
     classifiers = evaluation_classifiers(
         data, classifier_training(run_cfg), dict(cfg.classifiers), device, cfg.inception
     )
-    measures, names = _measures(cfg, data, test, classifiers, device)
-    rows = {"copying": evaluate(copy_content, test.contents, test.examples, measures, cfg.batch_size)}
+    measures, names = _measures(cfg, task, classifiers, device)
     paste = partial(paste_example, generator=keyed_generator(cfg.seed, "paste"))
-    rows["pasting"] = evaluate(paste, test.contents, test.examples, measures, cfg.batch_size)
-    found = sweep(module.translate, test.contents, test.examples, measures, ks, cfg.batch_size)
+    rows = {
+        name: evaluate(baseline, task.contents, task.examples, measures, cfg.batch_size)
+        for name, baseline in {"copying": copy_content, "pasting": paste}.items()
+    }
+    found = sweep(module.translate, task.contents, task.examples, measures, ks, cfg.batch_size)
     rows |= {f"K = {k}": numbers for k, numbers in found.items()}
     record = {
         "checkpoint": str(path),
         "weights": "average" if cfg.ema else "raw",
         "contents": cfg.num,
-        "target_classes": len(test.examples),
-        "left_out": test.left_out,
+        "target_classes": len(task.examples),
+        "left_out": task.left_out,
         "k": ks,
         "seed": cfg.seed,
         "classifiers": {
@@ -103,18 +105,19 @@ def evaluate_translator(cfg: DictConfig, out: Path) -> dict[str, Any]:
         "results": rows,
         "versions": {"lit_gen": __version__, "torch": torch.__version__},
     }
-    out.mkdir(parents=True, exist_ok=True)
     (out / "evaluation.json").write_text(json.dumps(record, indent=2) + "\n")
-    _plot_sweep(rows, ks, names, out / "k_sweep.png")
-    _plot_codes(module.generator_ema, data, out / "tsne.png")
+    save(translation_sweep(_over_k(rows, names), ks), out / "k_sweep.png")
+    save(class_codes(_places_of_codes(module.generator_ema, data)), out / "tsne.png")
     _print(record, out)
     return record
 
 
 @dataclass(frozen=True)
-class _Test:
-    """The content images, by number and in pixels, and the images of every target class."""
+class TranslationTask:
+    """Content images, by their numbers in `data.train` and in pixels, what they show where that is known, and
+    K images of every target class; `left_out`: classes with fewer, and how many they have."""
 
+    data: FewShotDataModule
     index: Tensor
     contents: Tensor
     content_label: Tensor | None
@@ -122,12 +125,45 @@ class _Test:
     left_out: dict[str, int]
 
     @classmethod
-    def of(cls, data: FewShotDataModule, num: int, k: int, seed: int, on_error: str | None) -> "_Test":
-        examples, left_out = data.examples(k, on_error, seed)
+    def of(
+        cls,
+        data: FewShotDataModule,
+        num: int,
+        k: int,
+        seed: int,
+        example_seed: int | None = None,
+        on_error: str | None = None,
+    ) -> "TranslationTask":
+        """`num` contents drawn by `seed`, and K images of each class by `example_seed` (None: the data's)."""
+        examples, left_out = data.examples(k, on_error, example_seed)
         index = data.contents(num, seed)
         items = [data.train[int(i)] for i in index]
         label = torch.tensor([item["content"] for item in items]) if has_contents(data) else None
-        return cls(index, torch.stack([item["image"] for item in items]), label, examples, left_out)
+        contents = torch.stack([item["image"] for item in items])
+        return cls(data, index, contents, label, examples, left_out)
+
+    @property
+    def places(self) -> list[int]:
+        """The numbers of the target classes among those of the test split."""
+        return [self.data.test.classes.index(name) for name in self.examples]
+
+    def truth(self) -> Callable[[int, str], Tensor] | None:
+        """(number of the content, class) -> the true translation; None where the data do not know it."""
+        if self.data.truth(int(self.index[0]), next(iter(self.examples))) is None:
+            return None
+
+        def truth(i: int, name: str) -> Tensor:
+            translation = self.data.truth(int(self.index[i]), name)
+            assert translation is not None  # one is known of every image or of none
+            return translation
+
+        return truth
+
+    def part(self, rank: int, ranks: int) -> "TranslationTask":
+        """A rank's share of the contents."""
+        rows = slice(rank, None, ranks)
+        label = None if self.content_label is None else self.content_label[rows]
+        return replace(self, index=self.index[rows], contents=self.contents[rows], content_label=label)
 
 
 def classifier_training(run_cfg: DictConfig) -> ClassifierTraining:
@@ -179,16 +215,15 @@ def _read(data: FewShotDataModule, kind: str, path: str, device: torch.device | 
 
 def _measures(
     cfg: DictConfig,
-    data: FewShotDataModule,
-    test: _Test,
+    task: TranslationTask,
     classifiers: dict[str, TrainedClassifier],
     device: torch.device,
 ) -> tuple[Measures, dict[str, str]]:
     """All that can be measured, and by which networks."""
+    data, places = task.data, task.places
     maps, maps_name = _content_maps(classifiers, cfg.vgg, device)
-    perceptual, lpips_name = _perceptual(cfg.lpips, test.contents.shape[-1])
+    perceptual, lpips_name = _perceptual(cfg.lpips, task.contents.shape[-1])
     sources = len(data.train.classes)
-    places = [data.test.classes.index(name) for name in test.examples]
     panel = {
         "test": TargetClassifier(partial(predict, classifiers["test"].network), places),
         "all": TargetClassifier(partial(predict, classifiers["all"].network), [sources + p for p in places]),
@@ -203,25 +238,18 @@ def _measures(
         )
     )
     features = lambda images: extractor(images.to(device)).cpu()  # noqa: E731
-    real = {name: _moments(data, features, place) for name, place in zip(test.examples, places, strict=True)}
-    distance_name = "m" + extractor.id.key("fd", len(test.contents))
-
-    def truth(i: int, name: str) -> Tensor:
-        translation = data.truth(int(test.index[i]), name)
-        assert translation is not None  # where one is known all are
-        return translation
-
-    knows = data.truth(int(test.index[0]), next(iter(test.examples))) is not None
+    real = {name: _moments(data, features, place) for name, place in zip(task.examples, places, strict=True)}
+    distance_name = "m" + extractor.id.key("fd", len(task.contents))
     measures = Measures(
         classifiers=panel,
         content_features=maps,
         features=features,
-        distance=lambda found, name: frechet_distance(real[name], _counted(found)),
+        distance=lambda found, name: frechet_distance(real[name], moments(found)),
         distance_name=distance_name,
-        truth=truth if knows else None,
+        truth=task.truth(),
         perceptual=perceptual,
         content_logits=partial(predict, classifiers["content"].network) if "content" in classifiers else None,
-        content_label=test.content_label,
+        content_label=task.content_label,
     )
     return measures, {"dipd": maps_name, "lpips": lpips_name, distance_name: str(extractor.id)}
 
@@ -264,87 +292,56 @@ def _maps(network: Classifier, images: Tensor) -> Tensor:
     return network.maps(images)
 
 
-def _moments(data: FewShotDataModule, features: Callable[[Tensor], Tensor], label: int) -> Any:
+def _moments(data: FewShotDataModule, features: Callable[[Tensor], Tensor], label: int) -> Moments:
     """Of the features of all real images of a target class."""
     images = torch.stack([data.test[int(i)]["image"] for i in data.test.of_class(label)])
-    return _counted(torch.cat([features(batch) for batch in images.split(256)]))
-
-
-def _counted(features: Tensor) -> Any:
-    statistics = FeatureStatistics(features.shape[1])
-    statistics.update(features)
-    return statistics.compute()
+    return moments(torch.cat([features(batch) for batch in images.split(256)]))
 
 
 def _distance_name(names: dict[str, str]) -> str:
     return next(name for name in names if name not in ("dipd", "lpips"))
 
 
-def _plot_sweep(
-    rows: dict[str, dict[str, float]], ks: Sequence[int], names: dict[str, str], path: Path
-) -> None:
-    """Each measure over K, with the baselines as lines."""
-    from matplotlib.figure import Figure
-
+def _over_k(rows: dict[str, dict[str, float]], names: dict[str, str]) -> dict[str, dict[str, float]]:
+    """What the figure over K shows: title -> {method: value}."""
     distance = _distance_name(names)
     shown = [n for n in ("top1_test", "top1_all", distance, "dipd", "l1", "content") if n in rows["copying"]]
-    columns = -(-len(shown) // 2)
-    figure = Figure(figsize=(3 * columns, 5), layout="constrained")
-    axes = figure.subplots(2, columns).flatten()
-    for spare in axes[len(shown) :]:
-        spare.remove()
-    for axis, name in zip(axes, shown, strict=False):
-        axis.plot(ks, [rows[f"K = {k}"][name] for k in ks], marker="o", markersize=3, label="FUNIT")
-        for baseline, style in (("copying", ":"), ("pasting", "--")):
-            axis.axhline(rows[baseline][name], color="gray", linestyle=style, linewidth=1, label=baseline)
-        axis.set(title=TITLES.get(name, "mean Frechet distance"), xlabel="K", xticks=ks)
-        axis.grid(alpha=0.3)
-    figure.axes[0].legend(fontsize=7)
-    figure.savefig(path, dpi=120)
+    return {
+        TITLES.get(name, "mean Frechet distance"): {method: row[name] for method, row in rows.items()}
+        for name in shown
+    }
 
 
-def _plot_codes(generator: FewShotGenerator, data: FewShotDataModule, path: Path, most: int = 20) -> None:
+def _places_of_codes(
+    generator: FewShotGenerator, data: FewShotDataModule, most: int = 20
+) -> dict[str, np.ndarray]:
     """t-SNE (van der Maaten & Hinton 2008) of the codes of single images of the target classes, up to `most`
-    of each."""
-    from matplotlib.figure import Figure
+    of each: class -> (n, 2)."""
     from sklearn.manifold import TSNE
 
     chosen = [data.test.of_class(c)[:most] for c in range(len(data.test.classes))]
     images = torch.stack([data.test[int(i)]["image"] for i in torch.cat(chosen)])
     codes = torch.cat([class_code(generator, to_float(batch)[:, None]).cpu() for batch in images.split(64)])
     places = TSNE(perplexity=min(30.0, (len(codes) - 1) / 3), random_state=0).fit_transform(codes.numpy())
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    axis, start = figure.subplots(), 0
-    for c, members in enumerate(chosen):
-        part = places[start : start + len(members)]
-        start += len(members)
-        marker = "osv^"[c // 10 % 4]
-        axis.scatter(*part.T, s=10, marker=marker, color=f"C{c % 10}", label=data.test.classes[c])
-    axis.set(xticks=[], yticks=[], title="class codes of single images (t-SNE)")
-    figure.legend(loc="outside right upper", fontsize=6)
-    figure.savefig(path, dpi=120)
+    ends = np.cumsum([len(members) for members in chosen])[:-1]
+    return dict(zip(data.test.classes, np.split(places, ends), strict=True))
 
 
 def _print(record: dict[str, Any], out: Path) -> None:
     distance = _distance_name(record["names"])
-    table = Table(title=f"{record['contents']} contents into {record['target_classes']} unseen classes")
-    table.add_column("")
-    for method in record["results"]:
-        table.add_column(method, justify="right")
-    for name in [*TITLES, distance]:
-        if name in record["results"]["copying"]:
-            title = TITLES.get(name, "mFID" if distance.startswith("mfid") else "mFD")
-            table.add_row(title, *(f"{numbers[name]:.3f}" for numbers in record["results"].values()))
-    console = Console()
-    console.print(table)
-    say = partial(console.print, soft_wrap=True, highlight=False)
+    title = f"{record['contents']} contents into {record['target_classes']} unseen classes"
+    results, mean = record["results"], "mFID" if distance.startswith("mfid") else "mFD"
+    rows = [
+        [TITLES.get(name, mean), *(f"{numbers[name]:.3f}" for numbers in results.values())]
+        for name in [*TITLES, distance]
+        if name in results["copying"]
+    ]
+    names, lines = record["names"], []
     for kind, classifier in record["classifiers"].items():
         accuracy = f"{100 * classifier['accuracy']:.1f} % accuracy on held-out images"
-        say(f"classifier {kind}: {classifier['id']}, {accuracy}")
-    say(f"DIPD: {record['names']['dipd']}")
-    say(f"LPIPS: {record['names']['lpips']}")
-    say(f"{distance}: {record['names'][distance]}")
+        lines.append(f"classifier {kind}: {classifier['id']}, {accuracy}")
+    lines += [f"DIPD: {names['dipd']}", f"LPIPS: {names['lpips']}", f"{distance}: {names[distance]}"]
     if record["left_out"]:
         few = ", ".join(f"{name} ({n} images)" for name, n in record["left_out"].items())
-        say(f"left out for fewer than {max(record['k'])} images: {few}")
-    say(f"written to {out}")
+        lines.append(f"left out for fewer than {max(record['k'])} images: {few}")
+    show(table(title, ["", *results], rows), *lines, f"written to {out}")

@@ -4,6 +4,7 @@ and ranks.
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,14 +25,15 @@ from lit_gen.metrics.functional import (
 from lit_gen.metrics.kernels import cmmd, kernel_distance
 from lit_gen.metrics.neighbours import authenticity, precision_recall_density_coverage
 
-__all__ = ["MEASURES", "Evaluation", "Summary", "check_measures", "compare"]
+__all__ = ["METRICS", "Evaluation", "Predictions", "Summary", "check_metrics", "compare"]
 
-MEASURES = (
+METRICS = (
     "fd", "fdinf", "kd", "cmmd", "precision", "recall", "density", "coverage", "is", "authpct", "fdclass",
 )  # fmt: skip
 """What `compare` can compute, by the first part of the metrics' names."""
 
 ABSENT = torch.iinfo(torch.int64).max
+CLASSES = 1024  # of a classifier, at most
 
 
 @dataclass
@@ -181,10 +183,37 @@ class Evaluation:
             kept[free] = values[new].to(kept.dtype)
 
 
-def check_measures(measures: Collection[str]) -> None:
-    """Raises ConfigError for a name that is none of `MEASURES`."""
-    if unknown := [name for name in measures if name not in MEASURES]:
-        raise ConfigError(f"There is no measure {unknown[0]!r}: choose among {', '.join(MEASURES)}.")
+class Predictions:
+    """The classes that a classifier of at most 1,024 classes predicts for a set of images: how many images of
+    each are predicted with p > 0.9 and, of `labeled` images, how many are predicted as their own class."""
+
+    def __init__(self, classifier: Extractor, labeled: bool = False):
+        self.classifier, self.labeled = classifier, labeled
+        self.confident = torch.zeros(CLASSES + 1, dtype=torch.int64)  # the last: images of no confident class
+        self.right = torch.zeros((), dtype=torch.int64)
+
+    def update(self, images: Tensor, label: Tensor | None = None) -> None:
+        """uint8 (B, C, H, W) and, if they have one, their class (B,). Nothing waits for a GPU."""
+        logits = self.classifier.with_logits(images)[1]
+        assert logits is not None  # of a classifier
+        p, predicted = logits.softmax(1).max(1)
+        self.confident, self.right = self.confident.to(p.device), self.right.to(p.device)
+        self.confident.index_add_(0, predicted.where(p > 0.9, CLASSES), torch.ones_like(predicted))
+        if label is not None:
+            self.right += (predicted == label.to(p.device)).sum()
+
+    def fractions(self, n: int) -> dict[str, Any]:
+        """Of the n images of all ranks: `confident_fraction`, `classes_found` among the confident ones and
+        `class_accuracy`, the fraction predicted as their own class. Every rank must call."""
+        confident, right = all_gather(self.confident).sum(0)[:CLASSES], all_gather(self.right).sum()
+        found = {"confident_fraction": int(confident.sum()) / n, "classes_found": int((confident > 0).sum())}
+        return found | ({"class_accuracy": int(right) / n} if self.labeled else {})
+
+
+def check_metrics(names: Collection[str]) -> None:
+    """Raises ConfigError for a name that is none of `METRICS`."""
+    if unknown := [name for name in names if name not in METRICS]:
+        raise ConfigError(f"There is no metric {unknown[0]!r}: choose among {', '.join(METRICS)}.")
 
 
 def compare(
@@ -202,11 +231,11 @@ def compare(
     for CLIP's features, `precision`, `recall`, `density`, `coverage`, `is` Inception Score (if the network
     has a head), `fdclass` the mean over classes of the distances within each, and `fdclass<c>`; with
     `training`, `authpct` against that set. Of a reference whose moments alone are known: fd, fdinf, is and
-    authpct. `only` chooses among them (`MEASURES`); one chosen that the summaries do not allow is a
+    authpct. `only` chooses among them (`METRICS`); one chosen that the summaries do not allow is a
     ConfigError. The names' n counts the generated images that the metric saw. Computed on rank 0, the same
     numbers everywhere.
     """
-    check_measures(only)
+    check_metrics(only)
     ids = [s.id for s in (reference, training) if isinstance(s, Summary)]
     if any(id != generated.id for id in ids):
         raise ConfigError(f"Features of {ids[0]} and of {generated.id} cannot be compared.")
@@ -238,7 +267,7 @@ def _compare(
     for name in only:
         if why := absent.get(name):
             raise ConfigError(f"{name} needs {why}.")
-    wanted = [name for name in MEASURES if not absent.get(name) and (not only or name in only)]
+    wanted = [name for name in METRICS if not absent.get(name) and (not only or name in only)]
     results = {}
     if "fd" in wanted:
         results[key("fd", n)] = frechet_estimate(moments, generated.moments, fake)

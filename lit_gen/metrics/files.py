@@ -4,14 +4,14 @@ No such file says which network, resize or number of images made it, so the read
 """
 
 import io
-import json
 import math
 import pickle
 import platform
 import zipfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from lit_gen.metrics.distributed import world_size
 from lit_gen.metrics.extractors import Extractor, ExtractorId
 from lit_gen.metrics.functional import Estimate, Moments, moments
 
-__all__ = ["Record", "as_json", "holds_statistics", "read_images", "read_reference", "records"]
+__all__ = ["holds_statistics", "read_images", "read_reference", "records"]
 
 LIMIT = 2 << 30  # bytes in an array of such a file: 50k x 2048 float32 are 0.4 GB, a zip bomb is more
 UNREADABLE = (
@@ -152,23 +152,6 @@ def _read_pickle(path: Path, section: str) -> dict[str, np.ndarray]:
     return content[section]
 
 
-@dataclass
-class Record:
-    """One number with all that it depends on."""
-
-    key: str
-    value: float
-    se: float | None
-    n_real: int
-    n_fake: int
-    extractor: dict
-    reference: str
-    seed: int | None = None
-    quantisation: str = "uint8, floor(clamp(127.5 x + 128, 0, 255))"
-    world_size: int = field(default_factory=world_size)
-    versions: dict[str, str] = field(default_factory=dict)
-
-
 def records(
     results: dict[str, Estimate],
     extractor: Extractor,
@@ -177,20 +160,22 @@ def records(
     n_fake: int,
     reference: str,
     seed: int | None = None,
-) -> list[Record]:
-    """The records of `compare`'s results; `reference` says against which set, split and transform."""
+) -> list[dict[str, Any]]:
+    """Each of `compare`'s results with all that it depends on, as JSON can hold it; `reference` says against
+    which set, split and transform. A value that does not exist (NaN: a class without images) is None."""
     versions = {"lit_gen": __version__, "torch": torch.__version__, "torchvision": version("torchvision")}
     versions |= {"numpy": np.__version__, "python": platform.python_version()}
-    identity = asdict(extractor.id)
+    shared = {
+        "n_real": n_real,
+        "n_fake": n_fake,
+        "extractor": asdict(extractor.id),
+        "reference": reference,
+        "seed": seed,
+        "quantization": "uint8, floor(clamp(127.5 x + 128, 0, 255))",
+        "world_size": world_size(),
+        "versions": versions,
+    }
     return [
-        Record(key, value, se, n_real, n_fake, identity, reference, seed, versions=versions)
+        {"key": key, "value": value if math.isfinite(value) else None, "se": se} | shared
         for key, (value, se) in results.items()
     ]
-
-
-def as_json(entries: list[Record]) -> str:
-    """The records as a JSON list; a value that does not exist (NaN: a class without images) is null."""
-    rows = [asdict(entry) for entry in entries]
-    for row in rows:
-        row["value"] = row["value"] if math.isfinite(row["value"]) else None
-    return json.dumps(rows, indent=1, allow_nan=False)

@@ -1,7 +1,7 @@
-"""Streaming moments and the Frechet distance as `torchmetrics.Metric`s.
+"""Streaming moments of features as a `torchmetrics.Metric`.
 
-Their states are float64 sums: n, the sum of the features and the sum of their outer products. Summed over
-ranks they are those of one process for any division of the images, also with an empty rank or batch; they are
+Its states are float64 sums: n, the sum of the features and the sum of their outer products. Summed over ranks
+they are those of one process for any division of the images, also with an empty rank or batch; they are
 neither parameters nor in a state_dict.
 """
 
@@ -13,15 +13,14 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lit_gen.errors import ConfigError
-from lit_gen.metrics.distributed import all_reduce_sum, from_rank_zero, world_size
-from lit_gen.metrics.extractors import Extractor
-from lit_gen.metrics.functional import Moments, frechet_distance, moments_of_sums
+from lit_gen.metrics.distributed import all_reduce_sum, world_size
+from lit_gen.metrics.functional import Moments, moments_of_sums
 
-__all__ = ["AbstractFeatureSums", "FeatureStatistics", "FrechetDistance"]
+__all__ = ["FeatureStatistics"]
 
 
-class AbstractFeatureSums(Metric):
-    """The states; a subclass says what `update` takes and what `compute` returns."""
+class FeatureStatistics(Metric):
+    """`update(features)` with (B, d) features; `compute()` gives their `Moments` over all ranks."""
 
     full_state_update = False
     n: Tensor
@@ -38,7 +37,7 @@ class AbstractFeatureSums(Metric):
         self.add_state("outer", zeros(d, d, dtype=torch.float64), dist_reduce_fx="sum", persistent=False)
         self.add_state("non_finite", zeros((), dtype=torch.int64), dist_reduce_fx="sum", persistent=False)
 
-    def _add(self, features: Tensor) -> None:
+    def update(self, features: Tensor) -> None:
         d = len(self.total)
         if features.ndim != 2 or features.shape[1] != d:
             raise ConfigError(f"Expected features of shape (B, {d}), got {tuple(features.shape)}.")
@@ -54,11 +53,11 @@ class AbstractFeatureSums(Metric):
                 first = torch.where(self.first_bad > 0, self.first_bad, first)
             self.first_bad = first
         # A GPU would have to be waited for, and one rank that stopped here would leave the others waiting:
-        # there `_moments` stops them all.
+        # there `compute` stops them all.
         if self.outer.device.type == "cpu" and world_size() == 1 and bad:
             self._refuse(int(bad))
 
-    def _moments(self) -> Moments:
+    def compute(self) -> Moments:
         if bad := int(self.non_finite):
             self._refuse(bad)
         return moments_of_sums(int(self.n), self.total, self.outer)
@@ -83,49 +82,3 @@ class AbstractFeatureSums(Metric):
         device = torch.device("cpu") if device.type == "mps" else device
         self.first_bad = None if self.first_bad is None else self.first_bad.to(device)
         return super()._apply(lambda x: x.to(device), exclude_state)
-
-
-class FeatureStatistics(AbstractFeatureSums):
-    """`update(features)` with (B, d) features; `compute()` gives their `Moments` over all ranks."""
-
-    def update(self, features: Tensor) -> None:
-        self._add(features)
-
-    def compute(self) -> Moments:
-        return self._moments()
-
-
-class FrechetDistance(AbstractFeatureSums):
-    """`update(images)` with uint8 (B, C, H, W) generated images; `compute()` gives their distance to
-    `reference`, float64 ().
-
-    The distance is computed on rank 0 and is the same number on every rank; every rank must call `compute`.
-    """
-
-    is_differentiable = False
-    higher_is_better = False
-
-    def __init__(self, extractor: Extractor, reference: Moments, **kwargs: Any):
-        if reference.d != extractor.id.d:
-            raise ConfigError(
-                f"{extractor.id} gives {extractor.id.d} features, the reference has {reference.d}."
-            )
-        super().__init__(extractor.id.d, **kwargs)
-        self.extractor = extractor
-        self.reference = reference
-
-    def key(self, n: int) -> str:
-        """The only name that the distance of n images may be logged under."""
-        return self.extractor.id.key("fd", n)
-
-    def update(self, images: Tensor) -> None:
-        self._add(self.extractor(images))
-
-    def compute(self) -> Tensor:
-        generated = self._moments()
-
-        def distance() -> float:
-            return frechet_distance(self.reference, generated)
-
-        value = from_rank_zero(distance) if self._is_synced else distance()
-        return torch.tensor(value, dtype=torch.float64)

@@ -17,7 +17,6 @@ __all__ = [
     "Estimate",
     "Moments",
     "frechet_distance",
-    "frechet_distance_of_features",
     "frechet_estimate",
     "frechet_infinity",
     "inception_score",
@@ -108,22 +107,13 @@ def frechet_distance(reference: Moments, generated: Moments) -> float:
     values = torch.linalg.eigvalsh((M + M.T) / 2)
     # S2 has rank n - 1 at most; beyond that are rounding errors (1e-16), whose roots (1e-8) would add up.
     root = values[-min(len(values), generated.n - 1) :].clamp(min=0).sqrt().sum()
-    return _distance(reference.mean - generated.mean, reference.cov.trace() + generated.cov.trace(), root)
-
-
-def frechet_distance_of_features(reference: Tensor, generated: Tensor) -> float:
-    """`frechet_distance` of the features' moments without forming a covariance: accurate to 1e-12 also for n
-    <= d.
-
-    With S1 = F1^T F1 and S2 = F2^T F2, tr (S1 S2)^(1/2) is the nuclear norm |F1 F2^T|_*.
-    """
-    if reference.shape[1] != generated.shape[1]:
-        raise ConfigError(
-            f"The reference has {reference.shape[1]} features, the generated set {generated.shape[1]}."
-        )
-    (mean_1, F1), (mean_2, F2) = _centred_factor(reference), _centred_factor(generated)
-    root = torch.linalg.svdvals(F1 @ F2.T).sum()
-    return _distance(mean_1 - mean_2, F1.square().sum() + F2.square().sum(), root)
+    traces = reference.cov.trace() + generated.cov.trace()
+    value = float((reference.mean - generated.mean).square().sum() + traces - 2 * root)
+    if not math.isfinite(value):
+        raise ValueError(f"The Frechet distance is {value}: the moments are not finite.")
+    # Rounding alone makes it negative, by far less than this; a larger negative value would be a mistake to
+    # be seen.
+    return max(value, 0.0) if value > -1e-6 * float(traces) else value
 
 
 def frechet_estimate(reference: Moments, generated: Moments, features: Tensor) -> Estimate:
@@ -197,23 +187,6 @@ def _frechet_influence(reference: Moments, generated: Moments, features: Tensor)
     return 2 * x @ (generated.mean - reference.mean) + x.square().sum(1) - half.square().sum(1)
 
 
-def _centred_factor(features: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean (d,) and F (min(n, d), d) with F^T F = cov."""
-    x = _float64(features)
-    mean = x.mean(0)
-    F = (x - mean) / math.sqrt(len(x) - 1)
-    return mean, torch.linalg.qr(F, mode="r").R if len(x) > x.shape[1] else F
-
-
-def _distance(shift: Tensor, traces: Tensor, root: Tensor) -> float:
-    value = float(shift.square().sum() + traces - 2 * root)
-    if not math.isfinite(value):
-        raise ValueError(f"The Frechet distance is {value}: the moments are not finite.")
-    # Rounding alone makes it negative, by far less than this; a larger negative value would be a mistake to
-    # be seen.
-    return max(value, 0.0) if value > -1e-6 * float(traces) else value
-
-
 def _float64(features: Tensor) -> Tensor:
     if features.ndim != 2 or len(features) < 2:
         raise ConfigError(f"Features must be (n, d) with n >= 2, got shape {tuple(features.shape)}.")
@@ -223,3 +196,12 @@ def _float64(features: Tensor) -> Tensor:
 def double(x: Tensor) -> Tensor:
     """float64, on the CPU if the device of `x` has none (Apple's GPUs)."""
     return (x.cpu() if x.device.type == "mps" else x).to(torch.float64)
+
+
+def pair(reference: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
+    """Two sets of features, (n, d) and (m, d), in float64."""
+    x, y = reference, generated
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
+        shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
+        raise ConfigError(f"Two sets of at least 2 features of one width are needed, got {shapes}.")
+    return double(x), double(y)

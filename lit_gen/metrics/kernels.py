@@ -6,8 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lit_gen.errors import ConfigError
-from lit_gen.metrics.functional import Estimate, double
+from lit_gen.metrics.functional import Estimate, pair
 
 __all__ = ["cmmd", "kernel_distance", "polynomial_kernel", "rbf_kernel"]
 
@@ -34,7 +33,7 @@ def kernel_distance(reference: Tensor, generated: Tensor, kernel: Kernel = polyn
     Pairs of an image with itself are left out within either set. Bińkowski et al. 2018,
     https://arxiv.org/abs/1801.01401
     """
-    x, y = _pair(reference, generated)
+    x, y = pair(reference, generated)
     within_x = _row_means(x, x, kernel, own=False)
     return _mmd(within_x, _row_means(y, y, kernel, own=False), _row_means(y, x, kernel))
 
@@ -44,7 +43,7 @@ def cmmd(reference: Tensor, generated: Tensor, sigma: float = 10.0) -> Estimate:
 
     Jayasumana et al. 2024, https://arxiv.org/abs/2401.09603
     """
-    x, y = _pair(reference, generated)
+    x, y = pair(reference, generated)
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
         return rbf_kernel(a, b, sigma)
@@ -67,10 +66,3 @@ def _row_means(x: Tensor, y: Tensor, kernel: Kernel, own: bool = True) -> Tensor
         total = K.sum(1) if own else K.sum(1) - K.diagonal(start)
         means.append(total / (len(y) if own else len(y) - 1))
     return torch.cat(means)
-
-
-def _pair(reference: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
-    if reference.shape[1] != generated.shape[1] or min(len(reference), len(generated)) < 2:
-        shapes = f"{tuple(reference.shape)} and {tuple(generated.shape)}"
-        raise ConfigError(f"Two sets of at least 2 features of one width are needed, got {shapes}.")
-    return double(reference), double(generated)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_gen.errors import ConfigError
-from lit_gen.metrics.functional import Estimate, double, mean_estimate
+from lit_gen.metrics.functional import Estimate, mean_estimate, pair
 
 __all__ = ["authenticity", "nearest", "precision_recall_density_coverage"]
 
@@ -73,10 +73,7 @@ def nearest(training: Tensor, generated: Tensor, k: int = 1) -> tuple[Tensor, Te
 
 
 def _centred(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
-        shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
-        raise ConfigError(f"Two sets of at least 2 features of one width are needed, got {shapes}.")
-    x, y = double(x), double(y)
+    x, y = pair(x, y)
     return x - x.mean(0), y - x.mean(0)
 
 

@@ -16,18 +16,15 @@ from torch import Tensor
 
 from lit_gen.metrics.distributed import from_rank_zero
 from lit_gen.metrics.evaluation import Evaluation, Summary
-from lit_gen.metrics.extractors import Extractor
-from lit_gen.metrics.frechet import FeatureStatistics
-from lit_gen.metrics.functional import Moments
 
-__all__ = ["cache_folder", "load_tensors", "reference_moments", "reference_summary", "save_tensors"]
+__all__ = ["cache_folder", "load_tensors", "reference_summary", "save_tensors"]
 
 log = logging.getLogger(__name__)
 
 Batch = tuple[Sequence[int], Tensor, Tensor | None]
 """Rows of a set of images: their numbers in it, the images, their labels."""
 
-FORMAT = 2
+FORMAT = 3
 
 
 def cache_folder() -> Path:
@@ -37,60 +34,44 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit_gen"
 
 
-def reference_moments(
+def reference_summary(
     batches: Callable[[], Iterable[Batch]],
-    extractor: Extractor,
+    evaluation: Evaluation,
     *,
     data: str,
-    split: str,
     n: int,
-    transform: str = "none",
     folder: Path | None = None,
-) -> Moments:
-    """Moments of the features of a reference set, from the cache or, if absent there, from `batches()`.
+) -> Summary:
+    """The summary of a reference set, from the cache or, if absent there, by `evaluation` of `batches()`.
 
     `batches()` yields this rank's share of the set (`lit_gen.metrics.distributed.own_batches`): the rows'
     numbers in the whole set, their uint8 (B, C, H, W) images and their labels (B,) or None. Every rank must
-    call. `data`, `split`, `n`, the number of images of all ranks, `transform` and the extractor's id make the
-    key: `data` must change when the images do (a content hash, or name and version), `transform` names what
-    was done to them.
+    call. `data`, `n`, the number of images of all ranks, and what `evaluation` keeps by which extractor make
+    the key: `data` must change when the images do (a content hash, or name and version).
     """
-
-    def compute() -> dict[str, Tensor]:
-        statistics = FeatureStatistics(extractor.id.d)
-        for _, images, _ in batches():
-            statistics.to(images.device).update(extractor(images))
-        return _counted(statistics.compute(), n, data, split).tensors()
-
-    key = {"kind": "moments", "data": data, "split": split, "n": n, "transform": transform}
-    return Moments.from_tensors(_cached(key, extractor, folder, compute))
-
-
-def reference_summary(
-    batches: Callable[[], Iterable[Batch]],
-    extractor: Extractor,
-    *,
-    data: str,
-    split: str,
-    n: int,
-    transform: str = "none",
-    max_stored_features: int = 10_000,
-    num_classes: int | None = None,
-    folder: Path | None = None,
-) -> Summary:
-    """As `reference_moments`, but the whole `Summary` that `compare` needs."""
-
-    def compute() -> dict[str, Tensor]:
-        evaluation = Evaluation(extractor, max_stored_features=max_stored_features, num_classes=num_classes)
+    key = {
+        "data": data,
+        "n": n,
+        "max_stored_features": len(evaluation.index),
+        "num_classes": len(evaluation.classes),
+        "seed": evaluation.seed,
+        "extractor": asdict(evaluation.extractor.id),
+        "format": FORMAT,
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    name = "".join(c if c.isalnum() else "-" for c in data)[:60]
+    path = (folder or cache_folder() / "reference") / f"{name}-{digest}.safetensors"
+    tensors = from_rank_zero(lambda: load_tensors(path, key))
+    if tensors is None:
         for rows, images, label in batches():
             evaluation.update(images, torch.as_tensor(rows), label)
         summary = evaluation.summary()
-        _counted(summary.moments, n, data, split)
-        return summary.tensors()
-
-    key = {"kind": "summary", "data": data, "split": split, "n": n, "transform": transform}
-    key |= {"max_stored_features": max_stored_features, "num_classes": num_classes}
-    return Summary.from_tensors(extractor.id, _cached(key, extractor, folder, compute))
+        if summary.n != n:
+            raise ValueError(
+                f"The reference {data} was said to have {n} images, its batches gave {summary.n}."
+            )
+        tensors = from_rank_zero(lambda: _saved(path, key, summary.tensors()))
+    return Summary.from_tensors(evaluation.extractor.id, tensors)
 
 
 def save_tensors(path: Path, key: dict, tensors: dict[str, Tensor]) -> None:
@@ -127,21 +108,6 @@ def load_tensors(path: Path, key: dict) -> dict[str, Tensor] | None:
         return None
 
 
-def _cached(
-    key: dict, extractor: Extractor, folder: Path | None, compute: Callable[[], dict[str, Tensor]]
-) -> dict[str, Tensor]:
-    """Rank 0 says for all whether there is a file; `compute` is collective."""
-    key = key | {"extractor": asdict(extractor.id), "format": FORMAT}
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    name = "".join(c if c.isalnum() else "-" for c in f"{key['data']}-{key['split']}")[:60]
-    path = (folder or cache_folder() / "reference") / f"{name}-{digest}.safetensors"
-    found = from_rank_zero(lambda: load_tensors(path, key))
-    if found is not None:
-        return found
-    tensors = compute()
-    return from_rank_zero(lambda: _saved(path, key, tensors))
-
-
 def _saved(path: Path, key: dict, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     try:
         save_tensors(path, key, tensors)
@@ -152,11 +118,3 @@ def _saved(path: Path, key: dict, tensors: dict[str, Tensor]) -> dict[str, Tenso
             error,
         )
     return tensors
-
-
-def _counted(moments: Moments, n: int, data: str, split: str) -> Moments:
-    if moments.n != n:
-        raise ValueError(
-            f"The reference {data}/{split} was said to have {n} images, its batches gave {moments.n}."
-        )
-    return moments

@@ -16,17 +16,15 @@ from torch import Tensor
 
 from lit_gen.cli import CONF_DIR
 from lit_gen.config import schema
-from lit_gen.data.images import batches
 from lit_gen.errors import ConfigError
-from lit_gen.evaluation.samples import Measurement, References, measure
+from lit_gen.evaluation.samples import Measurement, References, measure_images
 from lit_gen.funit.module import FUNITModule
 from lit_gen.funit.networks import FewShotGenerator
 from lit_gen.funit.translator import class_code
 from lit_gen.images import to_float
 from lit_gen.inputs import open_images, open_reference
 from lit_gen.instantiate import allowing, instantiate
-from lit_gen.metrics import Estimate, Extractor, check_measures
-from lit_gen.metrics.distributed import own_batches
+from lit_gen.metrics import Estimate, Extractor, check_metrics
 from lit_gen.models.generation import restore_images, sample_images, translate_images
 from lit_gen.models.loading import load as load_run
 from lit_gen.models.loading import open_model, open_translator
@@ -171,9 +169,9 @@ def evaluate_images(
     `images`, `reference` and `training` are folders, zips, or npz files (`lit_gen.inputs.open_images`); of a
     `reference` that is a file of statistics, say the number of its images and how they were resized.
     `extractor` is one of conf/extractor by name, or an `Extractor`; `metrics` some of
-    `lit_gen.metrics.MEASURES`, or all that are possible. Raises ConfigError.
+    `lit_gen.metrics.METRICS`, or all that are possible. Raises ConfigError.
     """
-    check_measures(metrics)
+    check_metrics(metrics)
     network: Extractor = (
         _chosen("evaluate_images", "extractor", extractor, {}) if isinstance(extractor, str) else extractor
     )
@@ -183,10 +181,8 @@ def evaluate_images(
     )
     known = None if training is None else open_images(training, image_size, fit)
     measurement = Measurement(network, tuple(metrics), k, batch_size=batch_size, device=device)
-    n = len(generated)
-    parts = batches(generated, own_batches(n, batch_size))
-    summary = measurement.summarize(parts, n, "images")
-    return measure(measurement, References(real, str(reference), known), summary).results
+    against = References(real, str(reference), known)
+    return measure_images(measurement, generated, against, len(generated)).results
 
 
 def _composed(command: str, overrides: list[str], values: dict[str, Any]) -> DictConfig:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 
 from lit_gen import __version__
@@ -65,7 +64,7 @@ def write(
     (out / "augment").mkdir(exist_ok=True)
     head = f"# @package data.augment\n# {comment}\n"
     (out / "augment" / "found.yaml").write_text(head + OmegaConf.to_yaml(_as_config(found)))
-    files = {"curve": save(_curve(results), out / "curve.png")}
+    files = {"curve": _curve(results, out / "curve.png")}
     if task.example is not None:
         image, boxes = task.example
         sheet = policy_sheet(found, image, boxes, scale=max(1, 64 // image.shape[-1]))
@@ -86,18 +85,18 @@ def _as_config(found: Augmentation) -> DictConfig:
     return OmegaConf.create({"_target_": "lit_gen.augment.AutoAugment", "policy": policy | options})
 
 
-def _curve(results: dict[str, list[Result]]) -> Figure:
+def _curve(results: dict[str, list[Result]], path: Path) -> Path:
     """Rewards by child model, and, of the six ops that the search chose most at its end, how often."""
     rewards = {name: [[t.reward for t in part.trials] for part in parts] for name, parts in results.items()}
     space = results["found"][0].space
     if not isinstance(space, PolicySpace):
-        return search_curves(rewards, {}, 0.0)
+        return save(search_curves(rewards, {}, 0.0), path)
     trials = [t.choices for result in results["found"] for t in result.trials]
     size = max(1, len(trials) // 20)
     windows = {i + size: space.op_frequencies(trials[i : i + size]) for i in range(0, len(trials), size)}
     last = Counter(windows[max(windows)])
     shares = {op: {at: window[op] for at, window in windows.items()} for op, _ in last.most_common(6)}
-    return search_curves(rewards, shares, 1 / len(space.ops))
+    return save(search_curves(rewards, shares, 1 / len(space.ops)), path)
 
 
 def print_report(report: dict[str, Any], out: Path, is_policy: bool) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lit_gen import runs
-from lit_gen.callbacks import EMA, SampleQuality, evaluating
+from lit_gen.callbacks import EMA, SampleQuality, evaluating, quality
 from lit_gen.callbacks.validation import TestBatches
 from lit_gen.data import ImageDataModule, digits
 from lit_gen.errors import ConfigError
@@ -120,13 +120,14 @@ def test_a_sampler_that_does_not_fit_is_refused_before_the_training(fit, tmp_pat
         fit(tmp_path, "~callbacks.quality", *options)
 
 
-def test_reference_images_go_to_the_device_that_trains():
+def test_reference_images_go_to_the_device_that_trains(monkeypatch):
+    monkeypatch.setattr(quality, "reference_summary", lambda batches, *_, **__: list(batches()))
     data = ImageDataModule(digits("train"), digits("test"), num_workers=1)
     for device in ("meta", "cpu"):
         trainer = SimpleNamespace(
             datamodule=data, strategy=SimpleNamespace(root_device=torch.device(device)), callbacks=[]
         )
-        parts = list(SampleQuality(digits64(), batch_size=100)._images(trainer, "test"))
+        parts = SampleQuality(digits64(), batch_size=100).summary_of(trainer, "test")
         assert {images.device.type for _, images, _ in parts} == {device}
         assert [i for rows, _, _ in parts for i in rows] == list(range(360))
     rows = zip(*((images, labels) for _, images, labels in parts), strict=True)

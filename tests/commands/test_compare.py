@@ -8,6 +8,7 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
+from lit_gen import figures, runs
 from lit_gen.commands import compare as comparing
 from lit_gen.commands.evaluate import evaluate
 from lit_gen.errors import ConfigError
@@ -73,9 +74,10 @@ def test_curves_need_two_points(tmp_path):
     for name, rows in (("a", "0.5,1\n"), ("b", "0.5,1\n0.25,2\n")):
         (tmp_path / name / "csv" / "version_0").mkdir(parents=True)
         (tmp_path / name / "csv" / "version_0" / "metrics.csv").write_text("fd_x_1_n9,step\n" + rows)
-    a, b = tmp_path / "a", tmp_path / "b"
-    assert comparing.distance_curves({"a": a}, tmp_path / "c.png") is None
-    assert comparing.distance_curves({"a": a, "b": b}, tmp_path / "c.png") == tmp_path / "c.png"
+    a, b = (runs.history(tmp_path / name) for name in "ab")
+    assert figures.distance_curves({"a": a}) is None
+    figure = figures.distance_curves({"a": a, "b": b})
+    assert figures.save(figure, tmp_path / "c.png") == tmp_path / "c.png"
     assert np.asarray(Image.open(tmp_path / "c.png")).min() < 128
 
 
@@ -96,7 +98,7 @@ MISTAKES = {
     "runs=[{one}]": "two run folders or more",
     "runs=[{one},{one}]": "named twice",
     "runs=[{one},{two}] names=[a]": "2 different names",
-    "runs=[{one},{two}] measures=[fid]": "no measure 'fid'",
+    "runs=[{one},{two}] measures=[fid]": "no metric 'fid'",
     "runs=[{one},{two}] num=1": "at least 2",
     "runs=[{one},nowhere]": "no checkpoint nowhere",
     "runs=[{one},{other}]": "trained on other data",

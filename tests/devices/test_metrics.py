@@ -7,7 +7,6 @@ from torch.testing import assert_close
 from lit_gen.metrics import FeatureStatistics, digits64, digits_classifier, moments
 from lit_gen.metrics.functional import (
     frechet_distance,
-    frechet_distance_of_features,
     frechet_estimate,
     frechet_infinity,
     inception_score,
@@ -26,7 +25,6 @@ def features(name: str) -> torch.Tensor:
 
 METRICS = {
     "Frechet distance": lambda x, y: frechet_distance(moments(x), moments(y)),
-    "Frechet distance of features": frechet_distance_of_features,
     "Frechet estimate": lambda x, y: frechet_estimate(moments(x), moments(y), y),
     "Frechet distance at infinity": lambda x, y: frechet_infinity(moments(x), y),
     "kernel distance": kernel_distance,

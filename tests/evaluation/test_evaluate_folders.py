@@ -153,7 +153,7 @@ def test_images_of_other_sizes_are_brought_to_one(compose, pictures, tmp_path):
 MISTAKES = {
     "images=a": "reference is missing: give reference=",
     "reference=a": "images is missing: give images=",
-    "images=a reference=b measures=[fid]": "no measure 'fid': choose among fd, ",
+    "images=a reference=b measures=[fid]": "no metric 'fid': choose among fd, ",
     "images=a reference=b nll_images=8": "Key 'nll_images' not in",
     "images=a reference=b sampler=heun": "sampler",
     "images=a reference=nowhere": "no such folder",

@@ -64,13 +64,13 @@ def test_trains_shows_and_chooses(fit_glyphs, tmp_path, capsys):
     logged = runs.history(tmp_path)
     assert set(logged["k_shot/l1_k2"]) == set(logged["k_shot/top1_k1"]) == {2, 4}
     assert set(logged["train/discriminator/real"]) == set(logged["train/generator/loss"]) == {1, 2, 3, 4}
-    callback = next(c for c in experiment.trainer.callbacks if hasattr(c, "examples"))
-    shown = callback.examples
-    made = {name: module.translate(to_float(callback.contents), to_float(k)) for name, k in shown.items()}
-    truth = {name: torch.stack([data.truth(int(i), name) for i in callback.content_index]) for name in shown}
+    callback = next(c for c in experiment.trainer.callbacks if hasattr(c, "task"))
+    task, shown = callback.task, callback.task.examples
+    made = {name: module.translate(to_float(task.contents), to_float(k)) for name, k in shown.items()}
+    truth = {name: torch.stack([data.truth(int(i), name) for i in task.index]) for name in shown}
     expected = np.mean([paired_l1(made[name], truth[name]).mean().item() for name in shown])
     assert logged["k_shot/l1_k2"][4] == pytest.approx(expected, rel=1e-5)
-    copied = np.mean([paired_l1(callback.contents, truth[name]).mean().item() for name in shown])
+    copied = np.mean([paired_l1(task.contents, truth[name]).mean().item() for name in shown])
     assert module.results.summary["copying/l1"] == pytest.approx(copied, abs=1e-5)
     picture = np.asarray(Image.open(tmp_path / "grids" / "translations_0000004.png"))
     # Two class images (of K = 2) stand above.

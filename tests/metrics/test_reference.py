@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lit_gen.metrics import compare, digits64, moments, reference_moments, reference_summary
+from lit_gen.metrics import Evaluation, compare, digits64, moments, reference_summary
 from lit_gen.metrics.reference import cache_folder
 
 IMAGES = torch.randint(0, 256, (90, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -24,8 +24,8 @@ class Counted:
 
 
 def compute(batches, folder, **changes):
-    options = {"data": "random", "split": "test", "n": 90} | changes
-    return reference_moments(batches, digits64(), folder=folder, **options)
+    options = {"data": "random", "n": 90} | changes
+    return reference_summary(batches, Evaluation(digits64()), folder=folder, **options).moments
 
 
 def assert_same(a, b):
@@ -42,12 +42,17 @@ def test_the_second_time_is_read_and_equal(tmp_path):
     assert [p.suffix for p in tmp_path.iterdir()] == [".safetensors"]
 
 
-@pytest.mark.parametrize("changes", [{"data": "other"}, {"split": "train"}, {"transform": "flip"}])
+@pytest.mark.parametrize("changes", [{"max_stored_features": 50}, {"num_classes": 2}, {"seed": 1}])
 def test_what_it_depends_on_is_in_the_key(tmp_path, changes):
-    batches = Counted()
-    compute(batches, tmp_path)
-    compute(batches, tmp_path, **changes)
-    assert batches.calls == 2
+    calls, labels = [], torch.arange(90) % 2
+
+    def batches():
+        calls.append(1)
+        return batches_of(IMAGES, labels)
+
+    for data, options in (("a", {}), ("a", changes), ("b", {}), ("a", changes)):
+        reference_summary(batches, Evaluation(digits64(), **options), data=data, n=90, folder=tmp_path)
+    assert len(calls) == 3
 
 
 def test_n_is_in_the_key_and_is_checked(tmp_path):
@@ -92,16 +97,18 @@ def test_a_stored_summary_gives_the_same_results(tmp_path):
         calls.append(1)
         return batches_of(IMAGES, labels)
 
-    options = {"data": "random", "split": "test", "n": 90, "num_classes": 4, "folder": tmp_path}
-    first, second = (reference_summary(batches, digits64(), **options) for _ in range(2))
+    def summary(batches, data):
+        return reference_summary(
+            batches, Evaluation(digits64(), num_classes=4), data=data, n=90, folder=tmp_path
+        )
+
+    first, second = (summary(batches, "random") for _ in range(2))
     assert len(calls) == 1
     for name in ("index", "features", "logits", "label"):
         assert torch.equal(getattr(first, name), getattr(second, name))
     assert [c and c.n for c in second.classes] == [30, 30, 30, None]  # no image is of the fourth class
     others = IMAGES.flip(-1)
-    fake = reference_summary(
-        lambda: batches_of(others, labels), digits64(), **(options | {"data": "flipped"})
-    )
+    fake = summary(lambda: batches_of(others, labels), "flipped")
     a, b = compare(first, fake, training=first), compare(second, fake, training=second)
     assert repr(a) == repr(b) and len(a) == 13
 
