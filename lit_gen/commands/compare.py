@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from lit_gen import __version__, runs
-from lit_gen.cli import check_at_least_1, entry_point, show, table
+from lit_gen.cli import check_at_least_1, claim, entry_point, show, table
 from lit_gen.devices import divided
 from lit_gen.errors import ConfigError
 from lit_gen.evaluation.samples import (
@@ -73,6 +73,7 @@ def compare_runs(cfg: DictConfig, out: Path) -> dict[str, Any]:
     }
     if rank() > 0:
         return record
+    claim(out, "a comparison", "comparison.json")
     scale = max(1, 64 // next(iter(shown.values())).shape[-1])
     pictures = {name: grid(images, scale=scale) for name, images in shown.items()}
     grids = save_png(side_by_side(pictures), out / "grids.png")

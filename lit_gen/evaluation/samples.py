@@ -61,7 +61,8 @@ def check_options(
     """Raises ConfigError for metrics that there are not, sizes below one, and an `out` that holds results."""
     check_metrics(cfg.measures)
     check_at_least_1(cfg, "batch_size", "k")
-    claim(out, what, file)
+    if (out / file).exists():  # said before the work is done; the folder is made after it
+        raise ConfigError(f"{out} already holds {what}: choose another out=.")
 
 
 def open_run(cfg: DictConfig, run: str | Path) -> tuple[Any, DictConfig, Path]:
@@ -258,6 +259,7 @@ def report(
     record["versions"] = {"lit_gen": __version__, "torch": torch.__version__}
     if rank() > 0:
         return record
+    claim(out, "an evaluation", "evaluation.json")
     shown = images_at(range(min(64, generated.n)))
     scale = max(1, 64 // shown.shape[-1])
     save_png(grid(shown, scale=scale), out / "grid.png")
