@@ -3,8 +3,6 @@
 import runpy
 import sys
 
-__all__ = ["COMMANDS", "main"]
-
 COMMANDS = {
     "train": "Train an experiment, or resume a run.",
     "sample": "Sample images from a run or from official weights.",

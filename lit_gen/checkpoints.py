@@ -11,8 +11,6 @@ from torch.utils._pytree import tree_leaves
 
 from lit_gen.errors import ConfigError, Exit
 
-__all__ = ["AtomicCheckpointIO", "folder", "newest_good", "read"]
-
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target, flushes to disk, then renames: a kill at any moment leaves the previous file

@@ -24,17 +24,6 @@ from lit_gen.config import schema
 from lit_gen.errors import ConfigError, Exit
 from lit_gen.instantiate import allowing
 
-__all__ = [
-    "CONF_DIR",
-    "check_at_least_1",
-    "claim",
-    "entry_point",
-    "is_main_process",
-    "leave_nothing",
-    "show",
-    "table",
-]
-
 
 def _conf_dir() -> Path:
     package = Path(__file__).parent

@@ -22,8 +22,6 @@ from lit_gen.cli import leave_nothing
 from lit_gen.errors import ConfigError
 from lit_gen.metrics.distributed import from_rank_zero, rank, world_size
 
-__all__ = ["divided", "undivided", "wanted"]
-
 MAIN_PROCESS = "LITGEN_MAIN_PROCESS"  # names to the processes that a plain call starts the one they belong to
 
 

@@ -2,8 +2,6 @@
 
 from collections.abc import Collection
 
-__all__ = ["ConfigError", "Exit", "check_choice"]
-
 
 class ConfigError(ValueError):
     """Bad input. The message names the value and the remedy; entry points print it without a traceback, exit

@@ -10,18 +10,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from optuna import Study
 
-__all__ = [
-    "Line",
-    "class_codes",
-    "curves",
-    "distance_curves",
-    "importances",
-    "panel_svg",
-    "save",
-    "search_curves",
-    "slices",
-    "translation_sweep",
-]
 
 LOSSES = ("train/loss", "val/loss", "train/generator/loss", "train/discriminator/loss")
 LINEAR = ("images/s", "images per second", "K-shot translation", "learning rate", "peak memory in GiB")

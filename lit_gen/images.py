@@ -12,20 +12,6 @@ from torch import Tensor
 
 from lit_gen.errors import ConfigError
 
-__all__ = [
-    "BYTES",
-    "DTYPES",
-    "Pixels",
-    "boxed_picture",
-    "grid",
-    "height_and_width",
-    "one_size",
-    "save_png",
-    "shown_channels",
-    "to_float",
-    "to_uint8",
-]
-
 DTYPES = {"uint8": torch.uint8, "uint16": torch.uint16, "float32": torch.float32}
 
 

@@ -20,17 +20,6 @@ from lit_gen.rng import keyed_generator
 from lit_gen.score.module import ScoreModule
 from lit_gen.score.restoration import Inpainting, box_mask
 
-__all__ = [
-    "classes_of",
-    "inpainting",
-    "mask_of",
-    "open_images",
-    "open_reference",
-    "pictures",
-    "read_class_folders",
-    "read_pictures",
-]
-
 MASKS = ("center", "left", "right", "top", "bottom", "random")
 
 

@@ -15,8 +15,6 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from lit_gen.errors import ConfigError
 
-__all__ = ["ALLOWED", "MOVED", "RENAMED_KEYS", "allowing", "config_dict", "instantiate", "up_to_date"]
-
 ALLOWED = (
     "lit_gen.",
     "lightning.pytorch.",

@@ -21,8 +21,6 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lit_gen.rng import key
 
-__all__ = ["close", "csv", "environment", "has_account", "reachable", "wandb"]
-
 
 def csv(save_dir: str) -> "AppendedCSV":
     """Every logged number as a line `step,name,value` of `metrics.csv` in the run folder `save_dir`."""

@@ -23,17 +23,6 @@ from lit_gen.errors import ConfigError
 from lit_gen.images import BYTES, Pixels
 from lit_gen.rng import key, keyed_generator
 
-__all__ = [
-    "BaseModule",
-    "Results",
-    "Score",
-    "SingleOptimizerModule",
-    "callbacks_of",
-    "clip_gradients",
-    "compiles",
-    "lay_out_state",
-]
-
 log = logging.getLogger(__name__)
 CallbackType = TypeVar("CallbackType", bound=pl.Callback)
 

@@ -6,8 +6,6 @@ from typing import Any
 
 import torch
 
-__all__ = ["full_float32", "switched"]
-
 
 @contextmanager
 def switched(*wanted: tuple[Any, str, Any]) -> Iterator[None]:

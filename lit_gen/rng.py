@@ -11,8 +11,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Generator", "PerSample", "key", "keyed_generator", "rand", "randint", "randn"]
-
 
 def key(*parts: int | str) -> int:
     """A 63-bit seed from the parts; different parts give independent seeds, on every machine the same."""

@@ -17,18 +17,6 @@ from lit_gen import checkpoints
 from lit_gen.errors import ConfigError
 from lit_gen.instantiate import up_to_date
 
-__all__ = [
-    "claim",
-    "config_of",
-    "differences",
-    "history",
-    "read_json",
-    "saved_config",
-    "summary",
-    "write_json",
-    "write_whole",
-]
-
 RENAMED = {"confident_share": "confident_fraction", "fd_floor": "fd_train_test"}
 """Names of numbers in runs of earlier versions -> their names today."""
 

@@ -8,8 +8,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
-__all__ = ["inverse_sqrt", "train_one_cycle", "warmup", "warmup_cosine"]
-
 
 def warmup(step: int, *, steps: int) -> float:
     """Rises linearly to 1 over `steps` steps (the first step is not wasted on a rate of 0), then stays."""

@@ -18,8 +18,6 @@ from torch.nn import functional as F
 from lit_gen import rng
 from lit_gen.errors import ConfigError
 
-__all__ = ["ConditionalAugment"]
-
 # The scaling filter of Daubechies' least-asymmetric wavelet with six vanishing moments ("sym6"): the low-pass
 # of the resampling.
 SYM6 = (

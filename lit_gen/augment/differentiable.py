@@ -12,8 +12,6 @@ from torch import Tensor
 from lit_gen import rng
 from lit_gen.errors import ConfigError
 
-__all__ = ["DifferentiableAugment"]
-
 
 @dataclass(frozen=True)
 class DifferentiableAugment:

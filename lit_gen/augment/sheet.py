@@ -10,8 +10,6 @@ from lit_gen.augment.policy import Augmentation, Draws, Policy
 from lit_gen.errors import ConfigError
 from lit_gen.images import boxed_picture
 
-__all__ = ["policy_sheet"]
-
 KEPT, LOST, INK, PAPER = (64, 255, 64), (96, 96, 96), (235, 235, 235), (24, 24, 24)
 GAP, LINE = 4, 12
 

@@ -14,9 +14,6 @@ from torch import Tensor
 
 from lit_gen.augment.boxes import cos_sin
 
-__all__ = ["rotation", "shear_x", "shear_y", "translation_x", "translation_y", "warp"]
-
-
 TILE = 1 << 16  # output pixels at once on a CPU, so that the indices stay in the cache
 REMEMBERED = 1 << 17  # pixels of the largest image whose index is kept: 64 of them are 32 MiB then
 LARGE = 1 << 14  # pixels from which on an image by itself, its channels together, takes less time

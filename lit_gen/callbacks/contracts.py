@@ -14,24 +14,6 @@ from torch.utils.data import DataLoader
 from lit_gen.errors import ConfigError
 from lit_gen.module import BaseModule
 
-__all__ = [
-    "Data",
-    "Detects",
-    "HasAverage",
-    "HasKeyedTrain",
-    "ImageData",
-    "Periodic",
-    "Sampler",
-    "Samples",
-    "SamplesTrajectories",
-    "Translates",
-    "Validates",
-    "base",
-    "data_of",
-    "missing",
-    "of",
-]
-
 Sampler = Callable[..., Tensor]
 T = TypeVar("T")
 

@@ -16,8 +16,6 @@ from lit_gen.images import boxed_picture, grid, one_size, to_uint8
 from lit_gen.metrics.detection import mean_average_precision, precision_scores
 from lit_gen.module import BaseModule
 
-__all__ = ["DetectionQuality"]
-
 
 @runtime_checkable
 class DetectionData(Data, Protocol):

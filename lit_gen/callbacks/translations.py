@@ -23,8 +23,6 @@ from lit_gen.images import grid, to_float
 from lit_gen.module import BaseModule, Results
 from lit_gen.rng import keyed_generator
 
-__all__ = ["Translations", "contact_sheet"]
-
 
 class Translations(Periodic):
     """Every `every` batches and at the end, with the averaged generator: translations of source images into

@@ -15,8 +15,6 @@ from lit_gen.cli import entry_point
 from lit_gen.errors import ConfigError
 from lit_gen.score.phema import exponent, post_hoc_average, post_hoc_coefficients
 
-__all__ = ["average", "reconstruct"]
-
 
 def average(cfg: DictConfig) -> Path:
     """Writes a checkpoint of the run whose averaged weights are those of `cfg.std` at `cfg.batch`; `run=` of

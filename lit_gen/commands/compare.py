@@ -32,8 +32,6 @@ from lit_gen.metrics import Estimate, records
 from lit_gen.metrics.distributed import from_rank_zero, own_batches, rank
 from lit_gen.models import sample_in
 
-__all__ = ["compare_runs", "names_of", "side_by_side", "sigmas"]
-
 
 @dataclass
 class _Run:

@@ -28,8 +28,6 @@ from lit_gen.score import samplers
 from lit_gen.score.restoration import slerp
 from lit_gen.score.sde import wide_dtype
 
-__all__ = ["between", "encode", "solve"]
-
 
 def encode(cfg: DictConfig, out: Path) -> dict[str, Any]:
     """Encodes images, decodes them again, interpolates from each to the next; writes `latents.npz` (latents

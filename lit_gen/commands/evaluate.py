@@ -29,8 +29,6 @@ from lit_gen.instantiate import instantiate
 from lit_gen.metrics import Predictions
 from lit_gen.metrics.distributed import from_rank_zero, own_batches
 
-__all__ = ["evaluate"]
-
 
 def evaluate(cfg: DictConfig, out: Path) -> dict[str, Any]:
     """Measures samples of `cfg.run` against its test images or `cfg.reference`, and the likelihoods of test

@@ -16,8 +16,6 @@ from lit_gen.inputs import classes_of, open_images
 from lit_gen.instantiate import instantiate
 from lit_gen.metrics.distributed import from_rank_zero
 
-__all__ = ["evaluate_images"]
-
 
 def evaluate_images(cfg: DictConfig, out: Path) -> dict[str, Any]:
     """Measures the first `cfg.num` of `cfg.images` against `cfg.reference`; writes what

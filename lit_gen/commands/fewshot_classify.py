@@ -21,8 +21,6 @@ from lit_gen.instantiate import instantiate
 from lit_gen.models import funit_run
 from lit_gen.runs import write_json
 
-__all__ = ["classify"]
-
 
 def classify(cfg: DictConfig, out: Path) -> dict[str, Any]:
     """For each of `cfg.splits` draws of `cfg.shots` real images a target class: the accuracy of a linear head

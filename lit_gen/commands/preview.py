@@ -17,8 +17,6 @@ from lit_gen.instantiate import config_dict, instantiate
 from lit_gen.loggers import close, wandb
 from lit_gen.rng import keyed_generator
 
-__all__ = ["batch_sheets", "preview"]
-
 SIDE, BOXED_SIDE = 96, 160  # pixels that a small image is enlarged to at least, without and with boxes
 LARGEST = 320  # pixels that a picture of a policy sheet has at most
 COLORS = [(255, 96, 32), (64, 255, 64), (64, 160, 255), (255, 255, 64), (255, 64, 255)]  # of classes in turn

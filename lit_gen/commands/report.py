@@ -21,8 +21,6 @@ from lit_gen.evaluation.samples import with_error
 from lit_gen.figures import panel_svg
 from lit_gen.metrics import Estimate
 
-__all__ = ["redacted", "report"]
-
 SECRET = re.compile(r"(api_?key|token|password|passwd|secret|credential)", re.IGNORECASE)
 IN_URL = re.compile(r"(\w+://[^:/@\s]+):[^@/\s]+@")
 PANELS = {

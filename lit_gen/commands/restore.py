@@ -22,8 +22,6 @@ from lit_gen.rng import PerSample, keyed_generator, randn
 from lit_gen.runs import write_json
 from lit_gen.score.restoration import repaint, replacement
 
-__all__ = ["restore"]
-
 LARGEST_GAIN = 2.0  # of noise on a measurement that is taken as exact
 
 

@@ -15,8 +15,6 @@ from lit_gen.instantiate import instantiate
 from lit_gen.metrics.distributed import all_gather, from_rank_zero, gather_batches
 from lit_gen.models import open_model, sample_batches
 
-__all__ = ["sample"]
-
 
 def sample(cfg: DictConfig, out: Path) -> None:
     """Writes `grid.png` and the images (`format=png`: `images/<index>.png`; `npz`: `images.npz` with arr_0,

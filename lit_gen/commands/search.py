@@ -38,8 +38,6 @@ from lit_gen.search.space import randaugment_grid
 from lit_gen.search.tasks import Task
 from lit_gen.sweeps.storage import open_storage
 
-__all__ = ["Interrupted", "search"]
-
 WINDOW = 50  # trials over which op frequencies and mean rewards are logged
 
 

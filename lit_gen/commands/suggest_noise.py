@@ -17,8 +17,6 @@ from lit_gen.instantiate import instantiate
 from lit_gen.rng import keyed_generator
 from lit_gen.runs import write_json
 
-__all__ = ["largest_distance", "level_overlap", "level_ratio", "step_factor", "suggest", "variance_ratio"]
-
 
 def suggest(cfg: DictConfig) -> dict[str, Any]:
     """Measures `cfg.num` training images of `cfg.data`, prints a table and the options to type, returns the

@@ -22,8 +22,6 @@ from lit_gen.figures import curves, save
 from lit_gen.instantiate import config_dict, up_to_date
 from lit_gen.loggers import close, environment
 
-__all__ = ["train"]
-
 log = logging.getLogger(__name__)
 
 GROUPS = ("experiment", "data", "augment", "model", "sampler", "metrics", "callbacks", "logger", "trainer")

@@ -21,8 +21,6 @@ from lit_gen.instantiate import instantiate
 from lit_gen.models import open_translator, translate_images
 from lit_gen.runs import write_json
 
-__all__ = ["translate"]
-
 OFFICIAL_SIZE = 128
 
 

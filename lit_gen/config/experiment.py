@@ -15,8 +15,6 @@ from lit_gen.errors import ConfigError
 from lit_gen.instantiate import config_dict, instantiate
 from lit_gen.module import BaseModule
 
-__all__ = ["Experiment", "SaveConfig", "build", "trainer_for"]
-
 
 class SaveConfig(pl.Callback):
     """Puts the resolved configuration into every checkpoint, so that a checkpoint alone is enough to rebuild

@@ -12,8 +12,6 @@ from pathlib import Path, PurePosixPath
 
 from lit_gen.errors import ConfigError
 
-__all__ = ["FolderStore", "Store", "ZipStore", "open_store"]
-
 MAX_FILE = 256 << 20  # bytes one file may hold once unpacked
 MAX_JSON = 1 << 30  # COCO's annotations are 450 MiB
 MAX_RATIO = 200  # deflate reaches 1032:1 on zeros; pictures, lists and annotations stay below 50:1

@@ -17,8 +17,6 @@ from lit_gen.data.images import TensorImages, part_of
 from lit_gen.errors import ConfigError
 from lit_gen.images import Pixels
 
-__all__ = ["ARRAYS", "ArrayImages", "read_array", "with_channels_first"]
-
 ARRAYS = (".npy", ".npz")
 """Endings of files that hold arrays and never pictures."""
 

@@ -19,18 +19,6 @@ from torch import Tensor
 from lit_gen.errors import ConfigError, check_choice
 from lit_gen.images import height_and_width
 
-__all__ = [
-    "DRAFTED",
-    "EXTENSIONS",
-    "FITS",
-    "ImageSize",
-    "UnreadableImage",
-    "decode",
-    "fit_to",
-    "header_size",
-    "unreadable_as",
-]
-
 ImageSize = int | Sequence[int]
 """The side of square images, or (height, width)."""
 

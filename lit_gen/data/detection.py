@@ -25,8 +25,6 @@ from lit_gen.data.images import fingerprint
 from lit_gen.data.reader import ImageReader, summary
 from lit_gen.errors import ConfigError
 
-__all__ = ["BoxedImages", "Record", "coco", "voc"]
-
 SLACK = 1.0  # pixels that a box may leave the image by: annotators and conventions round differently
 
 

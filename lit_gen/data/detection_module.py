@@ -13,8 +13,6 @@ from lit_gen.data.transforms import stacked
 from lit_gen.errors import ConfigError
 from lit_gen.rng import keyed_generator
 
-__all__ = ["DetectionDataModule", "KeyedBoxes", "PolicyAugment"]
-
 Augment = Callable[[Tensor, Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor, Tensor]]
 
 

@@ -12,8 +12,6 @@ from torch import Tensor
 from lit_gen.data.images import TensorImages
 from lit_gen.errors import check_choice
 
-__all__ = ["digits"]
-
 
 @cache
 def _splits() -> dict[str, tuple[Tensor, Tensor]]:

@@ -19,16 +19,6 @@ from lit_gen.data.transforms import Transform, transform_all
 from lit_gen.errors import ConfigError, check_choice
 from lit_gen.rng import key, keyed_generator
 
-__all__ = [
-    "KeyedPairs",
-    "Selection",
-    "examples",
-    "read_list",
-    "select_classes",
-    "select_listed",
-    "split_classes",
-]
-
 
 def split_classes(
     classes: Sequence[str],

@@ -14,8 +14,6 @@ from lit_gen.data.transforms import Transform
 from lit_gen.errors import ConfigError, check_choice
 from lit_gen.rng import keyed_generator
 
-__all__ = ["FewShotDataModule"]
-
 
 class FewShotDataModule(KeyedDataModule):
     """Source classes to train on, target classes to translate into.

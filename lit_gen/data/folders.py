@@ -21,8 +21,6 @@ from lit_gen.data.images import fingerprint, part_of
 from lit_gen.data.reader import ImageReader, summary
 from lit_gen.errors import ConfigError
 
-__all__ = ["ImageFiles"]
-
 MAX_CLASSES = 1_000_000  # a label beyond is a mistake, and would make a list of names that fills the memory
 
 

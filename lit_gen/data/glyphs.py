@@ -24,8 +24,6 @@ from torch import Tensor
 from lit_gen.data.images import TensorImages
 from lit_gen.errors import ConfigError
 
-__all__ = ["LETTERS", "Face", "Glyphs", "embedded_faces"]
-
 LETTERS = string.ascii_uppercase + string.ascii_lowercase
 OVERSAMPLING = 3  # the canvas is drawn this much larger, so that sheared edges come out smooth
 TRIAL_SIZE = 100  # points at which a font is measured

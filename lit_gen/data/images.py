@@ -18,17 +18,6 @@ from lit_gen.errors import ConfigError, check_choice
 from lit_gen.images import BYTES, Pixels
 from lit_gen.rng import key
 
-__all__ = [
-    "TensorImages",
-    "WrappedImages",
-    "as_images",
-    "batches",
-    "fingerprint",
-    "part_of",
-    "pixels_of",
-    "shape_of",
-]
-
 PARTS = ("all", "train", "test")
 
 

@@ -17,8 +17,6 @@ from lit_gen.data.transforms import stacked, transform_all
 from lit_gen.errors import ConfigError
 from lit_gen.rng import keyed_generator
 
-__all__ = ["Key", "KeyedBatches", "KeyedDataset"]
-
 Key = tuple[int, int]  # (epoch, index)
 
 

@@ -14,8 +14,6 @@ from lit_gen.errors import ConfigError
 from lit_gen.images import BYTES, Pixels
 from lit_gen.rng import keyed_generator
 
-__all__ = ["ImageDataModule", "KeyedDataModule"]
-
 
 class KeyedDataModule(pl.LightningDataModule):
     """Training batches without end and a pass over the test images, both the same for any number of workers

@@ -27,8 +27,6 @@ from lit_gen.errors import ConfigError, check_choice
 from lit_gen.images import Pixels, height_and_width
 from lit_gen.rng import key
 
-__all__ = ["ON_ERROR", "ImageReader", "summary"]
-
 ON_ERROR = ("raise", "skip", "replace")
 HEADER = 1 << 14  # bytes; a header that goes on (a thumbnail, a color profile) is read with the whole file
 TRIES = 100

@@ -14,8 +14,6 @@ from lit_gen.data.images import fingerprint
 from lit_gen.errors import ConfigError
 from lit_gen.rng import key
 
-__all__ = ["Scenes"]
-
 SIZES = (0.2, 0.42)  # a digit's height, in parts of the image's side
 COVER = 0.15  # part of a digit's box that another may cover
 CONTRAST = 70  # gray levels between a digit and what lies below it

@@ -6,8 +6,6 @@ from torch.nn import functional as F
 
 from lit_gen.errors import ConfigError
 
-__all__ = ["StrokeAugment"]
-
 
 class StrokeAugment:
     """Stretches, slants and thickens or thins dark strokes on light paper, as `transform(image, generator)`.

@@ -16,8 +16,6 @@ from torchvision.transforms.v2 import functional as official
 
 from lit_gen.errors import ConfigError
 
-__all__ = ["CenterCrop", "Compose", "Flip", "RandomCrop", "stacked", "transform_all"]
-
 Transform = Callable[[Tensor, torch.Generator | None], Tensor]
 
 

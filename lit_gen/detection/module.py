@@ -10,8 +10,6 @@ from torch.optim import Optimizer
 
 from lit_gen.module import SingleOptimizerModule
 
-__all__ = ["DetectorModule", "Found"]
-
 Found = dict[str, Tensor]  # "boxes" float (K, 4) xyxy pixels, "scores" (K,), "labels" int64 (K,), best first
 
 

@@ -15,8 +15,6 @@ from torchvision.ops import FeaturePyramidNetwork
 
 from lit_gen.errors import ConfigError
 
-__all__ = ["PyramidBackbone", "small_fcos"]
-
 
 class PyramidBackbone(nn.Module):
     """Feature maps at strides 4, 8, ... 2^(levels + 1), each with `out_channels` = 2 `width` channels.

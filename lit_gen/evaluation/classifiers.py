@@ -38,16 +38,6 @@ from lit_gen.metrics.weights_files import Published, find_weights, sha256_of
 
 log = logging.getLogger(__name__)
 
-__all__ = [
-    "KINDS",
-    "ClassifierTraining",
-    "TrainedClassifier",
-    "all_images",
-    "evaluation_classifier",
-    "extractor_id",
-    "has_contents",
-    "weights_of",
-]
 
 KINDS = {
     "test": "the target classes",

@@ -25,8 +25,6 @@ from lit_gen.score.likelihood import (
 from lit_gen.score.module import ScoreModule
 from lit_gen.score.sde import DiscreteVP
 
-__all__ = ["measure_likelihoods"]
-
 Bits = Callable[[ScoreModule, Tensor, Tensor | None, PerSample, float | None], Tensor]
 
 

@@ -37,17 +37,6 @@ from lit_gen.metrics import (
 from lit_gen.metrics.distributed import from_rank_zero, own_batches, rank, world_size
 from lit_gen.metrics.neighbours import nearest
 
-__all__ = [
-    "Measurement",
-    "References",
-    "check_options",
-    "extractor_of",
-    "measure",
-    "reference_sets",
-    "report",
-    "with_error",
-]
-
 Batches = Iterable[tuple[range, Tensor, Tensor | None]]
 """Numbers of images, the images, uint8 (B, C, H, W), and their labels, int64 (B,), if they have any."""
 

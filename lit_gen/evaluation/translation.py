@@ -43,8 +43,6 @@ from lit_gen.metrics.restored import Perceptual
 from lit_gen.models import funit_run
 from lit_gen.rng import keyed_generator
 
-__all__ = ["TranslationTask", "classifier_training", "evaluate_translator", "evaluation_classifiers"]
-
 TITLES = {
     "top1_all": "Top1-all",
     "top5_all": "Top5-all",

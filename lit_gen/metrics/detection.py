@@ -5,8 +5,6 @@ from torchmetrics.detection import MeanAveragePrecision
 
 from lit_gen.errors import ConfigError
 
-__all__ = ["mean_average_precision", "precision_scores"]
-
 
 def mean_average_precision() -> MeanAveragePrecision:
     """A metric that takes lists of {"boxes", "scores", "labels"} and of {"boxes", "labels"}, xyxy pixels.

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["DigitsNet"]
-
 
 class DigitsNet(nn.Module):
     """uint8 values as float (B, 1, 8, 8) in [0, 255] -> features (B, width) and logits (B, 10).

@@ -8,17 +8,6 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-__all__ = [
-    "all_gather",
-    "all_reduce_sum",
-    "from_rank_zero",
-    "gather_batches",
-    "long_from_rank_zero",
-    "own_batches",
-    "rank",
-    "world_size",
-]
-
 T = TypeVar("T")
 
 

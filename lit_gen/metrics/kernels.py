@@ -8,8 +8,6 @@ from torch import Tensor
 
 from lit_gen.metrics.functional import Estimate, pair
 
-__all__ = ["cmmd", "kernel_distance", "polynomial_kernel", "rbf_kernel"]
-
 Kernel = Callable[[Tensor, Tensor], Tensor]
 BLOCK = 256  # rows of a kernel matrix held at a time; more leave the cache
 

@@ -12,8 +12,6 @@ from torch import Tensor
 from lit_gen.errors import ConfigError
 from lit_gen.metrics.functional import Estimate, mean_estimate, pair
 
-__all__ = ["authenticity", "nearest", "precision_recall_density_coverage"]
-
 BLOCK = 1024  # rows of a distance matrix held at a time
 INSIDE = 1 - 1e-10  # "closer than" must not be decided by rounding: a tie is outside
 

@@ -11,8 +11,6 @@ from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 from lit_gen.errors import ConfigError
 from lit_gen.images import to_float
 
-__all__ = ["Perceptual", "quality"]
-
 ALEXNET, SMALLEST_FOR_ALEXNET = "alexnet-owt-7be5be79.pth", 31
 
 

@@ -14,8 +14,6 @@ import torch
 
 from lit_gen.errors import ConfigError
 
-__all__ = ["Published", "find_weights", "sha256_of"]
-
 
 @dataclass(frozen=True)
 class Published:

@@ -133,7 +133,8 @@ def load(
     _load_weights(module, state["state_dict"], path)
     averages = [v["shadow"] for k, v in state.get("callbacks", {}).items() if k.startswith("EMA")]
     if ema and averages:
-        module.ema_network().load_state_dict(averages[0], strict=False)  # it has no buffers
+        network = module.ema_network()
+        _load_weights(network, network.state_dict() | averages[0], path)
     if not ema and isinstance(module, FUNITModule):
         module.generator_ema.load_state_dict(module.generator.state_dict())
     return _ready(module, device), cfg, path

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Controller"]
-
 
 class Controller(nn.Module):
     """One LSTM layer of `hidden` units over T steps; step i is a softmax over `sizes[i]` values.

@@ -20,8 +20,6 @@ from lit_gen.metrics.detection import mean_average_precision, precision_scores
 from lit_gen.schedules import train_one_cycle
 from lit_gen.search.rewards import ChildReward
 
-__all__ = ["Boxed", "DetectorReward", "boxed", "detection_scores", "train_detector"]
-
 
 @dataclass(frozen=True)
 class Boxed:

@@ -24,8 +24,6 @@ from lit_gen.errors import ConfigError
 from lit_gen.search.methods import Method
 from lit_gen.search.space import Choices, Space
 
-__all__ = ["Result", "Reward", "Trial", "head_of", "recording", "run", "timed"]
-
 Reward = Callable[[Augmentation], float]  # a validation score; may have `images`, how many a child model sees
 
 

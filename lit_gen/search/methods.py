@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from optuna import Trial
     from optuna.samplers import BaseSampler
 
-__all__ = ["TPE", "Grid", "Method", "Random", "suggest", "tpe_sampler"]
-
 
 def tpe_sampler(seed: int, several: bool) -> "BaseSampler":
     """Optuna's tree-structured Parzen estimator. `several` trials at once count as bad while they run, so

@@ -19,8 +19,6 @@ from lit_gen.runs import write_json
 from lit_gen.search import PolicySpace, Result
 from lit_gen.search.tasks import Task
 
-__all__ = ["print_report", "print_seeds", "report_of", "write"]
-
 
 def report_of(
     cfg: DictConfig,

@@ -22,16 +22,6 @@ from lit_gen.images import to_float
 from lit_gen.schedules import train_one_cycle
 from lit_gen.search.space import PolicySpace
 
-__all__ = [
-    "ChildReward",
-    "ClassifierReward",
-    "DensityReward",
-    "Labelled",
-    "SyntheticReward",
-    "accuracy",
-    "train_classifier",
-]
-
 
 @dataclass(frozen=True)
 class Labelled:

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
     from optuna.trial import FrozenTrial
 
-__all__ = ["run_shared"]
 
 POLL = 0.5  # seconds between looks at the study while others train its last child models
 

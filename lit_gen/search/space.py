@@ -17,18 +17,6 @@ from lit_gen.augment.policy import Augmentation, Policy
 from lit_gen.augment.tables import CLASSIFICATION, DETECTION, TABLES
 from lit_gen.errors import ConfigError
 
-__all__ = [
-    "Choices",
-    "PolicySpace",
-    "RandAugmentSpace",
-    "Space",
-    "classification_space",
-    "detection_space",
-    "merge",
-    "randaugment_grid",
-    "random_choices",
-]
-
 Choices = tuple[int, ...]
 
 

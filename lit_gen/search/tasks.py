@@ -20,8 +20,6 @@ from lit_gen.search.loop import Reward
 from lit_gen.search.rewards import ChildReward, ClassifierReward, Labelled, SyntheticReward
 from lit_gen.search.space import PolicySpace, Space
 
-__all__ = ["Task", "classifier", "density", "detector", "synthetic"]
-
 
 @dataclass
 class Task:

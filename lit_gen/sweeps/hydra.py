@@ -14,8 +14,6 @@ from lit_gen.sweeps.space import parse
 from lit_gen.sweeps.study import Sweep
 from lit_gen.sweeps.summary import summarize
 
-__all__ = ["run"]
-
 
 def run(
     arguments: Sequence[str], folder: Path, loader: Any, config: DictConfig, options: Mapping[str, Any]

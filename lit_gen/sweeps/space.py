@@ -19,8 +19,6 @@ from optuna.distributions import (
 
 from lit_gen.errors import ConfigError
 
-__all__ = ["Axis", "parse"]
-
 
 @dataclass(frozen=True)
 class Axis:

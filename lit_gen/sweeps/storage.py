@@ -20,17 +20,6 @@ if TYPE_CHECKING:  # Optuna is optional: the policy search works without it
     from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
-__all__ = [
-    "agree",
-    "claim",
-    "counts",
-    "host_of",
-    "leave_out",
-    "open_storage",
-    "open_study",
-    "optuna_or_error",
-    "release",
-]
 
 LEFT_OUT = "left out"  # the attribute of a trial that was asked for and never run
 

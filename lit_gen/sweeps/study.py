@@ -22,8 +22,6 @@ from lit_gen.sweeps.space import Axis
 from lit_gen.sweeps.storage import agree, claim, counts, host_of, leave_out, open_study
 from lit_gen.sweeps.trials import TrialFailed, TrialStopped, intermediate, result, run_trial
 
-__all__ = ["Sweep"]
-
 ATTEMPTS = 50  # suggestions in a row that were all tried before: the space is exhausted
 FINITE = 10_000  # points of a space that is listed
 

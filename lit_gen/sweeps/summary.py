@@ -13,8 +13,6 @@ from lit_gen.runs import write_json
 from lit_gen.sweeps.storage import counts
 from lit_gen.sweeps.study import Sweep
 
-__all__ = ["summarize"]
-
 
 def summarize(sweep: Sweep) -> dict[str, Any]:
     """Writes `sweep.json`, `slices.png` and `importance.png` into the sweep's folder, prints the best trials

@@ -14,8 +14,6 @@ from pathlib import Path
 
 from lit_gen import runs
 
-__all__ = ["TrialFailed", "TrialStopped", "intermediate", "result", "run_trial"]
-
 LAUNCHED = (
     "RANK",
     "LOCAL_RANK",
