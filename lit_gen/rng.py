@@ -6,8 +6,9 @@ index)`, `(seed, "sample", i)`.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,58 @@ def key(*parts: int | str) -> int:
 def keyed_generator(*parts: int | str, device: torch.device | str = "cpu") -> torch.Generator:
     """A fresh generator seeded with `key(*parts)`."""
     return torch.Generator(device).manual_seed(key(*parts))
+
+
+class Permutation:
+    """A random order of `range(size)`, drawn by a key and never stored: any number of positions is permuted
+    at once, with memory for these alone, and the same on every machine.
+
+    `Permutation(size, *parts)(positions)` gives the elements at these positions, and `inverse` the positions
+    of elements, both int64 arrays of one shape with values in [0, size). An alternating Feistel network
+    (Luby & Rackoff 1988, https://doi.org/10.1137/0217022) permutes the next power of two, with splitmix64's
+    mixer (Steele et al. 2014, https://doi.org/10.1145/2660193.2660195) as its round function; what falls
+    outside [0, size) goes through it again until it is inside (cycle walking, Black & Rogaway 2002,
+    https://doi.org/10.1007/3-540-45760-7_9), fewer than two times on average from a size of 9.
+    """
+
+    ROUNDS = 12  # fewer do not mix the 16 numbers that the smallest sets are permuted among
+
+    def __init__(self, size: int, *parts: int | str):
+        if not 1 <= size <= 2**62:
+            raise ValueError(f"size={size}: a permutation has between 1 and 2^62 elements.")
+        self.size = size
+        bits = max((size - 1).bit_length(), 4)
+        self._low = bits // 2
+        self._masks = [np.uint64((1 << n) - 1) for n in (self._low, bits - self._low)]
+        self._keys = [np.uint64(key(*parts, "round", r)) for r in range(self.ROUNDS)]
+
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
+        return self._walk(positions, range(self.ROUNDS))
+
+    def inverse(self, elements: np.ndarray) -> np.ndarray:
+        return self._walk(elements, reversed(range(self.ROUNDS)))
+
+    def _walk(self, numbers: np.ndarray, rounds: Iterable[int]) -> np.ndarray:
+        rounds = list(rounds)
+        x = np.atleast_1d(np.asarray(numbers)).astype(np.uint64)
+        outside = np.ones(x.shape, bool)
+        while outside.any():
+            x[outside] = self._once(x[outside], rounds)
+            outside = x >= self.size
+        return x.astype(np.int64).reshape(np.shape(numbers))
+
+    def _once(self, x: np.ndarray, rounds: Iterable[int]) -> np.ndarray:
+        halves = [x & self._masks[0], x >> np.uint64(self._low)]
+        for r in rounds:
+            halves[r % 2] ^= _mixed(halves[1 - r % 2] + self._keys[r]) & self._masks[r % 2]
+        return halves[0] | halves[1] << np.uint64(self._low)
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+    """splitmix64's finalizer: uint64 in and out."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
 class PerSample:

@@ -1,34 +1,59 @@
 """Batches as a function of (seed, step): the same data however the work is cut.
 
-Sample p of the endless stream is image `order(epoch)[p mod N]` with `epoch = p div N`; batch s holds samples
+Sample p of the endless stream is the image at place `p mod N` of `epoch = p div N`; batch s holds samples
 `sB ... sB + B - 1`, and rank r of W the r-th of W equal parts of it. A resumed run starts at step s and reads
 on; nothing is replayed or left out, and neither workers nor ranks change what step s sees. Random
 augmentation is keyed by (seed, epoch, index).
+
+The order of an epoch is a `Permutation` keyed by (seed, "order", epoch): however many the images are, it takes
+no memory and begins at once.
 """
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler, default_collate
 
 from lit_gen.data.transforms import stacked, transform_all
 from lit_gen.errors import ConfigError
-from lit_gen.rng import keyed_generator
+from lit_gen.rng import Permutation, keyed_generator
 
 Key = tuple[int, int]  # (epoch, index)
+Order = Callable[[int, int, int, np.ndarray], np.ndarray]
+AHEAD = 8192  # places whose images are computed at once
+
+
+def permuted(size: int, seed: int, epoch: int, places: np.ndarray) -> np.ndarray:
+    """The images at these places of an epoch, int64 of their shape."""
+    return Permutation(size, seed, "order", epoch)(places)
+
+
+def stored(size: int, seed: int, epoch: int, places: np.ndarray) -> np.ndarray:
+    """`permuted` of the runs that began before it was: an order that is drawn whole."""
+    return torch.randperm(size, generator=keyed_generator(seed, "order", epoch)).numpy()[places]
 
 
 class KeyedBatches(Sampler[list[Key]]):
     """Endless batches of (epoch, index) keys, beginning at batch `start`.
 
-    `batch_size` counts the images of all ranks together. Raises ConfigError where it exceeds the data set or
-    cannot be divided among the ranks.
+    `batch_size` counts the images of all ranks together. `order(size, seed, epoch, places)` says which images
+    stand at some places of an epoch. Raises ConfigError where the batch size exceeds the data set or cannot
+    be divided among the ranks.
     """
 
     def __init__(
-        self, size: int, batch_size: int, seed: int = 0, *, rank: int = 0, world_size: int = 1, start: int = 0
+        self,
+        size: int,
+        batch_size: int,
+        seed: int = 0,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        start: int = 0,
+        order: Order = permuted,
     ):
         if not 1 <= batch_size <= size:
             raise ConfigError(
@@ -39,25 +64,28 @@ class KeyedBatches(Sampler[list[Key]]):
                 f"data.batch_size={batch_size} counts the images of all {world_size} devices together: "
                 f"make it a multiple of {world_size}."
             )
-        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.size, self.batch_size, self.seed, self.order = size, batch_size, seed, order
         self.rank, self.world_size, self.start = rank, world_size, start
-
-    def order(self, epoch: int) -> list[int]:
-        return torch.randperm(self.size, generator=keyed_generator(self.seed, "order", epoch)).tolist()
 
     def __iter__(self) -> Iterator[list[Key]]:
         part = self.batch_size // self.world_size
-        position = self.start * self.batch_size + self.rank * part
-        known: dict[int, list[int]] = {}
+        own = np.arange(self.rank * part, (self.rank + 1) * part)
+        ahead = max(min(AHEAD, self.size) // self.batch_size, 1)  # batches, of two epochs at most
+        step = self.start
         while True:
-            batch = []
-            for p in range(position, position + part):
-                epoch, place = divmod(p, self.size)
-                if epoch not in known:
-                    known = {e: o for e, o in known.items() if e >= epoch - 1} | {epoch: self.order(epoch)}
-                batch.append((epoch, known[epoch][place]))
-            yield batch
-            position += self.batch_size
+            positions = np.arange(step, step + ahead)[:, None] * self.batch_size + own
+            for epochs, images in zip(*self._keys(positions), strict=True):
+                yield list(zip(epochs, images, strict=True))
+            step += ahead
+
+    def _keys(self, positions: np.ndarray) -> tuple[list[list[int]], list[list[int]]]:
+        """The epochs and the images at positions (batches, part) of the stream."""
+        epochs, places = np.divmod(positions, self.size)
+        images = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            there = epochs == epoch
+            images[there] = self.order(self.size, self.seed, int(epoch), places[there])
+        return epochs.tolist(), images.tolist()
 
 
 class KeyedDataset:
@@ -82,6 +110,11 @@ class KeyedDataset:
     def is_looked_up(self) -> bool:
         """Whether a batch is rows of an array, with nothing to decode and nothing to draw for an image."""
         return self.transform is None and hasattr(self.dataset, "batch")
+
+    @property
+    def order(self) -> Order:
+        """In which order an epoch shows the images: at random, unless the data set says otherwise."""
+        return getattr(self.dataset, "order", permuted)
 
     def __getitem__(self, k: Key) -> dict[str, Any]:
         return self.__getitems__([k])

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lit_gen.data.images import as_images, pixels_of
-from lit_gen.data.keyed import KeyedBatches, KeyedDataset
+from lit_gen.data.keyed import KeyedBatches, KeyedDataset, Order, stored
 from lit_gen.errors import ConfigError
 from lit_gen.images import BYTES, Pixels
 from lit_gen.rng import keyed_generator
@@ -65,6 +65,7 @@ class KeyedDataModule(pl.LightningDataModule):
         self.pixels = Pixels(dtype, range, shown)
         self._sources = {"train": train, "test": test}
         self._sets: dict[str, Any] = {}
+        self._order: str | None = None  # of the training images, once they are read
 
     def prepare_data(self) -> None:
         for split in self._sources:
@@ -130,12 +131,36 @@ class KeyedDataModule(pl.LightningDataModule):
         rank, world_size = self._place()
         start = 0 if self.trainer is None else getattr(self.trainer.lightning_module, "batches_seen", 0)
         dataset = self.keyed_train()
-        return self._loader(
-            dataset,
-            KeyedBatches(
-                len(dataset), self.batch_size, self.seed, rank=rank, world_size=world_size, start=start
-            ),
+        order = self._resumed_order(dataset) if start else dataset.order
+        self._order = order.__name__
+        batches = KeyedBatches(
+            len(dataset),
+            self.batch_size,
+            self.seed,
+            rank=rank,
+            world_size=world_size,
+            start=start,
+            order=order,
         )
+        return self._loader(dataset, batches)
+
+    def _resumed_order(self, dataset: KeyedDataset) -> Order:
+        """The order in which the run has read its images so far. Raises ConfigError where the data are no
+        longer read in it."""
+        if self._order in (None, stored.__name__):  # runs of before the permutation do not say
+            return stored
+        if self._order != dataset.order.__name__:
+            raise ConfigError(
+                f"The run has read its images in the order {self._order!r}, and these are read in the order "
+                f"{dataset.order.__name__!r}: resume it with data.path and data.window as they were."
+            )
+        return dataset.order
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"order": self._order}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._order = state_dict["order"]
 
     def val_dataloader(self) -> DataLoader:
         """The test images once, rank r of W taking every W-th; parts may differ in length by one."""
