@@ -6,7 +6,7 @@ index)`, `(seed, "sample", i)`.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -30,8 +30,8 @@ class Permutation:
 
     `Permutation(size, *parts)(positions)` gives the elements at these positions, and `inverse` the positions
     of elements, both int64 arrays of one shape with values in [0, size). An alternating Feistel network
-    (Luby & Rackoff 1988, https://doi.org/10.1137/0217022) permutes the next power of two, with splitmix64's
-    mixer (Steele et al. 2014, https://doi.org/10.1145/2660193.2660195) as its round function; what falls
+    (Luby & Rackoff 1988, https://doi.org/10.1137/0217022) permutes the next power of two, with splitmix64
+    (Steele et al. 2014, https://doi.org/10.1145/2660193.2660195) for its keys and round function; what falls
     outside [0, size) goes through it again until it is inside (cycle walking, Black & Rogaway 2002,
     https://doi.org/10.1007/3-540-45760-7_9), fewer than two times on average from a size of 9.
     """
@@ -45,16 +45,16 @@ class Permutation:
         bits = max((size - 1).bit_length(), 4)
         self._low = bits // 2
         self._masks = [np.uint64((1 << n) - 1) for n in (self._low, bits - self._low)]
-        self._keys = [np.uint64(key(*parts, "round", r)) for r in range(self.ROUNDS)]
+        steps = np.arange(1, self.ROUNDS + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        self._keys = _mixed(np.uint64(key(*parts)) + steps)
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
         return self._walk(positions, range(self.ROUNDS))
 
     def inverse(self, elements: np.ndarray) -> np.ndarray:
-        return self._walk(elements, reversed(range(self.ROUNDS)))
+        return self._walk(elements, range(self.ROUNDS)[::-1])
 
-    def _walk(self, numbers: np.ndarray, rounds: Iterable[int]) -> np.ndarray:
-        rounds = list(rounds)
+    def _walk(self, numbers: np.ndarray, rounds: range) -> np.ndarray:
         x = np.atleast_1d(np.asarray(numbers)).astype(np.uint64)
         outside = np.ones(x.shape, bool)
         while outside.any():
@@ -62,7 +62,7 @@ class Permutation:
             outside = x >= self.size
         return x.astype(np.int64).reshape(np.shape(numbers))
 
-    def _once(self, x: np.ndarray, rounds: Iterable[int]) -> np.ndarray:
+    def _once(self, x: np.ndarray, rounds: range) -> np.ndarray:
         halves = [x & self._masks[0], x >> np.uint64(self._low)]
         for r in rounds:
             halves[r % 2] ^= _mixed(halves[1 - r % 2] + self._keys[r]) & self._masks[r % 2]

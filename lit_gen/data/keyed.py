@@ -5,8 +5,8 @@ Sample p of the endless stream is the image at place `p mod N` of `epoch = p div
 on; nothing is replayed or left out, and neither workers nor ranks change what step s sees. Random
 augmentation is keyed by (seed, epoch, index).
 
-The order of an epoch is a `Permutation` keyed by (seed, "order", epoch): however many the images are, it takes
-no memory and begins at once.
+The order of an epoch is a `Permutation` keyed by (seed, "order", epoch): however many images there are, it
+takes no memory and begins at once.
 """
 
 from collections.abc import Callable, Iterator

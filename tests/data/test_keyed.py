@@ -1,6 +1,9 @@
+import time
+import tracemalloc
 from itertools import islice
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,7 +13,7 @@ from lit_gen.data import module as modules
 from lit_gen.data.images import TensorImages
 from lit_gen.data.transforms import Compose, Flip, RandomCrop
 from lit_gen.errors import ConfigError
-from lit_gen.rng import keyed_generator
+from lit_gen.rng import Permutation, keyed_generator
 
 
 def take(batches, n):
@@ -39,6 +42,72 @@ def test_ranks_share_the_batch_of_one_process(world_size):
     whole = take(KeyedBatches(11, 8, seed=1), 9)
     parts = [take(KeyedBatches(11, 8, seed=1, rank=r, world_size=world_size), 9) for r in range(world_size)]
     assert [[k for part in together for k in part] for together in zip(*parts, strict=True)] == whole
+
+
+@pytest.mark.parametrize(("size", "batch_size"), [(10, 4), (3, 3), (9000, 7), (20_000, 128)])
+def test_an_epoch_is_the_keyed_permutation(size, batch_size):
+    """However many batches are computed at once."""
+    count = 3 * size // batch_size
+    stream = [k for batch in take(KeyedBatches(size, batch_size, seed=2), count) for k in batch]
+    orders = [Permutation(size, 2, "order", epoch)(np.arange(size)) for epoch in range(3)]
+    assert stream == [(p // size, orders[p // size][p % size]) for p in range(count * batch_size)]
+
+
+def test_a_billion_images_begin_at_once():
+    begin = time.process_time()
+    batches = KeyedBatches(10**9, 256, seed=1, start=10**7)
+    tracemalloc.start()
+    keys = take(batches, 1)[0]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert {epoch for epoch, _ in keys} == {2} and len({i for _, i in keys}) == 256
+    assert time.process_time() - begin < 1  # CPU seconds; benchmarks/loading.py measures a hundredth of it
+    assert peak < 10e6
+
+
+class Seen(ImageDataModule):
+    """Data of a run that has trained on `batches`."""
+
+    def __init__(self, images, batches=0, **options):
+        super().__init__(images, images, batch_size=4, seed=3, pin_memory=False, **options)
+        self.trainer = SimpleNamespace(
+            strategy=SimpleNamespace(root_device=torch.device("cpu")),
+            global_rank=0,
+            world_size=1,
+            lightning_module=SimpleNamespace(batches_seen=batches),
+        )
+
+    def indices(self, n):
+        return [batch["index"].tolist() for batch in islice(iter(self.train_dataloader()), n)]
+
+
+def test_a_run_is_resumed_in_its_order():
+    images = TensorImages(torch.zeros(10, 1, 2, 2, dtype=torch.uint8))
+    whole = Seen(images)
+    first = whole.indices(6)
+    resumed = Seen(images, 2)
+    resumed.load_state_dict(whole.state_dict())
+    assert resumed.indices(4) == first[2:]
+
+
+def test_a_run_of_before_the_permutation_keeps_its_order():
+    """A checkpoint that names no order goes on with `torch.randperm`, and so do the checkpoints after it."""
+    images = TensorImages(torch.zeros(10, 1, 2, 2, dtype=torch.uint8))
+    epochs = [torch.randperm(10, generator=keyed_generator(3, "order", e)).tolist() for e in range(3)]
+    old = [i for epoch in epochs for i in epoch]
+    resumed = Seen(images, 2)
+    assert resumed.indices(4) == [old[p : p + 4] for p in range(8, 24, 4)]
+    again = Seen(images, 3)
+    again.load_state_dict(resumed.state_dict())
+    assert again.indices(1) == [old[12:16]]
+
+
+def test_another_order_than_the_runs_is_refused():
+    images = TensorImages(torch.zeros(10, 1, 2, 2, dtype=torch.uint8))
+    resumed = Seen(images, 2)
+    resumed.load_state_dict({"order": "windows of 8 shards"})
+    with pytest.raises(ConfigError, match=r"'windows of 8 shards'.*'permuted'"):
+        resumed.train_dataloader()
 
 
 def test_seeds_differ():
