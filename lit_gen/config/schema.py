@@ -261,6 +261,15 @@ class PreviewSchema(CommandSchema):
 
 
 @dataclass(kw_only=True)
+class PrepareSchema(CommandSchema):
+    data: Any = MISSING
+    format: str
+    workers: Any
+    shard_mib: float
+    seed: int
+
+
+@dataclass(kw_only=True)
 class SearchSchema(CommandSchema):
     data: Any = None
     space: Any

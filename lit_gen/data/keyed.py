@@ -108,8 +108,10 @@ class KeyedDataset:
 
     @property
     def is_looked_up(self) -> bool:
-        """Whether a batch is rows of an array, with nothing to decode and nothing to draw for an image."""
-        return self.transform is None and hasattr(self.dataset, "batch")
+        """Whether a batch is rows of an array in memory, with nothing to decode and nothing to draw for an
+        image."""
+        in_memory = hasattr(self.dataset, "batch") and not getattr(self.dataset, "on_disk", False)
+        return self.transform is None and in_memory
 
     @property
     def order(self) -> Order:

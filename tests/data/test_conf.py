@@ -71,7 +71,8 @@ def test_a_folder_and_a_zip_need_paths(tmp_path):
 def test_every_file_resolves_once_its_path_is_given():
     for file in sorted((CONF / "data").glob("*.yaml")):
         config = composed(file.stem)
-        for node, key in ((config.get(part), "path") for part in ("train", "images", "test")):
+        nodes = [config, *(config.get(part) for part in ("train", "images", "test"))]
+        for node, key in ((node, "path") for node in nodes):
             if node is not None and OmegaConf.is_missing(node, key):
                 node[key] = "given"
         if OmegaConf.is_missing(config, "num_classes"):
