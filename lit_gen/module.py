@@ -86,7 +86,7 @@ class BaseModule(pl.LightningModule):
         "evaluate": "lit-gen evaluate run={run}",
     }
     """What to type after a training."""
-    batch_keys: ClassVar[frozenset[str]] = frozenset()
+    batch_keys: frozenset[str] = frozenset()
     """What its steps take from a batch: `lit_gen.config.experiment` refuses data that lack it."""
     pixels: Pixels = BYTES
     """How the images that it samples are stored."""

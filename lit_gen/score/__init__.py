@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lit_gen.score import networks as networks
 from lit_gen.score import restoration as restoration
 from lit_gen.score import samplers as samplers
+from lit_gen.score.condition import Condition as Condition
 from lit_gen.score.denoiser import *
 from lit_gen.score.guidance import *
 from lit_gen.score.likelihood import bits_per_dim as bits_per_dim

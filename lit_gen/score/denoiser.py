@@ -3,7 +3,8 @@
     denoiser(x_t, t, label=None) -> x0_hat
 
 `x_t` is (B, C, H, W) in the units of the data ([-1, 1] for images, and noise in those units), `t` a float
-tensor of shape () or (B,), `label` int64 (B,) or float (B, num_classes). The result has the dtype of `x_t`.
+tensor of shape () or (B,), `label` int64 (B,) or float (B, num_classes), or a `Condition`. The result has the
+dtype of `x_t`.
 """
 
 from abc import ABC, abstractmethod
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from lit_gen.errors import ConfigError
 from lit_gen.precision import switched
+from lit_gen.score.condition import Condition, Label, class_of
 from lit_gen.score.precondition import Precondition
 from lit_gen.score.sde import Process, per_image, per_row, wide
 
@@ -22,6 +24,7 @@ __all__ = [
     "PRECISIONS",
     "AbstractDenoiser",
     "ClippedDenoiser",
+    "ConditionedDenoiser",
     "CountingDenoiser",
     "Denoiser",
     "GaussianDenoiser",
@@ -44,14 +47,14 @@ class AbstractDenoiser(nn.Module, ABC):
     network_dtype: torch.dtype | None = None  # of products in its networks, see `network_precision`
 
     @abstractmethod
-    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, label: Label = None) -> Tensor:
         """E[x_0 | x_t], of the shape and dtype of `x_t`."""
 
-    def score(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+    def score(self, x_t: Tensor, t: Tensor, label: Label = None) -> Tensor:
         """grad log p_t(x_t) = (alpha x0_hat - x_t) / sigma^2 (Tweedie)."""
         return -self.noise(x_t, t, label) / per_image(self.process.sigma(t), x_t)
 
-    def noise(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+    def noise(self, x_t: Tensor, t: Tensor, label: Label = None) -> Tensor:
         """E[z | x_t] = (x_t - alpha x0_hat) / sigma, a small difference at small sigma and hence taken in
         float64.
         """
@@ -63,8 +66,9 @@ class AbstractDenoiser(nn.Module, ABC):
 class Denoiser(AbstractDenoiser):
     """x0_hat = c_skip x_t + c_out net(c_in x_t, c_noise, label), with the coefficients of `precondition`.
 
-    The network is called as `net(x, noise_label (B,), label, augment_label)` in the dtype of its own
-    parameters, whatever the dtype of `x_t`; the sum is taken in that of `x_t`. Channels that the network
+    The network is called as `net(x, noise_label (B,), label, augment_label)`, and with `vector` and `image`
+    where a condition has them, in the dtype of its own parameters, whatever the dtype of `x_t`; the sum is
+    taken in that of `x_t`. Channels that the network
     returns beyond those of `x_t` (iDDPM's variances) are dropped. Inside
     `network_precision` the network alone runs under autocast.
     """
@@ -73,17 +77,17 @@ class Denoiser(AbstractDenoiser):
         super().__init__()
         self.net, self.process, self.precondition = net, process, precondition
 
-    def forward(
-        self, x_t: Tensor, t: Tensor, label: Tensor | None = None, augment_label: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, label: Label = None, augment_label: Label = None) -> Tensor:
         if len(x_t) == 0:
             return x_t.clone()  # kernels and networks that refuse an empty batch are spared it
         c_skip, c_out, c_in, c_noise = self.precondition(self.process, t)
         dtype = next((p.dtype for p in self.net.parameters()), x_t.dtype)
         x_in = (per_image(c_in, x_t) * x_t).to(dtype)
         half = self.network_dtype
+        others = label.without("label").parts() if isinstance(label, Condition) else {}
         with nullcontext() if half is None else torch.autocast(x_in.device.type, half):
-            f = self.net(x_in, per_row(c_noise, x_in), label, augment_label)[:, : x_t.shape[1]]
+            f = self.net(x_in, per_row(c_noise, x_in), class_of(label), augment_label, **others)
+            f = f[:, : x_t.shape[1]]
         return per_image(c_skip, x_t) * x_t + per_image(c_out, x_t) * f.to(x_t)
 
 
@@ -122,10 +126,31 @@ class ReparameterizedDenoiser(AbstractDenoiser):
         super().__init__()
         self.denoiser, self.process = denoiser, process
 
-    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, label: Label = None) -> Tensor:
         inner = self.denoiser.process
         u = inner.time(self.process.noise_level(t))
         return self.denoiser(per_image(inner.alpha(u) / self.process.alpha(t), x_t) * x_t, u, label)
+
+
+class ConditionedDenoiser(AbstractDenoiser):
+    """A denoiser that is told `condition`, of N rows: its own `label` is int64 (B,), the row of each image.
+
+    Samplers and likelihoods that work on some of the images take their labels along, and with these the right
+    rows. Without a label row i is that of image i. Raises ConfigError where the images are not N then.
+    """
+
+    def __init__(self, denoiser: AbstractDenoiser, condition: Condition):
+        super().__init__()
+        self.denoiser, self.process, self.condition = denoiser, denoiser.process, condition
+
+    def forward(self, x_t: Tensor, t: Tensor, label: Label = None) -> Tensor:
+        index = class_of(label)
+        if index is None and len(x_t) != len(self.condition):
+            raise ConfigError(
+                f"{len(x_t)} images and a condition of {len(self.condition)} rows: the label must say the "
+                "row of each image."
+            )
+        return self.denoiser(x_t, t, self.condition if index is None else self.condition.rows(index))
 
 
 class ClippedDenoiser(AbstractDenoiser):
@@ -135,7 +160,7 @@ class ClippedDenoiser(AbstractDenoiser):
         super().__init__()
         self.denoiser, self.process, self.low, self.high = denoiser, denoiser.process, low, high
 
-    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, label: Label = None) -> Tensor:
         return self.denoiser(x_t, t, label).clamp(self.low, self.high)
 
 
@@ -149,7 +174,7 @@ class CountingDenoiser(AbstractDenoiser):
         self.denoiser, self.process = denoiser, denoiser.process
         self.calls = self.evaluations = 0
 
-    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, label: Label = None) -> Tensor:
         self.calls += 1
         self.evaluations += len(x_t)
         return self.denoiser(x_t, t, label)
@@ -177,7 +202,7 @@ class GaussianDenoiser(AbstractDenoiser):
         for name, value in {"mean": wide(mean), "variances": variances.clamp(min=0), "basis": basis}.items():
             self.register_buffer(name, value)
 
-    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, label: Label = None) -> Tensor:
         alpha, rest, variance = self._residual(x_t, t)
         gain = alpha * self.variances / variance
         return (self.mean + ((gain * rest) @ self.basis.T).view(x_t.shape)).to(x_t)
@@ -223,7 +248,8 @@ class GaussianMixtureDenoiser(AbstractDenoiser):
         variance = alpha.square() * self.variances + sigma.square()
         return self.log_weights + _log_normal(rest, variance).flatten(2).sum(2), rest, variance
 
-    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, label: Label = None) -> Tensor:
+        label = class_of(label)
         log_joint, rest, variance = self._joint(x_t, t)
         if label is not None:
             log_joint = log_joint + wide(_class_mask(label, len(self.log_weights))).log()
@@ -253,7 +279,8 @@ class IdealDenoiser(AbstractDenoiser):
         self.register_buffer("images", wide(images))
         self.register_buffer("labels", labels)
 
-    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, label: Label = None) -> Tensor:
+        label = class_of(label)
         if label is not None and label.is_floating_point():
             label = torch.where(label.sum(1) > 0, label.argmax(1), -1)
         alpha, sigma = _coefficients(self.process, t, x_t, 2)

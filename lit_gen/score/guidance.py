@@ -1,12 +1,13 @@
 """Guidance: denoisers that wrap denoisers, so that every sampler, likelihood and restoration runs guided."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from lit_gen.errors import ConfigError
+from lit_gen.score.condition import PARTS, Condition, Label, class_of
 from lit_gen.score.denoiser import AbstractDenoiser
 from lit_gen.score.sde import per_image
 
@@ -14,14 +15,17 @@ __all__ = ["ClassifierGuidance", "Guidance", "Unconditional", "classifier_free_g
 
 
 class Unconditional(AbstractDenoiser):
-    """A conditional denoiser without its class label."""
+    """A conditional denoiser without its condition, or without the named `parts` of it
+    (`lit_gen.score.condition.PARTS`)."""
 
-    def __init__(self, denoiser: AbstractDenoiser):
+    def __init__(self, denoiser: AbstractDenoiser, parts: Sequence[str] = PARTS):
         super().__init__()
-        self.denoiser, self.process = denoiser, denoiser.process
+        self.denoiser, self.process, self.parts = denoiser, denoiser.process, tuple(parts)
 
-    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        return self.denoiser(x_t, t, None)
+    def forward(self, x_t: Tensor, t: Tensor, label: Label = None) -> Tensor:
+        if not isinstance(label, Condition):
+            return self.denoiser(x_t, t, None if "label" in self.parts else label)
+        return self.denoiser(x_t, t, label.without(*self.parts))
 
 
 class Guidance(AbstractDenoiser):
@@ -49,7 +53,7 @@ class Guidance(AbstractDenoiser):
         self.denoiser, self.guide, self.process = denoiser, guide, denoiser.process
         self.weight, self.interval = weight, interval
 
-    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, label: Label = None) -> Tensor:
         x0_hat = self.denoiser(x_t, t, label)
         level = self.process.noise_level(t)
         inside = (level >= self.interval[0]) & (level <= self.interval[1])
@@ -61,10 +65,14 @@ class Guidance(AbstractDenoiser):
 
 
 def classifier_free_guidance(
-    denoiser: AbstractDenoiser, weight: float, interval: tuple[float, float] = (0.0, math.inf)
+    denoiser: AbstractDenoiser,
+    weight: float,
+    interval: tuple[float, float] = (0.0, math.inf),
+    parts: Sequence[str] = PARTS,
 ) -> Guidance:
-    """Guidance of a class-conditional denoiser, trained with dropped labels, by itself without the class."""
-    return Guidance(denoiser, Unconditional(denoiser), weight, interval)
+    """Guidance of a conditional denoiser, trained with dropped conditions, by itself without the named parts
+    of its condition."""
+    return Guidance(denoiser, Unconditional(denoiser, parts), weight, interval)
 
 
 class ClassifierGuidance(AbstractDenoiser):
@@ -86,8 +94,9 @@ class ClassifierGuidance(AbstractDenoiser):
         self.denoiser, self.process = denoiser, denoiser.process
         self.classifier, self.weight, self.unconditional = classifier, weight, unconditional
 
-    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, label: Label = None) -> Tensor:
         x0_hat = self.denoiser(x_t, t, None if self.unconditional else label)
+        label = class_of(label)
         if label is None:
             return x0_hat
         with torch.enable_grad():

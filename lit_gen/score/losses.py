@@ -19,6 +19,7 @@ A loss draws its random numbers apart from using them:
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lit_gen.errors import ConfigError
 from lit_gen.rng import Generator, rand, randint, randn
+from lit_gen.score.condition import Label
 from lit_gen.score.denoiser import AbstractDenoiser
 from lit_gen.score.sde import Process, wide
 
@@ -174,9 +176,10 @@ class DenoisingLoss:
         return self.noise_distribution(process, x_0, generator), _noise(x_0, generator)
 
     def __call__(
-        self, denoiser: AbstractDenoiser, x_0: Tensor, t: Tensor, z: Tensor, **conditions: Tensor | None
+        self, denoiser: AbstractDenoiser, x_0: Tensor, t: Tensor, z: Tensor, **conditions: Any
     ) -> Tensor:
-        """(B,) in float64. `conditions` (`label`, `augment_label`) go to the denoiser."""
+        """(B,) in float64. `conditions` go to the denoiser: `label`, a class or a `Condition`, and
+        `augment_label`."""
         x_0 = wide(x_0)
         x0_hat = denoiser(denoiser.process.marginal(x_0, t, wide(z)), t, **conditions)
         return self.weight(denoiser.process, t) * self.reduction((x0_hat - x_0).square())
@@ -212,7 +215,7 @@ class UncertaintyLoss(nn.Module):
         return self.loss.draw(process, x_0, generator)
 
     def forward(
-        self, denoiser: AbstractDenoiser, x_0: Tensor, t: Tensor, z: Tensor, **conditions: Tensor | None
+        self, denoiser: AbstractDenoiser, x_0: Tensor, t: Tensor, z: Tensor, **conditions: Any
     ) -> Tensor:
         """(B,) in float64, which may be negative."""
         u = self.uncertainty(denoiser.process, t)
@@ -249,7 +252,7 @@ class SlicedScoreLoss:
         t: Tensor,
         z: Tensor,
         v: Tensor,
-        label: Tensor | None = None,
+        label: Label = None,
         augment_label: Tensor | None = None,
     ) -> Tensor:
         """(B,) in float64."""

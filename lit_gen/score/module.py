@@ -1,7 +1,7 @@
 """ScoreModule: trains a denoiser and samples from it."""
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,31 @@ from lit_gen.errors import ConfigError
 from lit_gen.images import BYTES, Pixels, to_uint8
 from lit_gen.module import SingleOptimizerModule
 from lit_gen.rng import PerSample
-from lit_gen.score.denoiser import Denoiser, GaussianDenoiser, check_precision, network_precision
+from lit_gen.score.condition import PARTS, Condition, Label
+from lit_gen.score.denoiser import (
+    AbstractDenoiser,
+    ConditionedDenoiser,
+    Denoiser,
+    GaussianDenoiser,
+    check_precision,
+    network_precision,
+)
 from lit_gen.score.losses import DenoisingLoss, SlicedScoreLoss
+from lit_gen.score.networks.layers import VectorEmbedding
 from lit_gen.score.precondition import Precondition
 from lit_gen.score.sde import Process
+
+
+@runtime_checkable
+class GivesConditions(Protocol):
+    """Data whose images come with conditions: `vectors`, those of the training images, (N, V); and
+    `conditions(indices)`, those of the test images of these numbers, modulo how many there are: {"label":
+    int64 (B,), "vector": (B, V), "condition_image": (B, C, h, w) in [-1, 1]}, the latter two if there are
+    any."""
+
+    def vectors(self) -> Tensor | None: ...
+
+    def conditions(self, indices: Sequence[int]) -> dict[str, Tensor]: ...
 
 
 class ScoreModule(SingleOptimizerModule):
@@ -24,7 +45,11 @@ class ScoreModule(SingleOptimizerModule):
     optimizer, `lr_schedule(step)` its learning-rate factor. `sampler(denoiser, x, label=, generator=,
     trace=)` is the sampler of grids and distances; any other can be passed to `sample`. `num_classes > 0`
     trains with labels, dropped with probability `label_dropout` (for classifier-free guidance); samples then
-    take class i mod num_classes unless told otherwise. `sampling_precision` is that of the network while it
+    take class i mod num_classes unless told otherwise. `vector_dim` and `condition_channels > 0` train with
+    the "vector" (B, vector_dim) and the "condition_image" (B, condition_channels, h, w) of a batch too;
+    samples are then told what `condition_source` says of test image i, class included. `condition_dropout`
+    drops these parts of a `Condition` in training: {"vector": probability, "image": probability, "all":
+    probability}, the last together and with the class. `sampling_precision` is that of the network while it
     samples: float32, bf16 or fp16 (`lit_gen.score.denoiser.network_precision`); the sampler's state is
     float64 in each.
 
@@ -34,7 +59,8 @@ class ScoreModule(SingleOptimizerModule):
     "auto" takes it where there is CUDA: on CPUs the steps of U-Nets are faster without (docs/benchmarks.md).
     """
 
-    batch_keys = frozenset({"image", "label"})
+    condition_source: GivesConditions | None = None
+    """What tells samples their conditions where nobody else does; in training the data module."""
 
     def __init__(
         self,
@@ -49,6 +75,9 @@ class ScoreModule(SingleOptimizerModule):
         lr_schedule: Callable[[int], float] | None = None,
         num_classes: int = 0,
         label_dropout: float = 0.0,
+        vector_dim: int = 0,
+        condition_channels: int = 0,
+        condition_dropout: Mapping[str, float] | None = None,
         augment: Any = None,
         sampling_precision: str = "float32",
         channels_last: bool | str = "auto",
@@ -63,6 +92,11 @@ class ScoreModule(SingleOptimizerModule):
             raise ConfigError(
                 f"model.label_dropout={label_dropout} needs a conditional model: set model.num_classes."
             )
+        self.vector_dim, self.condition_channels = vector_dim, condition_channels
+        self.condition_dropout = dict(condition_dropout or {})
+        self._check_conditions(net, augment)
+        told = {"vector": vector_dim, "condition_image": condition_channels}
+        self.batch_keys = frozenset({"image", "label"} | {name for name, size in told.items() if size})
         check_precision("model.sampling_precision", sampling_precision)
         self.sampling_precision = sampling_precision
         self.denoiser = Denoiser(net, process, precondition)
@@ -78,6 +112,43 @@ class ScoreModule(SingleOptimizerModule):
                 "model.compile=true: sliced score matching takes a second derivative, which a compiled "
                 "network does not have. Leave it at auto or false."
             )
+
+    def _check_conditions(self, net: nn.Module, augment: Any) -> None:
+        for name in ("vector_dim", "condition_channels"):
+            own, of_net = getattr(self, name), getattr(net, name, 0)
+            if own != of_net:
+                raise ConfigError(
+                    f"model.{name}={own}, and the network, a {type(net).__name__}, has {of_net}: give both "
+                    "the same, or take a network that has conditions (ddpmpp, ncsnpp, ddpm, adm, edm2)."
+                )
+        known = {"vector": self.vector_dim, "image": self.condition_channels}
+        for name, p in self.condition_dropout.items():
+            if name not in (*known, "all") or not 0 <= p <= 1:
+                raise ConfigError(
+                    f"model.condition_dropout.{name}={p}: give probabilities of vector, image, or all; that "
+                    "of the class is model.label_dropout."
+                )
+            if p and not known.get(name, sum(known.values())):
+                raise ConfigError(f"model.condition_dropout.{name}={p}: the model has no such condition.")
+        if augment is not None and self.condition_channels:
+            raise ConfigError(
+                "model.augment moves images away from their condition images: leave it out of a model with "
+                "condition_channels."
+            )
+
+    @property
+    def dropout(self) -> dict[str, float]:
+        """With which probability each part of the condition was left out in training, by itself or with all
+        others."""
+        together = self.condition_dropout.get("all", 0.0)
+        alone = {"label": self.label_dropout} | self.condition_dropout
+        return {part: max(alone.get(part, 0.0), together) for part in self.parts}
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts of a `Condition` that the model takes."""
+        sizes = {"label": self.num_classes, "vector": self.vector_dim, "image": self.condition_channels}
+        return tuple(part for part in PARTS if sizes[part])
 
     def sampler_name(self, sampler: Callable[..., Tensor] | None = None) -> str:
         """What a sampler, the module's own by default, is called in captions and names of numbers."""
@@ -108,11 +179,21 @@ class ScoreModule(SingleOptimizerModule):
 
     # --- training ---
 
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        data = vars(self.trainer).get("datamodule")
+        self.condition_source = data if isinstance(data, GivesConditions) else None
+        if self.vector_dim and self.condition_source is not None:
+            vectors = self.condition_source.vectors()
+            for part in self.denoiser.net.modules():
+                if isinstance(part, VectorEmbedding) and vectors is not None:
+                    part.fit(vectors)
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         x_0, augment_label = self._augmented(batch)
         draws = self.loss.draw(self.denoiser.process, self.whole_batch(x_0), self.step_generator("noise"))
         t, *others = map(self.local_shard, draws)
-        conditions = {"label": self._labels(batch), "augment_label": augment_label}
+        conditions = {"label": self._condition(batch), "augment_label": augment_label}
         losses = self.loss(self.denoiser, x_0, t, *others, **conditions)
         loss = losses.mean()
         self.watch(loss, {"noise levels of the batch": self.denoiser.process.noise_level(t)})
@@ -140,6 +221,26 @@ class ScoreModule(SingleOptimizerModule):
             rows = rows * self.local_shard(kept)[:, None]
         return rows
 
+    def _condition(self, batch: dict[str, Tensor]) -> Label:
+        """What the network is told of a training batch: parts are dropped by (seed, step)."""
+        told = self._with_others(self._labels(batch), batch)
+        if not isinstance(told, Condition):
+            return told
+        kept: dict[str, Tensor] = {}
+        for name, p in self.condition_dropout.items():
+            n, generator = len(told) * self.trainer.world_size, self.step_generator(f"{name} dropout")
+            rows = self.local_shard(torch.rand(n, generator=generator, device=self.device) >= p)
+            for part in self.parts if name == "all" else (name,):
+                kept[part] = kept.get(part, rows) & rows
+        return told.kept(kept)
+
+    def _with_others(self, label: Tensor | None, batch: dict[str, Tensor]) -> Label:
+        """The label, or with the batch's vector and image a `Condition`, if the model takes these."""
+        if not (self.vector_dim or self.condition_channels):
+            return label
+        vector = batch["vector"] if self.vector_dim else None
+        return Condition(label, vector, batch["condition_image"] if self.condition_channels else None)
+
     def _by_noise_level(self, losses: Tensor, t: Tensor) -> dict[str, Tensor]:
         """The mean loss of each quarter of the batch of all ranks, from the least noise to the most."""
         gathered = self.all_gather(torch.stack([losses.detach(), t.to(losses)]))
@@ -156,7 +257,7 @@ class ScoreModule(SingleOptimizerModule):
             self.denoiser.process, x_0, PerSample.keyed(self.seed, batch["index"].tolist())
         )
         label = nn.functional.one_hot(batch["label"], self.num_classes).to(x_0) if self.num_classes else None
-        return self.loss(self.denoiser, x_0, *draws, label=label)
+        return self.loss(self.denoiser, x_0, *draws, label=self._with_others(label, batch))
 
     # --- sampling ---
 
@@ -168,11 +269,13 @@ class ScoreModule(SingleOptimizerModule):
         sampler: Callable[..., Tensor] | None = None,
         label: Tensor | None = None,
         trace: Callable[[int, Tensor, Tensor], None] | None = None,
+        condition: Condition | None = None,
     ) -> Tensor:
         """Images (N, C, H, W) as the data are stored (`pixels`), of the given indices: image i is drawn from
         (seed, i), whatever else is in the call.
 
-        `label` is int64 (N,), one class an image.
+        `label` is int64 (N,), one class an image; `condition` has a row for each. Raises ConfigError for one
+        that does not fit the model.
         """
         if len(indices) == 0:
             return torch.zeros((0, *self.image_shape), dtype=self.pixels.torch_dtype, device=self.device)
@@ -180,20 +283,69 @@ class ScoreModule(SingleOptimizerModule):
         x = self.denoiser.process.prior_sample(
             (len(indices), *self.image_shape), generator, device=self.device
         )
-        if self.num_classes and label is None:
-            label = torch.tensor([i % self.num_classes for i in indices])
-        label = None if label is None else label.to(self.device)
+        denoiser, label = self.told(self.condition_at(indices, label, condition))
         training = self.training
         self.eval()
         try:
             half = network_precision(self.denoiser, self.sampling_precision)
             with torch.autocast(self.device.type, enabled=False), half:
-                x_0 = (sampler or self.sampler)(
-                    self.denoiser, x, label=label, generator=generator, trace=trace
-                )
+                x_0 = (sampler or self.sampler)(denoiser, x, label=label, generator=generator, trace=trace)
         finally:
             self.train(training)
         return self.pixels.from_model(x_0)
+
+    def told(self, condition: Condition) -> tuple[AbstractDenoiser, Tensor | None]:
+        """The denoiser, and the label to call it with, for images of these conditions: a class alone is the
+        label; with more, the label is the row of a `ConditionedDenoiser`."""
+        condition = condition.to(self.device)
+        if condition.without("label").parts():
+            rows = torch.arange(len(condition), device=self.device)
+            return ConditionedDenoiser(self.denoiser, condition), rows
+        return self.denoiser, condition.label
+
+    def condition_at(
+        self, indices: Sequence[int], label: Tensor | None = None, condition: Condition | None = None
+    ) -> Condition:
+        """What samples of these indices are told: `condition` as given, with class i mod num_classes where it
+        has no class; else that of test image i, by `condition_source`, where the model takes more than
+        classes. A `label` goes before either.
+
+        Raises ConfigError for a condition that the model does not take, lacks what it was always told, or has
+        another size.
+        """
+        others = self.vector_dim or self.condition_channels
+        if condition is None and others and self.condition_source is not None:
+            batch = self.condition_source.conditions(indices)
+            told = self._with_others(batch["label"] if self.num_classes else None, batch)
+            condition = told if isinstance(told, Condition) else Condition(told)
+        elif condition is None:
+            condition = Condition()
+        parts = condition.parts() | ({} if label is None else {"label": label})
+        if self.num_classes and "label" not in parts:
+            parts["label"] = torch.tensor([i % self.num_classes for i in indices])
+        self._check_condition(parts, len(indices))
+        return Condition(**parts)
+
+    def _check_condition(self, parts: dict[str, Tensor], n: int) -> None:
+        if unknown := [part for part in parts if part != "label" and part not in self.parts]:
+            takes = ", ".join(self.parts) or "none"
+            raise ConfigError(f"The model takes no condition {unknown[0]}; the conditions it takes: {takes}.")
+        if lacking := [part for part in self.parts if part not in parts and not self.dropout[part]]:
+            raise ConfigError(
+                f"The model was always told a condition {lacking[0]} in training: give "
+                f"condition.{lacking[0]}=..."
+            )
+        if wrong := [len(part) for part in parts.values() if len(part) != n]:
+            raise ConfigError(f"A condition of {wrong[0]} rows for {n} images: give one row for each.")
+        if "vector" in parts and (size := parts["vector"].shape[1]) != self.vector_dim:
+            raise ConfigError(f"A condition vector of {size} numbers: the model takes {self.vector_dim}.")
+        if "image" in parts:
+            (c, h, w), (_, height, width) = parts["image"].shape[1:], self.image_shape
+            if c != self.condition_channels or h > height or w > width:
+                raise ConfigError(
+                    f"A condition image of {c} channels, {h}x{w} (height x width): the model takes "
+                    f"{self.condition_channels} channels, at most {height}x{width}."
+                )
 
     def sample_trajectory(self, indices: Sequence[int], seed: int = 0, num_frames: int = 10) -> Tensor:
         """How the images come out of noise: uint8 (N, F, C, H, W), F <= num_frames, the last one the image.

@@ -37,21 +37,24 @@ class ADM(nn.Module):
         augment_dim: int = 0,  # length of the augmentation label, EDM's is 9; 0: none
         out_channels: int | None = None,  # None: as `channels`; twice that for a learned variance
         checkpoint_blocks: bool = False,  # recompute blocks in the backward pass: less memory, 1/3 more time
+        vector_dim: int = 0,  # numbers of a condition's vector; 0: none
+        condition_channels: int = 0,  # channels of a condition's image; 0: none
     ):
         super().__init__()
         self.resolutions = layers.levels_of(image_size, len(channel_mult))
         self.channels, self.out_channels = channels, out_channels or channels
         self.num_classes, self.augment_dim = num_classes, augment_dim
+        self.vector_dim, self.condition_channels = vector_dim, condition_channels
         self.checkpoint_blocks = checkpoint_blocks
         c_emb = emb_mult * base_channels
-        self.noise = _NoiseMLP(base_channels, c_emb, num_classes, augment_dim)
+        self.noise = _NoiseMLP(base_channels, c_emb, num_classes, augment_dim, vector_dim)
 
         def block(c_in, c_out, attention=False, mode="same"):
             return _ResBlock(c_in, c_out, c_emb, dropout, attention and c_out >= attention_width, mode)
 
         widths = [base_channels * m for m in channel_mult]
         attend = [r in tuple(attention_resolutions) for r in self.resolutions]
-        self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
+        self.stem = nn.Conv2d(layers.input_channels(channels, condition_channels), widths[0], 3, padding=1)
         self.encoder, skips = layers.encoder_levels(block, widths, attend, num_blocks)
         c = skips[-1]
         self.middle = nn.ModuleList([block(c, c, attention=True), block(c, c)])
@@ -60,11 +63,19 @@ class ADM(nn.Module):
         self.head = nn.Sequential(layers.group_norm(widths[0], 1e-5), nn.SiLU(), head)
 
     def forward(
-        self, x: Tensor, noise_label: Tensor, label: Tensor | None = None, augment_label: Tensor | None = None
+        self,
+        x: Tensor,
+        noise_label: Tensor,
+        label: Tensor | None = None,
+        augment_label: Tensor | None = None,
+        vector: Tensor | None = None,
+        image: Tensor | None = None,
     ) -> Tensor:
-        """x (B, C, H, W) and noise_label (B,) -> (B, out_channels, H, W); labels as in NCSNpp."""
+        """x (B, C, H, W) and noise_label (B,) -> (B, out_channels, H, W); the conditions as in
+        NCSNpp."""
         layers.check_input(x, self.channels, len(self.resolutions))
-        emb = self.noise(noise_label, label, augment_label)
+        emb = self.noise(noise_label, label, augment_label, vector)
+        x = layers.with_condition(x, image, self.condition_channels)
         h = self.stem(layers.laid_out_as(self.stem.weight, x))
         skips = [h]
         for level in self.encoder:
@@ -87,7 +98,7 @@ class ADM(nn.Module):
 class _NoiseMLP(nn.Module):
     """The conditioning vector through silu: as layers.NoiseMLP, but the class joins after the two layers."""
 
-    def __init__(self, base: int, width: int, num_classes: int, augment_dim: int):
+    def __init__(self, base: int, width: int, num_classes: int, augment_dim: int, vector_dim: int):
         super().__init__()
         self.num_classes, self.augment_dim = num_classes, augment_dim
         self.embedding = layers.PositionalEmbedding(base, endpoint=False, cos_first=True)
@@ -97,12 +108,20 @@ class _NoiseMLP(nn.Module):
         self.label = nn.Linear(num_classes, width, bias=False) if num_classes else None
         if self.label is not None:
             nn.init.normal_(self.label.weight)
+        self.vector = None
+        if vector_dim:
+            self.vector = layers.VectorEmbedding(vector_dim, nn.Linear(2 * vector_dim, base, bias=False))
 
-    def forward(self, noise_label: Tensor, label: Tensor | None, augment_label: Tensor | None) -> Tensor:
+    def forward(
+        self, noise_label: Tensor, label: Tensor | None, augment_label: Tensor | None, vector: Tensor | None
+    ) -> Tensor:
         layers.refuse_labels(label, self.num_classes, augment_label, self.augment_dim)
+        layers.refuse_vector(vector, self.vector)
         emb = self.embedding(noise_label).to(self.hidden.weight.dtype)
         if self.augment is not None:
             emb = emb + self.augment(layers.rows("augment_label", augment_label, self.augment_dim, emb))
+        if self.vector is not None:
+            emb = emb + self.vector(vector, emb)
         emb = self.out(F.silu(self.hidden(emb)))
         if self.label is not None:
             emb = emb + self.label(layers.class_rows(label, self.num_classes, emb))

@@ -36,15 +36,23 @@ class DDPM(nn.Module):
         checkpoint_blocks: bool = False,  # recompute blocks in the backward pass: less memory, 1/3 more time
         activation: str = "silu",  # or "elu", "relu", "leaky_relu"
         resample_conv: bool = True,  # False: 2x2 means and nearest neighbours, without weights
+        vector_dim: int = 0,  # numbers of a condition's vector; 0: none
+        condition_channels: int = 0,  # channels of a condition's image; 0: none
     ):
         super().__init__()
         self.resolutions = layers.levels_of(image_size, len(channel_mult))
         self.channels, self.out_channels = channels, out_channels or channels
         self.num_classes, self.augment_dim = num_classes, 0
+        self.vector_dim, self.condition_channels = vector_dim, condition_channels
         self.checkpoint_blocks, self.resample_conv = checkpoint_blocks, resample_conv
         c, c_emb = base_channels, 4 * base_channels
         self.noise = layers.NoiseMLP(
-            layers.PositionalEmbedding(c), c, c_emb, num_classes, activation=activation
+            layers.PositionalEmbedding(c),
+            c,
+            c_emb,
+            num_classes,
+            activation=activation,
+            vector_dim=vector_dim,
         )
 
         def block(c_in, c_out, attention=False):
@@ -53,7 +61,7 @@ class DDPM(nn.Module):
         widths = [base_channels * m for m in channel_mult]
         attend = [r in tuple(attention_resolutions) for r in self.resolutions]
         last = len(widths) - 1
-        self.stem = layers.conv(channels, c)
+        self.stem = layers.conv(layers.input_channels(channels, condition_channels), c)
         skips, self.encoder, self.decoder = [c], layers.Levels(), layers.Levels()
         for i, width in enumerate(widths):
             level = layers.Level()
@@ -78,11 +86,19 @@ class DDPM(nn.Module):
         self.head = nn.Sequential(_norm(c), layers.activation_of(activation), last)
 
     def forward(
-        self, x: Tensor, noise_label: Tensor, label: Tensor | None = None, augment_label: Tensor | None = None
+        self,
+        x: Tensor,
+        noise_label: Tensor,
+        label: Tensor | None = None,
+        augment_label: Tensor | None = None,
+        vector: Tensor | None = None,
+        image: Tensor | None = None,
     ) -> Tensor:
-        """x (B, C, H, W) and noise_label (B,), 0 to 999 -> (B, out_channels, H, W); labels as in NCSNpp."""
+        """x (B, C, H, W) and noise_label (B,), 0 to 999 -> (B, out_channels, H, W); the
+        conditions as in NCSNpp."""
         layers.check_input(x, self.channels, len(self.resolutions))
-        emb = self.noise(noise_label, label, augment_label)
+        emb = self.noise(noise_label, label, augment_label, vector)
+        x = layers.with_condition(x, image, self.condition_channels)
         h = self.stem(layers.laid_out_as(self.stem.weight, x))
         skips = [h]
         for level in self.encoder:

@@ -45,10 +45,13 @@ class EDM2(nn.Module):
         dropout: float = 0.0,
         num_classes: int = 0,  # 0: unconditional
         checkpoint_blocks: bool = False,  # recompute blocks in the backward pass: less memory, 1/3 more time
+        vector_dim: int = 0,  # numbers of a condition's vector, weighed as the class is; 0: none
+        condition_channels: int = 0,  # channels of a condition's image; 0: none
     ):
         super().__init__()
         self.resolutions = layers.levels_of(image_size, len(channel_mult))
         self.channels, self.num_classes, self.augment_dim = channels, num_classes, 0
+        self.vector_dim, self.condition_channels = vector_dim, condition_channels
         self.label_balance, self.concat_balance = label_balance, concat_balance
         self.checkpoint_blocks = checkpoint_blocks
         widths = [base_channels * m for m in channel_mult]
@@ -57,6 +60,9 @@ class EDM2(nn.Module):
         self.embedding = MPFourier(c_noise)
         self.noise = MPLinear(c_noise, c_emb)
         self.label = MPLinear(num_classes, c_emb) if num_classes else None
+        self.vector = None
+        if vector_dim:
+            self.vector = layers.VectorEmbedding(vector_dim, MPLinear(2 * vector_dim, c_emb))
         self.out_gain = nn.Parameter(torch.zeros([]))
         resample = layers.Resample(fir)
 
@@ -66,7 +72,7 @@ class EDM2(nn.Module):
             return _Block(encoder, c_in, c_out, c_emb, dropout, heads, balances, clip, mode, resample)
 
         attend = [r in tuple(attention_resolutions) for r in self.resolutions]
-        self.stem = MPConv(channels + 1, widths[0], 3)
+        self.stem = MPConv(layers.input_channels(channels, condition_channels) + 1, widths[0], 3)
         self.encoder, skips = layers.encoder_levels(partial(block, True), widths, attend, num_blocks)
         c = skips[-1]
         self.middle = nn.ModuleList([block(False, c, c, attention=True), block(False, c, c)])
@@ -74,13 +80,20 @@ class EDM2(nn.Module):
         self.head = MPConv(widths[0], channels, 3)
 
     def forward(
-        self, x: Tensor, noise_label: Tensor, label: Tensor | None = None, augment_label: Tensor | None = None
+        self,
+        x: Tensor,
+        noise_label: Tensor,
+        label: Tensor | None = None,
+        augment_label: Tensor | None = None,
+        vector: Tensor | None = None,
+        image: Tensor | None = None,
     ) -> Tensor:
-        """x (B, C, H, W) and noise_label (B,), ln(sigma) / 4 -> like x; label as in NCSNpp."""
+        """x (B, C, H, W) and noise_label (B,), ln(sigma) / 4 -> like x; the conditions as in NCSNpp."""
         layers.check_input(x, self.channels, len(self.resolutions))
         if self.training:
             renormalize(self)
-        emb = self._condition(noise_label, label, augment_label)
+        emb = self._condition(noise_label, label, augment_label, vector)
+        x = layers.with_condition(x, image, self.condition_channels)
         # A channel of ones stands in for the bias of the first layer.
         x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
         h = self.stem(layers.laid_out_as(self.stem.weight, x))
@@ -103,12 +116,17 @@ class EDM2(nn.Module):
                 )
         return self.head(h, self.out_gain)
 
-    def _condition(self, noise_label: Tensor, label: Tensor | None, augment_label: Tensor | None) -> Tensor:
+    def _condition(
+        self, noise_label: Tensor, label: Tensor | None, augment_label: Tensor | None, vector: Tensor | None
+    ) -> Tensor:
         layers.refuse_labels(label, self.num_classes, augment_label, 0)
+        layers.refuse_vector(vector, self.vector)
         emb = self.noise(self.embedding(noise_label).to(self.noise.weight.dtype))
         if self.label is not None:
             rows = layers.class_rows(label, self.num_classes, emb) * math.sqrt(self.num_classes)
             emb = mp_sum(emb, self.label(rows), self.label_balance)
+        if self.vector is not None:
+            emb = mp_sum(emb, self.vector(vector, emb), self.label_balance)
         return mp_silu(emb)
 
 

@@ -63,11 +63,49 @@ class PositionalEmbedding(nn.Module):
         return torch.cat(waves[::-1] if self.cos_first else waves, 1)[:, : self.channels]
 
 
+class VectorEmbedding(nn.Module):
+    """A linear map, `project`, of a vector (B, V), None for no vector: its standardized numbers, and which of
+    them are known.
+
+    As EDM embeds its augmentation label (https://arxiv.org/abs/2206.00364, appendix F.2), but for the flags,
+    1 for a number and 0 for NaN: an unknown number is told from the mean, and nothing known adds nothing.
+    `mean` and `std`, each (V,), are those of the training set: `fit` sets them, and they go with the weights.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, dim: int, project: nn.Module):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("std", torch.ones(dim))
+        self.project = project
+
+    def fit(self, vectors: Tensor) -> None:
+        """Takes the mean and standard deviation of a training set (N, V), unless they have been set before;
+        NaN are left out. A number that never changes is divided by 1."""
+        if bool((self.mean != 0).any() or (self.std != 1).any()):
+            return
+        vectors = vectors.to(self.mean.device, torch.float64)
+        mean = vectors.nanmean(0)
+        std = (vectors - mean).square().nanmean(0).sqrt()
+        self.mean.copy_(mean)
+        self.std.copy_(std.where(std > 0, 1.0))
+
+    def forward(self, vector: Tensor | None, like: Tensor) -> Tensor:
+        vector = rows("vector", vector, len(self.mean), like.float())  # a year has no room in half precision
+        standard = (vector - self.mean) / self.std
+        known = ~standard.isnan()
+        return self.project(torch.cat([standard.where(known, 0.0), known.to(standard)], 1).to(like.dtype))
+
+
 class NoiseMLP(nn.Module):
-    """The vector that conditions all blocks, activated: noise level, class, augmentation -> (B, width).
+    """The vector that conditions all blocks, activated: noise level, class, augmentation, vector -> (B,
+    width).
 
     The layout of NCSN++, DDPM++ and DDPM: `embedding` of the noise label, to which the projected class row
-    (scaled by sqrt(num_classes), EDM's unit variance) and augmentation label are added, then two layers.
+    (scaled by sqrt(num_classes), EDM's unit variance), augmentation label and vector are added, then two
+    layers.
     """
 
     def __init__(
@@ -78,6 +116,7 @@ class NoiseMLP(nn.Module):
         num_classes: int = 0,
         augment_dim: int = 0,
         activation: str = "silu",
+        vector_dim: int = 0,
     ):
         super().__init__()
         self.act = activation_of(activation)
@@ -86,14 +125,26 @@ class NoiseMLP(nn.Module):
         self.augment = linear(augment_dim, channels, bias=False) if augment_dim else None
         self.hidden = linear(channels, width)
         self.out = linear(width, width)
+        self.vector = None  # after the others, whose first weights are then those without it
+        if vector_dim:
+            self.vector = VectorEmbedding(vector_dim, linear(2 * vector_dim, channels, bias=False))
 
-    def forward(self, noise_label: Tensor, label: Tensor | None, augment_label: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        noise_label: Tensor,
+        label: Tensor | None,
+        augment_label: Tensor | None,
+        vector: Tensor | None = None,
+    ) -> Tensor:
         refuse_labels(label, self.num_classes, augment_label, self.augment_dim)
+        refuse_vector(vector, self.vector)
         emb = self.embedding(noise_label).to(self.hidden.weight.dtype)
         if self.label is not None:
             emb = emb + self.label(class_rows(label, self.num_classes, emb) * math.sqrt(self.num_classes))
         if self.augment is not None:
             emb = emb + self.augment(rows("augment_label", augment_label, self.augment_dim, emb))
+        if self.vector is not None:
+            emb = emb + self.vector(vector, emb)
         return self.act(self.out(self.act(self.hidden(emb))))
 
 
@@ -288,9 +339,10 @@ def class_rows(label: Tensor | None, num_classes: int, like: Tensor) -> Tensor:
 
 
 def rows(name: str, value: Tensor | None, width: int, like: Tensor) -> Tensor:
-    """A condition (B, width) as given, None (no class, not augmented) as zeros; ConfigError for others."""
+    """A condition (B, width) as given, None (no class, not augmented) as zeros, and a vector that is None as
+    NaN; ConfigError for others."""
     if value is None:
-        return like.new_zeros(len(like), width)
+        return like.new_full((len(like), width), torch.nan if name == "vector" else 0.0)
     if value.shape != (len(like), width):
         raise ConfigError(f"{name} of shape {tuple(value.shape)}: give {(len(like), width)}.")
     return value.to(like.dtype)
@@ -302,6 +354,55 @@ def refuse_labels(label: Tensor | None, num_classes: int, augment_label: Tensor 
         raise ConfigError("label given to a network of num_classes=0: pass None, or build it with classes.")
     if augment_label is not None and not augment_dim:
         raise ConfigError("augment_label given to a network of augment_dim=0: pass None, or set augment_dim.")
+
+
+def refuse_vector(vector: Tensor | None, embedding: nn.Module | None) -> None:
+    """Raises ConfigError for a vector that the network would have to ignore."""
+    if vector is not None and embedding is None:
+        raise ConfigError(
+            "vector given to a network of vector_dim=0: pass None, or build it with vector_dim."
+        )
+
+
+def input_channels(channels: int, condition_channels: int) -> int:
+    """How many channels `with_condition` makes."""
+    return channels + (condition_channels + 1 if condition_channels else 0)
+
+
+def with_condition(x: Tensor, image: Tensor | None, condition_channels: int) -> Tensor:
+    """x (B, C, H, W), the condition image (B, Cc, h, w) and a channel of where it is known (1, else 0), one
+    above the other: (B, C + Cc + 1, H, W). NaN and None are unknown and become zeros.
+
+    By concatenation as in SR3 (https://arxiv.org/abs/2104.07636) and Palette
+    (https://arxiv.org/abs/2111.05826); a smaller image is enlarged by bicubic interpolation first, as in SR3.
+    A network of condition_channels=0 takes x alone. ConfigError for an image of other channels, or larger
+    than x.
+    """
+    if not condition_channels:
+        if image is not None:
+            raise ConfigError(
+                "A condition image given to a network of condition_channels=0: pass None, or build it with "
+                "condition_channels."
+            )
+        return x
+    b, _, h, w = x.shape
+    if image is None:
+        return torch.cat([x, x.new_zeros(b, condition_channels + 1, h, w)], 1)
+    if (
+        image.ndim != 4
+        or image.shape[:2] != (b, condition_channels)
+        or image.shape[2] > h
+        or image.shape[3] > w
+    ):
+        raise ConfigError(
+            f"condition image of shape {tuple(image.shape)}: give ({b}, {condition_channels}, h, w) with h "
+            f"at most {h} and w at most {w}."
+        )
+    if image.shape[2:] != (h, w):
+        image = F.interpolate(image.float(), (h, w), mode="bicubic", align_corners=False)
+    known = ~image.isnan()
+    image = image.where(known, 0.0).to(x.dtype)
+    return torch.cat([x, image, known.all(1, keepdim=True).to(x.dtype)], 1)
 
 
 def activation_of(name: str) -> nn.Module:

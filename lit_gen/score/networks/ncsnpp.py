@@ -56,19 +56,23 @@ class NCSNpp(nn.Module):
         activation: str = "silu",  # or "elu", "relu", "leaky_relu"
         rescale: bool = True,  # sums of a signal and its residual are divided by sqrt 2
         conditional: bool = True,  # False: the network ignores its noise label
+        vector_dim: int = 0,  # numbers of a condition's vector; 0: none
+        condition_channels: int = 0,  # channels of a condition's image; 0: none
     ):
         super().__init__()
         self.resolutions = layers.levels_of(image_size, len(channel_mult))
         _check_choices(
             embedding=embedding, input_pyramid=input_pyramid, output_pyramid=output_pyramid, block=block
         )
-        if not conditional and (num_classes or augment_dim):
+        if not conditional and (num_classes or augment_dim or vector_dim):
             raise ConfigError(
-                f"num_classes={num_classes} and augment_dim={augment_dim} need conditional=True: labels "
-                "enter with the noise level."
+                f"num_classes={num_classes}, augment_dim={augment_dim}, and vector_dim={vector_dim} need "
+                "conditional=True: labels and vectors enter with the noise level."
             )
         self.channels, self.out_channels, self.num_blocks = channels, out_channels or channels, num_blocks
         self.num_classes, self.augment_dim = num_classes, augment_dim
+        self.vector_dim, self.condition_channels = vector_dim, condition_channels
+        self.in_channels = layers.input_channels(channels, condition_channels)
         self.input_pyramid, self.output_pyramid = input_pyramid, output_pyramid
         self.block, self.activation, self.checkpoint_blocks = block, activation, checkpoint_blocks
         self.embedding, self.rescale, self.conditional = embedding, rescale, conditional
@@ -76,7 +80,9 @@ class NCSNpp(nn.Module):
         self.noise = None
         if conditional:
             waves = _waves(embedding, base_channels, embedding_mult, fourier_scale)
-            self.noise = layers.NoiseMLP(waves, waves.channels, c_emb, num_classes, augment_dim, activation)
+            self.noise = layers.NoiseMLP(
+                waves, waves.channels, c_emb, num_classes, augment_dim, activation, vector_dim
+            )
         self.resample = layers.Resample(fir)
 
         def residual(c_in, c_out, attention=False, mode="same"):
@@ -86,7 +92,7 @@ class NCSNpp(nn.Module):
 
         widths = [base_channels * m for m in channel_mult]
         attend = [r in tuple(attention_resolutions) for r in self.resolutions]
-        self.stem = layers.conv(channels, base_channels)
+        self.stem = layers.conv(self.in_channels, base_channels)
         self.encoder, skips = self._encoder(residual, base_channels, widths, attend)
         c = skips[-1]
         self.middle = nn.ModuleList([residual(c, c, attention=True), residual(c, c)])
@@ -96,7 +102,7 @@ class NCSNpp(nn.Module):
         self, residual: Callable[..., nn.Module], c: int, widths: list[int], attend: list[bool]
     ) -> tuple[layers.Levels, list[int]]:
         """The levels on the way down, and the widths of the signals that the way up takes in."""
-        levels, skips, c_image = layers.Levels(), [c], self.channels
+        levels, skips, c_image = layers.Levels(), [c], self.in_channels
         for i, width in enumerate(widths):
             level = layers.Level()
             if i:
@@ -131,23 +137,32 @@ class NCSNpp(nn.Module):
         return levels
 
     def forward(
-        self, x: Tensor, noise_label: Tensor, label: Tensor | None = None, augment_label: Tensor | None = None
+        self,
+        x: Tensor,
+        noise_label: Tensor,
+        label: Tensor | None = None,
+        augment_label: Tensor | None = None,
+        vector: Tensor | None = None,
+        image: Tensor | None = None,
     ) -> Tensor:
         """x (B, C, H, W) and noise_label (B,) -> (B, out_channels, H, W).
 
         label: int64 (B,), -1 for no class, or float (B, num_classes); None is no class. augment_label: float
-        (B, augment_dim); None is not augmented. Raises ConfigError for shapes that do not fit.
+        (B, augment_dim); None is not augmented. vector: float (B, vector_dim) in the units of the data, NaN
+        for what is not known; None is nothing known. image: the condition's, see `layers.with_condition`.
+        Raises ConfigError for shapes that do not fit.
         """
         layers.check_input(x, self.channels, len(self.resolutions))
-        image = x = layers.laid_out_as(self.stem.weight, x)
-        emb = self._embed(noise_label, label, augment_label)
+        x = layers.with_condition(x, image, self.condition_channels)
+        pyramid = x = layers.laid_out_as(self.stem.weight, x)
+        emb = self._embed(noise_label, label, augment_label, vector)
         h = self.stem(x)
         skips = [h]
         for level in self.encoder:
             if level.resize is not None:
                 h = layers.run(level.resize, h, emb, self.checkpoint_blocks)
                 if level.pyramid is not None:
-                    h, image = level.pyramid(h, image)
+                    h, pyramid = level.pyramid(h, pyramid)
                 skips.append(h)
             for block in level.blocks:
                 h = layers.run(block, h, emb, self.checkpoint_blocks)
@@ -166,11 +181,12 @@ class NCSNpp(nn.Module):
         return out
 
     def _embed(
-        self, noise_label: Tensor, label: Tensor | None, augment_label: Tensor | None
+        self, noise_label: Tensor, label: Tensor | None, augment_label: Tensor | None, vector: Tensor | None
     ) -> Tensor | None:
         if self.noise is not None:
-            return self.noise(noise_label, label, augment_label)
+            return self.noise(noise_label, label, augment_label, vector)
         layers.refuse_labels(label, 0, augment_label, 0)
+        layers.refuse_vector(vector, None)
         return None
 
 

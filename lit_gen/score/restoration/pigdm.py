@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lit_gen.errors import ConfigError
 from lit_gen.rng import Generator
+from lit_gen.score.condition import Label
 from lit_gen.score.denoiser import AbstractDenoiser
 from lit_gen.score.restoration.operators import LinearOperator
 from lit_gen.score.samplers.ddim import ddim
@@ -40,7 +41,7 @@ class PosteriorDenoiser(AbstractDenoiser):
         self.denoiser, self.process, self.operator, self.y = denoiser, denoiser.process, operator, y
         self.noise_std, self.sigma_data = noise_std, sigma_data
 
-    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, label: Label = None) -> Tensor:
         level = self.process.noise_level(t)
         r = (level.square().reciprocal() + self.sigma_data**-2).rsqrt()
         with torch.enable_grad():
