@@ -185,20 +185,27 @@ def sample_in(module: nn.Module, precision: str | None) -> None:
 
 
 def classifier_free(
-    module: ScoreModule, weight: float = 2.0, interval: Sequence[float] = (0.0, math.inf)
+    module: ScoreModule,
+    weight: float = 2.0,
+    interval: Sequence[float] = (0.0, math.inf),
+    parts: Sequence[str] | None = None,
 ) -> AbstractDenoiser:
-    """By the model itself without the class (`lit_gen.score.guidance.Guidance`)."""
+    """By the model itself without its condition, or without the named parts of it
+    (`lit_gen.score.guidance.Guidance`)."""
     _check_interval(interval)
-    if not module.num_classes:
+    parts = module.parts if parts is None else parts
+    if not module.parts:
+        raise ConfigError("guidance=classifier_free needs a conditional model; this one has no classes.")
+    if unknown := [part for part in parts if part not in module.parts]:
+        has = ", ".join(module.parts)
+        raise ConfigError(f"guidance.parts={list(parts)}: the model is told a {has}, and no {unknown[0]}.")
+    if never := [part for part in parts if not module.dropout[part]]:
+        option = "label_dropout" if never[0] == "label" else f"condition_dropout.{never[0]}"
         raise ConfigError(
-            "guidance=classifier_free needs a class-conditional model; this one has no classes."
+            f"guidance=classifier_free needs a model that knows images without a {never[0]}: train it with "
+            f"model.{option}=0.1, or take guidance=auto with another model as the guide."
         )
-    if not module.label_dropout:
-        raise ConfigError(
-            "guidance=classifier_free needs a model that knows images without a class: train it with "
-            "model.label_dropout=0.1, or take guidance=auto with another model as the guide."
-        )
-    return classifier_free_guidance(module.denoiser, weight, (interval[0], interval[1]))
+    return classifier_free_guidance(module.denoiser, weight, (interval[0], interval[1]), parts)
 
 
 def autoguidance(
@@ -211,19 +218,19 @@ def autoguidance(
 ) -> AbstractDenoiser:
     """By a worse model of the same images, smaller or trained for less: a run folder or a checkpoint.
 
-    The guide may live on another process, and may have no classes where the model has.
+    The guide may live on another process, and may lack a part of the condition that the model has.
     """
     _check_interval(interval)
     worse, _, path = load(run, checkpoint, ema=ema, device=str(module.device))
     if not isinstance(worse, ScoreModule) or worse.image_shape != module.image_shape:
         raise ConfigError(f"{path} cannot guide: it is no score model of images {module.image_shape}.")
     guiding: AbstractDenoiser = worse.denoiser
-    if worse.num_classes and worse.num_classes != module.num_classes:
-        raise ConfigError(
-            f"{path} cannot guide: it knows {worse.num_classes} classes, the model {module.num_classes}."
-        )
-    if not worse.num_classes:
-        guiding = Unconditional(guiding)
+    for size in ("num_classes", "vector_dim", "condition_channels"):
+        own, of_guide = getattr(module, size), getattr(worse, size)
+        if of_guide not in (0, own):
+            raise ConfigError(f"{path} cannot guide: its {size} is {of_guide}, that of the model {own}.")
+    if lacking := [part for part in module.parts if part not in worse.parts]:
+        guiding = Unconditional(guiding, lacking)
     if guiding.process != module.denoiser.process:
         guiding = ReparameterizedDenoiser(guiding, module.denoiser.process)
     return Guidance(module.denoiser, guiding, weight, (interval[0], interval[1]))
