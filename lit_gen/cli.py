@@ -188,7 +188,9 @@ def _run_out(run: str | None) -> str:
     """Where the results of a run go: into its folder (of a checkpoint, the file's); without a run, here."""
     if not run:
         return "."
-    return run if Path(run).is_dir() else str(Path(run).parent)
+    from lit_gen.checkpoints import is_checkpoint
+
+    return run if Path(run).is_dir() and not is_checkpoint(run) else str(Path(run).parent)
 
 
 def _run_folder(resume: str | None, name: str) -> str:

@@ -166,10 +166,10 @@ def _send_checkpoints(logger: WandbLogger) -> None:
     import wandb as w
 
     files = [Path(logger.save_dir or ".") / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
-    if files := [path for path in files if path.is_file()]:
+    if files := [path for path in files if path.exists()]:
         artifact = w.Artifact(f"run-{logger.experiment.id}", type="model")
-        for path in files:
-            artifact.add_file(str(path))
+        for path in files:  # a sharded checkpoint is a folder
+            (artifact.add_dir if path.is_dir() else artifact.add_file)(str(path), name=path.name)
         logger.experiment.log_artifact(artifact)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from lit_gen import sharding
 from lit_gen.errors import ConfigError
 from lit_gen.images import BYTES, Pixels
 from lit_gen.rng import key, keyed_generator
@@ -104,7 +105,7 @@ class BaseModule(pl.LightningModule):
         self.results = Results()
         self.nan_context: dict[str, Tensor] | None = None  # of the step, see `watch`
 
-    # --- compiled networks ---
+    # --- compiled and sharded networks ---
 
     def compiled_networks(self) -> Iterable[nn.Module]:
         """The networks that `compile` means."""
@@ -113,8 +114,29 @@ class BaseModule(pl.LightningModule):
     def on_fit_start(self) -> None:
         networks = list(self.compiled_networks())
         if networks and compiles(self._compile, self.device):
-            for network in networks:
-                network.compile()  # in place, so that the names in a state_dict stay clean
+            for network in networks:  # in place, so that the names in a state_dict stay clean
+                if self.device_mesh is None:
+                    network.compile()
+                    continue
+                for unit in sharding.units(network):  # weights are gathered outside of what is compiled
+                    unit.forward = torch.compile(unit.forward)
+
+    def sharded_networks(self) -> Iterable[nn.Module]:
+        """The networks that `trainer=fsdp` shards. Raises ConfigError for a module that cannot be trained so.
+
+        A network is called by its forward alone, and so are its children; what it does with its weights must
+        have a first derivative only.
+        """
+        raise ConfigError(
+            f"trainer=fsdp shards score models and classifiers of noisy images, not a {type(self).__name__}: "
+            "take trainer=ddp."
+        )
+
+    def configure_model(self) -> None:
+        """Shards the networks where the trainer's strategy does (`lit_gen.checkpoints.FullySharded`)."""
+        if self.device_mesh is not None and not sharding.is_sharded(self.parameters()):
+            for network in self.sharded_networks():
+                sharding.shard(network, self.device_mesh["data_parallel"])
 
     # --- the counter ---
 
@@ -228,6 +250,8 @@ class BaseModule(pl.LightningModule):
         """Logs the gradient's norm; modules that step by hand log their own."""
         if not self.automatic_optimization:
             return
+        if self.device_mesh is not None:
+            sharding.average_gradients(self.parameters())
         if self.should_log or self.trainer.gradient_clip_val:
             self._unscale(optimizer)
         if self.should_log:
@@ -244,12 +268,14 @@ class BaseModule(pl.LightningModule):
         Lightning refuses those in mixed precision, because such an optimizer unscales within its step; in
         bfloat16 nothing is scaled, and in float16 the scaler leaves out what is unscaled already.
         """
-        if not gradient_clip_val or not isinstance(self.trainer.precision_plugin, MixedPrecision):
+        mixed = isinstance(self.trainer.precision_plugin, MixedPrecision)
+        if not gradient_clip_val or not (mixed or self.device_mesh is not None):
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if gradient_clip_algorithm == "value":
-            nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+            with sharding.mixing(parameters):
+                nn.utils.clip_grad_value_(parameters, gradient_clip_val)
         else:
             clip_gradients(parameters, gradient_clip_val)
 
@@ -308,10 +334,11 @@ def clip_gradients(parameters: Iterable[nn.Parameter], largest: float | None) ->
     """The norm () of all gradients together, which are then scaled down to `largest` where it is more (None:
     left as they are). Works with every optimizer in bfloat16 and float32, and waits for no device."""
     parameters = [p for p in parameters if p.grad is not None]
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if largest is not None:
-        nn.utils.clip_grads_with_norm_(parameters, largest, norm)
-    return norm
+    with sharding.mixing(parameters):
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if largest is not None:
+            nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+    return sharding.whole(norm)
 
 
 def compiles(option: bool | str, device: torch.device) -> bool:

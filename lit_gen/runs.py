@@ -40,8 +40,8 @@ def claim(folder: Path, resume: bool) -> None:
 def saved_config(run: str | Path) -> DictConfig:
     """The resolved configuration of a run folder or of a checkpoint file, by the names of today."""
     path = Path(run)
-    if path.is_file():
-        return config_of(checkpoints.read(path)["config"])
+    if checkpoints.is_checkpoint(path):
+        return config_of(checkpoints.read(path, sharded=False)["config"])
     if not path.is_dir():
         raise ConfigError(f"There is no run folder {path}.")
     if not (path / "config.yaml").is_file():

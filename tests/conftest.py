@@ -4,6 +4,7 @@ import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from uuid import uuid4
 
 from lit_gen.config.experiment import build
 
@@ -98,10 +99,10 @@ def fit(compose, tiny) -> Callable:
     return run
 
 
-def _rank(body: Callable, args: tuple, rank: int, world: int, folder) -> None:
+def _rank(body: Callable, args: tuple, rank: int, world: int, folder, store: str) -> None:
     torch.set_num_threads(1)
     try:
-        store, timeout = f"file://{folder}/store", timedelta(seconds=60)
+        store, timeout = f"file://{folder}/{store}", timedelta(seconds=60)
         dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=timeout)
         dist.barrier()  # a rank that is done at once would leave while others are still connecting
         answer = body(*args)
@@ -119,8 +120,10 @@ def on_ranks(tmp_path):
     """
 
     def run(world: int, body: Callable, *args) -> list:
-        fork = multiprocessing.get_context("fork")
-        processes = [fork.Process(target=_rank, args=(body, args, r, world, tmp_path)) for r in range(world)]
+        fork, store = multiprocessing.get_context("fork"), f"store-{uuid4().hex}"
+        processes = [
+            fork.Process(target=_rank, args=(body, args, r, world, tmp_path, store)) for r in range(world)
+        ]
         for process in processes:
             process.start()
         for process in processes:

@@ -13,7 +13,7 @@ import lit_gen
 PACKAGE = Path(lit_gen.__file__).parent
 MATHEMATICS = ("score", "funit", "augment", "metrics")  # torch, and what torch's users have
 SYSTEMS = (*MATHEMATICS, "detection", "data", "callbacks", "pretrained")
-ANYBODYS = ("errors", "rng", "images", "precision", "module", "schedules")
+ANYBODYS = ("errors", "rng", "images", "precision", "module", "schedules", "sharding")
 HYDRA = ("hydra", "omegaconf")
 
 

@@ -1,5 +1,6 @@
 """Which checkpoints a run keeps: the last, the one before it, and the best."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 
 from lit_gen.callbacks.contracts import base
-from lit_gen.checkpoints import folder
+from lit_gen.checkpoints import FullySharded, folder, put_in_place
 from lit_gen.errors import ConfigError
 
 __all__ = ["Checkpoint"]
@@ -60,6 +61,7 @@ class Checkpoint(LightningCheckpoint):
         last, previous = where / "last.ckpt", where / "previous.ckpt"
         step = base(trainer.lightning_module).batches_seen
         if step != self._saved_at:
+            _wait(trainer)
             if trainer.is_global_zero and last.exists():
                 _link(last, previous)
             trainer.save_checkpoint(last)
@@ -67,6 +69,7 @@ class Checkpoint(LightningCheckpoint):
         return last
 
     def _copy_best(self, trainer: Trainer) -> None:
+        _wait(trainer)
         if trainer.is_global_zero:
             where = folder(trainer.default_root_dir)
             _link(where / "last.ckpt", where / "best.ckpt")
@@ -75,12 +78,27 @@ class Checkpoint(LightningCheckpoint):
         return self.best is None or (score < self.best if self.mode == "min" else score > self.best)
 
 
+def _wait(trainer: Trainer) -> None:
+    """Until last.ckpt is there: a sharded one is written in the background."""
+    if isinstance(trainer.strategy, FullySharded):
+        trainer.strategy.wait()
+
+
 def _link(source: Path, target: Path) -> None:
-    """Makes target the same file as source, by renaming a finished link or copy into place."""
+    """Makes target the same file as source, or a folder of the same files, by renaming finished links or
+    copies into place."""
     part = target.with_name(f".{target.name}.part")
-    part.unlink(missing_ok=True)
+    if source.is_dir():
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(source, part, copy_function=_link_file)
+    else:
+        part.unlink(missing_ok=True)
+        _link_file(source, part)
+    put_in_place(part, target)
+
+
+def _link_file(source: str | Path, target: str | Path) -> None:
     try:
-        part.hardlink_to(source)
+        os.link(source, target)
     except OSError:  # a file system without hard links
-        shutil.copyfile(source, part)
-    part.replace(target)
+        shutil.copyfile(source, target)

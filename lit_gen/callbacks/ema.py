@@ -6,7 +6,7 @@ says so: `with evaluating(trainer): ...`.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from lit_gen.callbacks.contracts import HasAverage, base, of
 from lit_gen.errors import ConfigError
 from lit_gen.module import BaseModule, callbacks_of
 from lit_gen.score.phema import exponent, power_beta
+from lit_gen.sharding import gathered, local, whole
 
 __all__ = ["EMA", "HalfLife", "Power", "evaluating"]
 
@@ -112,16 +113,18 @@ class EMA(Callback):
             self._seen_steps = trainer.global_step
             self.update(self._weights)
         step = base(pl_module).batches_seen
-        if self.keep_every and trainer.is_global_zero and step % self.keep_every == 0:
-            self._keep(Path(trainer.default_root_dir) / "averages", step)
+        if self.keep_every and step % self.keep_every == 0:
+            shadow = {name: whole(w) for name, w in self.shadow.items()}
+            if trainer.is_global_zero:
+                self._keep(Path(trainer.default_root_dir) / "averages", step, shadow)
 
-    def _keep(self, folder: Path, step: int) -> None:
+    def _keep(self, folder: Path, step: int, shadow: dict[str, Tensor]) -> None:
         assert isinstance(self.decay, Power)  # of a `keep_every`
         folder.mkdir(exist_ok=True)
         path = folder / f"{self.decay.std:.4f}_{step:09d}.safetensors"
         part = path.with_suffix(".part")
         told = {"std": repr(self.decay.std), "updates": str(self.num_updates)}
-        save_file({name: w.contiguous() for name, w in self.shadow.items()}, part, metadata=told)
+        save_file({name: w.contiguous() for name, w in shadow.items()}, part, metadata=told)
         part.replace(path)
 
     @torch.no_grad()
@@ -129,7 +132,8 @@ class EMA(Callback):
         """One step towards the weights, given by name."""
         self.num_updates += 1
         decay = self.decay_of(self.num_updates)
-        shadow, own = list(self.shadow.values()), [weights[name] for name in self.shadow]
+        shadow = [local(average) for average in self.shadow.values()]
+        own = [local(weights[name]) for name in self.shadow]
         torch._foreach_lerp_(shadow, own, 1 - decay)  # pyright: ignore[reportPrivateImportUsage] no public name
 
     def decay_of(self, update: int) -> float:
@@ -167,18 +171,17 @@ class EMA(Callback):
 @contextmanager
 def evaluating(trainer: Trainer) -> Iterator[LightningModule]:
     """The module in eval mode, without gradients, with the EMA weights if there is an EMA callback; then as
-    before."""
+    before. Sharded weights are gathered for as long: every rank must enter, whatever it does inside."""
     module = trainer.lightning_module
     averages = callbacks_of(trainer, EMA)
     training = module.training
     module.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), ExitStack() as stack:
             if averages:
-                with averages[0].applied(of(module, HasAverage).ema_network()):
-                    yield module
-            else:
-                yield module
+                stack.enter_context(averages[0].applied(of(module, HasAverage).ema_network()))
+            stack.enter_context(gathered(module))
+            yield module
     finally:
         module.train(training)
         if isinstance(module, BaseModule):
@@ -191,5 +194,5 @@ def _weights(network: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _copy(into: dict[str, Tensor], values: dict[str, Tensor]) -> None:
-    own, new = list(into.values()), [values[name] for name in into]
+    own, new = [local(w) for w in into.values()], [local(values[name]) for name in into]
     torch._foreach_copy_(own, new)  # pyright: ignore[reportPrivateImportUsage] no public name

@@ -57,14 +57,17 @@ class SampleGrid(Periodic):
     def finish(self, trainer: Trainer, module: BaseModule) -> None:
         if self.sampler is not None or module.batches_seen % self.every:
             self.draw(trainer, module)
-        if trainer.is_global_zero and self.trajectories:
-            with evaluating(trainer):
-                frames = of(module, SamplesTrajectories).sample_trajectory(
-                    range(self.trajectories), self.seed, self.frames
-                )
-            picture = grid(frames.flatten(0, 1), columns=frames.shape[1], scale=self._scale(frames))
-            caption = f"seeds {self.seed}:0-{self.trajectories - 1}"
-            show(trainer, "trajectory", picture, module.batches_seen, caption)
+        if not self.trajectories:
+            return
+        with evaluating(trainer):  # on every rank
+            if not trainer.is_global_zero:
+                return
+            frames = of(module, SamplesTrajectories).sample_trajectory(
+                range(self.trajectories), self.seed, self.frames
+            )
+        picture = grid(frames.flatten(0, 1), columns=frames.shape[1], scale=self._scale(frames))
+        caption = f"seeds {self.seed}:0-{self.trajectories - 1}"
+        show(trainer, "trajectory", picture, module.batches_seen, caption)
 
     def draw(self, trainer: Trainer, module: BaseModule, sampler: Sampler | None = None) -> None:
         """Every rank samples its share; rank 0 puts the picture together."""

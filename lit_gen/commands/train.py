@@ -70,7 +70,7 @@ def _resumed(cfg: DictConfig, folder: Path, overrides: list[str], main: bool) ->
     for change in OverridesParser.create().parse_overrides(overrides):
         _apply(saved, change, again=cfg.resume == "auto")
     saved.resume = None
-    path, state, bad = checkpoints.newest_good(folder)
+    path, state, bad = checkpoints.newest_good(folder, sharded=False)
     for problem in bad:
         log.warning("%s Resuming from %s instead.", problem, path)
     was, now = up_to_date(state["config"]["model"]), config_dict(saved.model)

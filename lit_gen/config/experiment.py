@@ -62,6 +62,8 @@ def build(cfg: DictConfig, folder: Path) -> Experiment:
     trainer = trainer_for(
         config["trainer"], callbacks=[SaveConfig(config), *callbacks], loggers=loggers, folder=folder
     )
+    if isinstance(trainer.strategy, checkpoints.FullySharded):
+        module.sharded_networks()  # refuses what cannot be sharded
     if _is_rank_zero():  # the others wait for its prepare_data, so that a download happens once
         data.check(trainer.world_size)
         _check_batch(module, data)
@@ -151,6 +153,11 @@ def trainer_for(
         plugins += [instantiate(p) for p in config["plugins"]]
     if isinstance(options["strategy"], dict):
         options["strategy"] = instantiate(options["strategy"])
+    sharded = isinstance(options["strategy"], checkpoints.FullySharded)
+    if sharded and options["precision"] not in ("bf16-mixed", "32-true"):
+        raise ConfigError(
+            f"trainer.precision={options['precision']}: trainer=fsdp takes bf16-mixed or 32-true."
+        )
     if options["max_steps"] < 1:
         raise ConfigError(f"trainer.max_steps={options['max_steps']}: must be at least 1.")
     return instantiate(

@@ -170,6 +170,13 @@ class AverageSchema:
 
 
 @dataclass(kw_only=True)
+class ConsolidateSchema:
+    run: str
+    checkpoint: str
+    out: str | None
+
+
+@dataclass(kw_only=True)
 class MeasuringSchema(CommandSchema):
     """Metrics of many images, computed by several processes."""
 

@@ -118,11 +118,11 @@ def load(
     "best" falls back on the newest checkpoint that loads, "last" too.
     """
     path = Path(run)
-    if path.is_dir():
+    if path.is_dir() and not checkpoints.is_checkpoint(path):
         cfg = runs.saved_config(path)
         named = checkpoint in ("best", "last")
         path = checkpoints.folder(path) / f"{checkpoint}.ckpt" if named else Path(checkpoint)
-        if named and not path.is_file():
+        if named and not checkpoints.is_checkpoint(path):
             path, state, _ = checkpoints.newest_good(run)
         else:
             state = checkpoints.read(path)

@@ -49,6 +49,9 @@ class ClassifierModule(SingleOptimizerModule):
     def ema_network(self) -> nn.Module:
         return self.net
 
+    def sharded_networks(self) -> Iterable[nn.Module]:
+        return (self.net,)
+
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         """x_t (B, C, H, W) on the classifier's own process at t, () or (B,) -> logits (B, num_classes)."""
         _, _, c_in, c_noise = self.precondition(self.process, t)

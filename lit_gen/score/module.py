@@ -105,6 +105,7 @@ class ScoreModule(SingleOptimizerModule):
         self.num_classes, self.label_dropout, self.augment = num_classes, label_dropout, augment
         if channels_last not in (True, False, "auto"):
             raise ConfigError(f"model.channels_last={channels_last}: take true, false or auto.")
+        self._channels_last = channels_last
         if channels_last is True or (channels_last == "auto" and torch.cuda.is_available()):
             net.to(memory_format=torch.channels_last)
         if compile is True and isinstance(loss, SlicedScoreLoss):
@@ -161,6 +162,18 @@ class ScoreModule(SingleOptimizerModule):
 
     def compiled_networks(self) -> Iterable[nn.Module]:
         return () if isinstance(self.loss, SlicedScoreLoss) else (self.denoiser.net,)
+
+    def sharded_networks(self) -> Iterable[nn.Module]:
+        if isinstance(self.loss, SlicedScoreLoss):
+            raise ConfigError(
+                "trainer=fsdp: sliced score matching takes a second derivative, which sharded weights do not "
+                "have. Take trainer=ddp, or another loss (model/loss=dsm)."
+            )
+        if self._channels_last is True:
+            raise ConfigError(
+                "model.channels_last=true: sharded weights are contiguous. Leave it at auto or false."
+            )
+        return (self.denoiser.net,)
 
     @torch.no_grad()
     def check(self, sampler: Callable[..., Tensor] | None = None) -> None:
