@@ -268,8 +268,8 @@ class FullySharded(ModelParallelStrategy):
         path = Path(self.broadcast(str(checkpoint_path)))
         if path.is_file():
             raise ConfigError(
-                f"{path} is one file, of a training that was not sharded: continue it with the trainer that it "
-                "had. trainer=fsdp continues its own."
+                f"{path} is one file, of a training that was not sharded: continue it with the trainer that "
+                "it had. trainer=fsdp continues its own."
             )
         mesh = self.device_mesh["data_parallel"]
 

@@ -12,8 +12,6 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.experimental import implicit_replication
 
-__all__ = ["average_gradients", "gathered", "is_sharded", "local", "mixing", "shard", "units", "whole"]
-
 
 def units(network: nn.Module) -> Iterator[nn.Module]:
     """The parts of a network that are gathered one after another: its children with parameters, looked for

@@ -1,4 +1,4 @@
-"""One training on the workers of a Ray cluster, by Ray Train: what torchrun does, with Ray choosing the machines.
+"""One training on the workers of a Ray cluster, by Ray Train: as by torchrun, on machines that Ray chooses.
 
     pip install 'lit-gen[ray]'
     python scripts/ray_train.py --workers 2 --folder runs/ray/digits trainer=ddp_cpu

@@ -61,7 +61,7 @@ class Checkpoint(LightningCheckpoint):
         last, previous = where / "last.ckpt", where / "previous.ckpt"
         step = base(trainer.lightning_module).batches_seen
         if step != self._saved_at:
-            _wait(trainer)
+            wait_for_last(trainer)
             if trainer.is_global_zero and last.exists():
                 _link(last, previous)
             trainer.save_checkpoint(last)
@@ -69,7 +69,7 @@ class Checkpoint(LightningCheckpoint):
         return last
 
     def _copy_best(self, trainer: Trainer) -> None:
-        _wait(trainer)
+        wait_for_last(trainer)
         if trainer.is_global_zero:
             where = folder(trainer.default_root_dir)
             _link(where / "last.ckpt", where / "best.ckpt")
@@ -78,7 +78,7 @@ class Checkpoint(LightningCheckpoint):
         return self.best is None or (score < self.best if self.mode == "min" else score > self.best)
 
 
-def _wait(trainer: Trainer) -> None:
+def wait_for_last(trainer: Trainer) -> None:
     """Until last.ckpt is there: a sharded one is written in the background."""
     if isinstance(trainer.strategy, FullySharded):
         trainer.strategy.wait()

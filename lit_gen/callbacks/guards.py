@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lit_gen.callbacks.checkpoint import Checkpoint
+from lit_gen.callbacks.checkpoint import Checkpoint, wait_for_last
 from lit_gen.callbacks.contracts import base
 from lit_gen.checkpoints import folder
 from lit_gen.errors import ConfigError, Exit
@@ -94,6 +94,7 @@ class NaNGuard(Callback):
     @staticmethod
     def _stop(trainer: Trainer, step: int, shown: dict[str, Tensor]) -> None:
         details = "; ".join(f"{name}: {_brief(value)}" for name, value in shown.items())
+        wait_for_last(trainer)
         last = folder(trainer.default_root_dir) / "last.ckpt"
         good = f"The last good checkpoint is {last}." if last.exists() else "No checkpoint had been saved."
         clipping = base(trainer.lightning_module).clipping_option

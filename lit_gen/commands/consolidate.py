@@ -8,8 +8,6 @@ from lit_gen import checkpoints
 from lit_gen.cli import entry_point
 from lit_gen.errors import ConfigError
 
-__all__ = ["consolidate"]
-
 
 def consolidate(cfg: DictConfig) -> Path:
     """Writes what `cfg.checkpoint` of the run holds, or the checkpoint `cfg.run` itself: weights, averages,
