@@ -136,6 +136,15 @@ def folder(run: str | Path) -> Path:
     return Path(run) / "checkpoints"
 
 
+def of_run(run: str | Path, name: str) -> tuple[Path, dict[str, Any]]:
+    """(path, checkpoint) of a run folder: its "best" or "last" one, the newest that can be read where the run
+    has no such file, or the file of that path."""
+    if name not in ("best", "last"):
+        return Path(name), read(name)
+    path = folder(run) / f"{name}.ckpt"
+    return (path, read(path)) if is_checkpoint(path) else newest_good(run)[:2]
+
+
 def newest_good(run: str | Path, sharded: bool = True) -> tuple[Path, dict[str, Any], list[str]]:
     """The checkpoint of the run with the most batches seen that can be read: (path, checkpoint, what was
     wrong with others); `sharded` as in `read`.

@@ -61,11 +61,11 @@ def compose() -> Callable:
     import hydra
     from omegaconf import OmegaConf
 
-    from lit_gen.cli import CONF_DIR
+    from lit_gen.cli import CONF_DIR, _run_out
     from lit_gen.config import schema
 
     schema.register()
-    OmegaConf.register_new_resolver("run_out", str, replace=True)
+    OmegaConf.register_new_resolver("run_out", _run_out, replace=True)
 
     def make(*overrides: str, config_name: str = "train"):
         with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):

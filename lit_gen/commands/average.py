@@ -24,8 +24,7 @@ def average(cfg: DictConfig) -> Path:
     out = Path(cfg.out or run / "averages" / f"{cfg.std:.4f}_{batch:09d}.ckpt")
     if out.exists():
         raise ConfigError(f"{out} exists: choose another out=.")
-    source = checkpoints.folder(run) / f"{cfg.checkpoint}.ckpt"
-    state = checkpoints.read(source)
+    _, state = checkpoints.of_run(run, cfg.checkpoint)
     shadows = [v for k, v in state["callbacks"].items() if k.startswith("EMA")]
     shadows[0]["shadow"] = weights
     checkpoints.AtomicCheckpointIO().save_checkpoint(state, out)

@@ -115,17 +115,12 @@ def load(
     `ema=True` loads the averaged weights where the run has them; without it a FUNIT module's raw weights
     stand in for its average. Nothing in the file is executed; targets
     outside the allow list (`lit_gen.instantiate`) are refused, whatever `allow_targets` says in the file.
-    "best" falls back on the newest checkpoint that loads, "last" too.
+    A run without such a checkpoint has the newest one that can be read instead.
     """
     path = Path(run)
     if path.is_dir() and not checkpoints.is_checkpoint(path):
         cfg = runs.saved_config(path)
-        named = checkpoint in ("best", "last")
-        path = checkpoints.folder(path) / f"{checkpoint}.ckpt" if named else Path(checkpoint)
-        if named and not checkpoints.is_checkpoint(path):
-            path, state, _ = checkpoints.newest_good(run)
-        else:
-            state = checkpoints.read(path)
+        path, state = checkpoints.of_run(run, checkpoint)
     else:
         state = checkpoints.read(path)
         cfg = runs.config_of(state["config"])

@@ -1,6 +1,7 @@
 """conf/: every option composes; every experiment has the network of the published model."""
 
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -230,3 +231,22 @@ def test_auto_takes_no_gpu_of_apples(compose, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     trainer = compose("trainer=auto").trainer
     assert isinstance(trainer_for(trainer, folder=tmp_path).accelerator, CPUAccelerator)
+
+
+COMMANDS = [path.stem for path in CONF_DIR.glob("*.yaml") if path.stem != "train"]
+
+
+def test_commands_agree_on_the_checkpoint_and_on_where_results_of_a_run_go(compose, tmp_path):
+    (tmp_path / "run").mkdir()
+    inside = {}
+    for name in COMMANDS:
+        cfg = OmegaConf.load(CONF_DIR / f"{name}.yaml")
+        assert cfg.get("checkpoint", "best") == "best", name
+        if "run" in list(cfg) and name not in (
+            "average",
+            "report",
+        ):  # these write one file into the run folder
+            cfg = compose(f"run={tmp_path / 'run'}", config_name=name)
+            inside[name] = Path(cfg.out).parent.parent == tmp_path / "run"
+    assert len(inside) == 7 and all(inside.values()), inside
+    assert Path(compose("weights=a.pth", config_name="sample").out).parent == Path("samples")
