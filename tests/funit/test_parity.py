@@ -18,10 +18,8 @@ import torch
 from official import invert
 
 from lit_gen.funit import losses
-from lit_gen.funit.networks import FewShotGenerator, PatchDiscriminator
 from lit_gen.funit.step import Batch, Objective, Outputs, alternating_step, average_
-from lit_gen.pretrained import funit as pretrained_funit
-from lit_gen.pretrained.keymap import Rule, apply, same
+from lit_gen.pretrained.funit import load_discriminator, load_generator, rules
 
 pytestmark = pytest.mark.parity
 
@@ -37,31 +35,6 @@ TOLERANCE = {32: 1e-5, 64: 1e-10}
 
 def name(value) -> str:
     return value.name if isinstance(value, Path) else str(value)
-
-
-def load_discriminator(path: Path) -> PatchDiscriminator:
-    """The official discriminator, its architecture read off the shapes."""
-    state = torch.load(path, weights_only=True)["dis"]
-    width, channels = state["cnn_f.0.conv.weight"].shape[:2]
-    num_classes, max_width = state["cnn_c.0.conv.weight"].shape[:2]
-    num_res_blocks = sum(name.endswith("conv_0.conv.weight") for name in state)
-    discriminator = PatchDiscriminator(num_classes, channels, width, num_res_blocks, max_width)
-    apply(discriminator, rules(discriminator), state, "FUNIT")
-    return discriminator
-
-
-def rules(network: FewShotGenerator | PatchDiscriminator) -> list[Rule]:
-    """Our keys -> the official ones."""
-    if isinstance(network, FewShotGenerator):
-        return pretrained_funit.rules(network)
-    layers = {"stem": "cnn_f.0.conv", "head": "cnn_c.0.conv"}
-    for s in range(len(network.stages)):
-        for b in (0, 1):  # two blocks, then a padding and a pooling without parameters
-            ours, theirs = f"stages.{s}.{b}", f"cnn_f.{1 + 4 * s + b}"
-            layers |= {f"{ours}.conv0": f"{theirs}.conv_0.conv", f"{ours}.conv1": f"{theirs}.conv_1.conv"}
-            layers |= {f"{ours}.shortcut": f"{theirs}.conv_s.conv"}
-    split = {key: key.rpartition(".") for key in network.state_dict()}
-    return [(key, (f"{layers[layer]}.{kind}",), same) for key, (layer, _, kind) in split.items()]
 
 
 def arrays(path: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -110,7 +83,7 @@ def test_there_are_goldens():
 
 @cache
 def generator_outputs(case: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    generator = pretrained_funit.load_generator(case / "gen_00000000.pt", average=False).to(dtype)
+    generator = load_generator(case / "gen_00000000.pt", average=False).to(dtype)
     inputs = arrays(case / "inputs.npz", dtype)
     batch = batch_of(inputs, 0)
     with torch.no_grad():
@@ -226,7 +199,7 @@ class Official:
 
     def __init__(self, case: Path, dtype: torch.dtype = torch.float64):
         config = settings(case)
-        generator = pretrained_funit.load_generator(case / "gen_00000000.pt", average=False)
+        generator = load_generator(case / "gen_00000000.pt", average=False)
         self.generator, self.average = generator.to(dtype), copy.deepcopy(generator).to(dtype)
         self.discriminator = load_discriminator(case / "dis_00000000.pt").to(dtype)
         self.objective = objective_of(case)
