@@ -21,9 +21,11 @@ from lit_gen.errors import ConfigError
 from lit_gen.figures import curves, save
 from lit_gen.instantiate import config_dict, up_to_date
 from lit_gen.loggers import close, environment
+from lit_gen.models import start_from
 
 log = logging.getLogger(__name__)
 
+STARTED = "weights.json"  # of the run folder: what the networks started from
 GROUPS = ("experiment", "data", "augment", "model", "sampler", "metrics", "callbacks", "logger", "trainer")
 
 
@@ -42,6 +44,11 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str], main: bool = True
     experiment = build(cfg, folder)
     module, data, trainer = experiment.module, experiment.data, experiment.trainer
     assert isinstance(data, LightningDataModule)  # `build` has seen to it
+    if cfg.weights and checkpoint is None:
+        start = start_from(module, cfg.weights, experiment.config["model"], ema=cfg.weights_ema)
+        if main:
+            runs.write_json(folder / STARTED, start.record())
+            print(*start.lines(), sep="\n", flush=True)
     if main:
         runs.write_whole(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(experiment.config)))
         _introduce(cfg, experiment, folder, checkpoint)
@@ -67,8 +74,14 @@ def _resumed(cfg: DictConfig, folder: Path, overrides: list[str], main: bool) ->
     assert isinstance(saved, DictConfig)
     if main:
         runs.claim(folder, resume=True)
+    before = saved.weights
     for change in OverridesParser.create().parse_overrides(overrides):
         _apply(saved, change, again=cfg.resume == "auto")
+    if saved.weights != before:
+        raise ConfigError(
+            f"weights={saved.weights}: a resumed run goes on from its own checkpoint"
+            f"{f' and began with weights={before}' if before else ''}. Leave it out, or begin a new run."
+        )
     saved.resume = None
     path, state, bad = checkpoints.newest_good(folder, sharded=False)
     for problem in bad:
@@ -152,6 +165,8 @@ def _finish(experiment: Experiment, folder: Path, seconds: float) -> None:
         "batch_size": data.batch_size,
         "parameters": sum(p.numel() for p in module.parameters()),
     }
+    if started := runs.read_json(folder / STARTED):
+        summary["weights"] = started
     runs.write_json(folder / "summary.json", summary)
     for logger in experiment.trainer.loggers:
         logger.log_metrics(

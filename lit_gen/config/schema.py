@@ -50,6 +50,8 @@ class TrainSchema:
     seed: int = 0
     log_every: int = 50
     resume: str | None = None
+    weights: str | None = None
+    weights_ema: bool = True
     allow_targets: list[str] = field(default_factory=list)
     data: Any = MISSING
     model: Any = MISSING

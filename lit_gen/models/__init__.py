@@ -3,3 +3,4 @@ generate."""
 
 from lit_gen.models.generation import *
 from lit_gen.models.loading import *
+from lit_gen.models.starting import *

@@ -80,7 +80,8 @@ def _module(cfg: DictConfig, net: pretrained.OfficialNetwork, info: pretrained.I
         name: instantiate(OmegaConf.to_container(cfg.model[name], resolve=True))
         for name in ("process", "precondition", "loss", "optimizer")
     }
-    _check_levels(parts["process"], info)
+    if problem := contradicting_levels(parts["process"], info):
+        raise ConfigError(problem)
     size = info.network["image_size"]
     return ScoreModule(
         net,
@@ -91,19 +92,20 @@ def _module(cfg: DictConfig, net: pretrained.OfficialNetwork, info: pretrained.I
     )
 
 
-def _check_levels(process: Process, info: pretrained.Info) -> None:
-    """The noise levels that a file was trained with, on [0, 1] images, against those of a VE process, on
-    [-1, 1]."""
+def contradicting_levels(process: Process, info: pretrained.Info) -> str | None:
+    """What is wrong between the noise levels that a file was trained with, on [0, 1] images, and those of a
+    VE process, on [-1, 1]; None where nothing is known to be."""
     if info.sigmas is None or not isinstance(process, VE):
-        return
+        return None
     low, high = 2 * float(info.sigmas.min()), 2 * float(info.sigmas.max())
     ours = (process.sigma_min, process.sigma_max)
-    if any(abs(a / b - 1) > 1e-3 for a, b in zip(ours, (low, high), strict=True)):
-        raise ConfigError(
-            f"The checkpoint has noise levels from {low:.4g} to {high:.4g} for [-1, 1] images, the model "
-            f"{ours[0]:.4g} to {ours[1]:.4g}: "
-            f"set model.process.sigma_min={low:.4g} model.process.sigma_max={high:.4g}"
-        )
+    if all(abs(a / b - 1) <= 1e-3 for a, b in zip(ours, (low, high), strict=True)):
+        return None
+    return (
+        f"The checkpoint has noise levels from {low:.4g} to {high:.4g} for [-1, 1] images, the model "
+        f"{ours[0]:.4g} to {ours[1]:.4g}: "
+        f"set model.process.sigma_min={low:.4g} model.process.sigma_max={high:.4g}"
+    )
 
 
 def load(
