@@ -161,7 +161,9 @@ def test_our_own_runs_by_their_average(compose):
     old, _, _ = models.load(LAST, device="cpu")
     new = {"noise.label.weight": module.denoiser.net.noise.label.weight}
     assert_state(module.denoiser.net, old.denoiser.net.state_dict() | new)
-    module, config = modeled(compose, *overrides, "experiment=digits_vp")
+    module, config = modeled(
+        compose, *overrides, "experiment=digits_vp", "model.net.attention_resolutions=[]"
+    )
     start = start_from(module, LAST, config, ema=False)
     assert set(start.left_out) == {"net.noise.label.weight", "net.noise.label.bias"} and not start.averaged
     assert [note.split()[1] for note in start.notes] == ["process", "precondition"]
