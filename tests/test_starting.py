@@ -106,7 +106,7 @@ def test_edm2_with_another_number_of_classes(compose):
     module, config = modeled(compose, *small, "model.num_classes=10")
     before = module.denoiser.net.label.weight.clone()
     start = start_from(module, EDM2, config)
-    assert start.new == {"net.label.weight": "classes or other conditions: 3 there, 10 here"}
+    assert start.new == {"net.label.weight": "classes or other conditions: 16x3 there, 16x10 here"}
     assert torch.equal(module.denoiser.net.label.weight, before)
 
 
@@ -162,7 +162,7 @@ def test_our_own_runs_by_their_average(compose):
     new = {"noise.label.weight": module.denoiser.net.noise.label.weight}
     assert_state(module.denoiser.net, old.denoiser.net.state_dict() | new)
     module, config = modeled(
-        compose, *overrides, "experiment=digits_vp", "model.net.attention_resolutions=[]"
+        compose, *overrides[:2], "experiment=digits_vp", "model.net.attention_resolutions=[]"
     )
     start = start_from(module, LAST, config, ema=False)
     assert set(start.left_out) == {"net.noise.label.weight", "net.noise.label.bias"} and not start.averaged

@@ -24,11 +24,11 @@ from lit_gen.score.networks import EDM2
 __all__ = ["Start", "start_from"]
 
 # Tensors that depend on the number of classes, conditions, or channels: their names, the axis along which
-# they may differ, what it counts, and whether the whole tensor may be absent.
+# they may differ, and what it counts. Those of axis None may have any shape, and be absent.
 _EDGES = (
-    (re.compile(r"(^|\.)(label|augment|vector)\.(weight|bias)$"), 1, "classes or other conditions", True),
-    (re.compile(r"(^|\.)stem\.weight$|\.pyramid\.conv\.weight$"), 1, "input channels", False),
-    (re.compile(r"(^|\.)head(\.2)?\.|decoder\.out\.|\.cls_logits\."), 0, "output channels or classes", False),
+    (re.compile(r"(^|\.)(label|augment|vector)\."), None, "classes or other conditions"),
+    (re.compile(r"(^|\.)stem\.weight$|\.pyramid\.conv\.weight$"), 1, "input channels"),
+    (re.compile(r"(^|\.)head(\.2)?\.|decoder\.out\.|\.cls_logits\."), 0, "output channels or classes"),
 )
 _OPTIONAL = ("discriminator", "loss")  # networks that the weights may lack
 # Options of networks that the shapes of their tensors do not tell.
@@ -207,16 +207,21 @@ def _take(
 
 def _reason(key: str, mine: Tensor | None, other: Tensor | None) -> str | None:
     """Why a tensor may differ; None: it may not."""
-    for pattern, axis, words, optional in _EDGES:
+    for pattern, axis, words in _EDGES:
         if not pattern.search(key):
             continue
         if mine is None or other is None:
             only = "only the weights have" if mine is None else "only this model has"
-            return f"{words}, which {only}" if optional else None
-        shapes = [[n for i, n in enumerate(t.shape) if i != axis] for t in (mine, other)]
-        if shapes[0] == shapes[1] and mine.ndim == other.ndim > axis:
+            return f"{words}, which {only}" if axis is None else None
+        if axis is None:
+            return f"{words}: {_shape(other)} there, {_shape(mine)} here"
+        if other.ndim == mine.ndim > axis and _without(other, axis) == _without(mine, axis):
             return f"{words}: {other.shape[axis]} there, {mine.shape[axis]} here"
     return None
+
+
+def _without(tensor: Tensor, axis: int) -> list[int]:
+    return [n for i, n in enumerate(tensor.shape) if i != axis]
 
 
 def _shape(tensor: Tensor | None) -> str:
@@ -232,6 +237,7 @@ def _differences(mine: dict[str, Any], theirs: dict[str, Any]) -> dict[str, tupl
         return "fourier" if value == "fourier_edm" else value
 
     free = {"image_size", "channels", "out_channels", "num_classes", "augment_dim", "dropout"}
+    free |= {"vector_dim", "condition_channels"}
     free |= {"checkpoint_blocks", "fourier_scale", "attention_width", "_target_"}
     return {
         key: (theirs[key], mine[key])
