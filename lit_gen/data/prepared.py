@@ -337,7 +337,9 @@ def _described(path: str, remote: _Remote | None) -> dict[str, Any]:
     """`prepared.json` of a set."""
     try:
         text = Path(path, DESCRIPTION).read_bytes() if remote is None else remote.read(DESCRIPTION)
-    except Exception as error:
+    except ConfigError:
+        raise
+    except Exception as error:  # every storage has its own
         raise ConfigError(_no_set(path, remote, error)) from error
     try:
         described = json.loads(text)
