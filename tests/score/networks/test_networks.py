@@ -477,7 +477,7 @@ def test_labels_that_do_not_fit():
     with pytest.raises(ConfigError, match="augment_dim=0"):
         net(x, c, None, torch.zeros(2, 9))
     net = NCSNpp(8, 1, 8, (1, 1), 1, num_classes=4, augment_dim=9)
-    with pytest.raises(ConfigError, match=r"label rows of shape \(2, 3\): give \(2, 4\)"):
+    with pytest.raises(ConfigError, match=r"label of shape \(2, 3\): give \(2, 4\)"):
         net(x, c, torch.zeros(2, 3))
     with pytest.raises(ConfigError, match=r"label of shape \(3,\)"):
         net(x, c, torch.tensor([0, 1, 2]))
