@@ -87,7 +87,7 @@ class BaseModule(pl.LightningModule):
         "evaluate": "lit-gen evaluate run={run}",
     }
     """What to type after a training."""
-    batch_keys: frozenset[str] = frozenset()
+    batch_keys: ClassVar[frozenset[str]] = frozenset()
     """What its steps take from a batch: `lit_gen.config.experiment` refuses data that lack it."""
     pixels: Pixels = BYTES
     """How the images that it samples are stored."""
@@ -104,6 +104,10 @@ class BaseModule(pl.LightningModule):
         self._pending: dict[str, Tensor] = {}
         self.results = Results()
         self.nan_context: dict[str, Tensor] | None = None  # of the step, see `watch`
+
+    def check_batch(self, batch: dict[str, Any]) -> None:
+        """Raises ConfigError for a batch of training images, as a step gets it, that the model cannot be
+        trained with."""
 
     # --- compiled and sharded networks ---
 

@@ -110,16 +110,18 @@ def _check_requirements(module: BaseModule, callbacks: dict[str, pl.Callback]) -
             )
 
 
-def _check_batch(module: BaseModule, data: object) -> None:
+def _check_batch(module: BaseModule, data: Data) -> None:
     if not isinstance(data, HasKeyedTrain):
         return  # a data module of the user's
-    given = set(data.keyed_train()[0, 0])
+    batch = data.on_after_batch_transfer(data.keyed_train()[0, 0], 0)
+    given = set(batch)
     if lacking := module.batch_keys - given:
         raise ConfigError(
             f"A {type(module).__name__} needs {', '.join(sorted(lacking))} in a batch; the data, a "
             f"{type(data).__name__}, give {', '.join(sorted(given))}: they are of different families. Take "
             "an experiment of the model's (experiment=digits, funit_glyphs, detector_scenes), or its data."
         )
+    module.check_batch(batch)
 
 
 def _is_rank_zero() -> bool:

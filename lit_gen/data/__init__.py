@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from lit_gen.data.digits import digits
+from lit_gen.data.digits import digits, slant
 from lit_gen.data.images import TensorImages
 from lit_gen.data.keyed import KeyedBatches, KeyedDataset
 
-__all__ = ["ImageDataModule", "KeyedBatches", "KeyedDataset", "TensorImages", "digits"]
+__all__ = ["ImageDataModule", "KeyedBatches", "KeyedDataset", "TensorImages", "digits", "slant"]
 
 
 def __getattr__(name: str) -> Any:

@@ -143,12 +143,14 @@ class ArrayImages(TensorImages):
         path = Path(path).expanduser()
         images, labels = _read_set(path, channels)
         classes = [] if labels is None else [str(c) for c in torch.arange(int(labels.max()) + 1).tolist()]
+        names = [str(i) for i in torch.arange(len(images)).tolist()]
         if part != "all":
-            names = [str(i) for i in torch.arange(len(images)).tolist()]
             known = None if labels is None else labels.tolist()
             rows = torch.tensor(part_of(names, known, part, test_fraction, seed))
             images, labels = images.index_select(0, rows), None if labels is None else labels[rows]
+            names = [names[i] for i in rows.tolist()]
         super().__init__(images, labels, classes, path.name, Pixels(dtype, range, shown))
+        self.names = names
 
 
 def _read_set(path: Path, channels: int) -> tuple[Tensor, Tensor | None]:

@@ -25,6 +25,18 @@ def _splits() -> dict[str, tuple[Tensor, Tensor]]:
     return {"train": (train_x, train_y.long()), "test": (test_x, test_y.long())}
 
 
+def slant(images: Tensor) -> Tensor:
+    """How far handwriting leans to the right, (B, 1), of bright strokes on black (B, C, H, W) in [-1, 1]: the
+    shift of the ink per unit of height, its covariance of right and up over the variance of up."""
+    ink = (images.mean(1) + 1) / 2
+    ink = ink / ink.sum((1, 2), keepdim=True).clamp(min=1e-6)
+    height, width = ink.shape[1:]
+    right = torch.arange(width, device=ink.device, dtype=ink.dtype)[None, None, :]
+    up = -torch.arange(height, device=ink.device, dtype=ink.dtype)[None, :, None]
+    right, up = (x - (ink * x).sum((1, 2), keepdim=True) for x in (right, up))
+    return ((ink * right * up).sum((1, 2)) / (ink * up * up).sum((1, 2)).clamp(min=1e-6))[:, None]
+
+
 def digits(split: str = "train") -> TensorImages:
     """The fixed stratified split: 1,437 training and 360 test images, uint8 (1, 8, 8), labels 0-9."""
     check_choice("split", split, ("train", "test"))

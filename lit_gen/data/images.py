@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from lit_gen.errors import ConfigError, check_choice
 from lit_gen.images import BYTES, Pixels
@@ -109,14 +110,22 @@ def as_images(dataset: Any) -> Any:
     return dataset if isinstance(dataset[0], dict) else WrappedImages(dataset)
 
 
+def rows_of(dataset: Any, indices: Sequence[int]) -> dict[str, Any]:
+    """The images of a data set, (B, C, H, W), or a list of (C, H, W) if they were read one by one, and
+    whatever comes with them."""
+    if hasattr(dataset, "batch"):
+        return dataset.batch(indices)
+    items = [dataset[i] for i in indices]
+    others = [{name: value for name, value in item.items() if name != "image"} for item in items]
+    return default_collate(others) | {"image": [item["image"] for item in items]}
+
+
 def batches(dataset: Any, parts: Iterable[range]) -> Iterator[tuple[range, Tensor, Tensor | None]]:
     """A data set's images by parts: the rows, their images, (B, C, H, W), and their labels, int64 (B,), if it
     has any."""
     for rows in parts:
-        if hasattr(dataset, "batch"):
-            images = dataset.batch(rows)["image"]
-        else:
-            images = torch.stack([dataset[i]["image"] for i in rows])
+        images = rows_of(dataset, rows)["image"]
+        images = images if isinstance(images, Tensor) else torch.stack(images)
         yield rows, images, None if dataset.labels is None else dataset.labels[rows.start : rows.stop]
 
 

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler, default_collate
+from torch.utils.data import Sampler
 
+from lit_gen.data.images import rows_of
 from lit_gen.data.transforms import stacked, transform_all
 from lit_gen.errors import ConfigError
 from lit_gen.rng import Permutation, keyed_generator
@@ -142,11 +143,7 @@ class KeyedDataset:
 
     def _rows(self, indices: list[int]) -> dict[str, Any]:
         """The images, a list of (C, H, W) if they were read one by one, and whatever comes with them."""
-        if hasattr(self.dataset, "batch"):
-            return self.dataset.batch(indices)
-        items = [self.dataset[i] for i in indices]
-        others = [{name: value for name, value in item.items() if name != "image"} for item in items]
-        return default_collate(others) | {"image": [item["image"] for item in items]}
+        return rows_of(self.dataset, indices)
 
     def _partner(self, k: Key) -> int:
         choice = keyed_generator(self.seed, "partner", *k)

@@ -1,13 +1,15 @@
 """KeyedDataModule: a training and a test set, read in the order that (seed, step) says."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lit_gen.data.conditions import ConditionedImages, Downsample, conditioned
 from lit_gen.data.images import as_images, pixels_of
 from lit_gen.data.keyed import KeyedBatches, KeyedDataset, Order, stored
 from lit_gen.errors import ConfigError
@@ -203,7 +205,61 @@ class KeyedDataModule(pl.LightningDataModule):
 
 class ImageDataModule(KeyedDataModule):
     """Images with their labels: {"image": float32 (B, C, H, W) in [-1, 1], "label", "index"[,
-    "augment_label"]}."""
+    "augment_label", "vector", "condition_image"]}.
+
+    `condition` says what else is known of the images: options of `lit_gen.data.conditions.conditioned`,
+    which reads it from files. Where `vector` or `image` is no path it is computed from a batch as the model
+    gets it, augmented: a function of float32 (B, C, H, W) in [-1, 1], to (B, V) or (B, c, h, w);
+    `image={downsample: k}` is the means of k x k pixels.
+    """
+
+    def __init__(self, *args: Any, condition: Mapping[str, Any] | None = None, **options: Any):
+        super().__init__(*args, **options)
+        self._read, self._computed = dict(condition or {}), {}
+        for name, key in (("vector", "vector"), ("image", "condition_image")):
+            source = self._read.get(name)
+            if source is not None and not isinstance(source, str):
+                del self._read[name]
+                self._computed[key] = _downsample(source) if isinstance(source, Mapping) else source
+        if self.augment is not None and "image" in self._read:
+            raise ConfigError(
+                "data.augment changes images and not their condition images, which are files: leave it out."
+            )
+
+    def make(self, split: str) -> dict[str, Any]:
+        return {name: conditioned(some, **self._read) for name, some in super().make(split).items()}
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        batch = super().on_after_batch_transfer(batch, dataloader_idx)
+        return batch | {name: function(batch["image"]) for name, function in self._computed.items()}
+
+    def vectors(self) -> Tensor | None:
+        """Of the training images, (N, V), where there are any: of all if a table has them, else of at most
+        10,000, evenly spread."""
+        if isinstance(self.train, ConditionedImages) and self.train.vectors is not None:
+            return self.train.vectors
+        first = self._at("train", [0])
+        if "vector" not in first:
+            return None
+        chosen = torch.linspace(0, len(self.train) - 1, min(len(self.train), 10_000)).round().long()
+        return torch.cat([self._at("train", part.tolist())["vector"] for part in chosen.split(256)])
+
+    def conditions(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """What is known of the test images of these numbers, modulo how many there are: {"label": int64 (B,)}
+        and, where there are any, "vector" (B, V) and "condition_image" (B, C, h, w) in [-1, 1]."""
+        batch = self._at("test", [i % len(self.test) for i in indices])
+        return {name: batch[name] for name in ("label", "vector", "condition_image") if name in batch}
+
+    def _at(self, split: str, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Images of a split as a model gets them, on the CPU."""
+        batch = self.keyed(self.dataset(split)).read([(0, int(i)) for i in indices])
+        return self.on_after_batch_transfer(batch, 0)
+
+
+def _downsample(source: Mapping[str, Any]) -> Downsample:
+    if set(source) != {"downsample"}:
+        raise ConfigError(f"data.condition={dict(source)}: give a path, {{downsample: 2}}, or a _target_.")
+    return Downsample(source["downsample"])
 
 
 def _format(image: Tensor | list[Tensor]) -> dict[str, Any]:

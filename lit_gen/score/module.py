@@ -59,6 +59,7 @@ class ScoreModule(SingleOptimizerModule):
     "auto" takes it where there is CUDA: on CPUs the steps of U-Nets are faster without (docs/benchmarks.md).
     """
 
+    batch_keys = frozenset({"image", "label"})
     condition_source: GivesConditions | None = None
     """What tells samples their conditions where nobody else does; in training the data module."""
 
@@ -95,8 +96,6 @@ class ScoreModule(SingleOptimizerModule):
         self.vector_dim, self.condition_channels = vector_dim, condition_channels
         self.condition_dropout = dict(condition_dropout or {})
         self._check_conditions(net, augment)
-        told = {"vector": vector_dim, "condition_image": condition_channels}
-        self.batch_keys = frozenset({"image", "label"} | {name for name, size in told.items() if size})
         check_precision("model.sampling_precision", sampling_precision)
         self.sampling_precision = sampling_precision
         self.denoiser = Denoiser(net, process, precondition)
@@ -189,6 +188,23 @@ class ScoreModule(SingleOptimizerModule):
         x = process.prior_sample((1, 1, 1, 1), generator)
         with network_precision(pixel, self.sampling_precision):
             sampler(pixel, x, label=None, generator=generator, trace=None)
+
+    def check_batch(self, batch: dict[str, Tensor]) -> None:
+        for name, option in (("vector", "vector_dim"), ("condition_image", "condition_channels")):
+            found, expected = batch[name].shape[1] if name in batch else 0, getattr(self, option)
+            if found != expected:
+                where = name.removeprefix("condition_")
+                raise ConfigError(
+                    f"model.{option}={expected}, and data.condition.{where} gives {found or 'none'}: set "
+                    f"model.{option}={found}, or data.condition.{where}."
+                )
+        if self.condition_channels:
+            h, w = batch["condition_image"].shape[2:]
+            if h > self.image_shape[1] or w > self.image_shape[2]:
+                raise ConfigError(
+                    f"Condition images of {h}x{w} (height x width) are larger than the images, "
+                    f"{self.image_shape[1]}x{self.image_shape[2]}: set data.condition.image_size."
+                )
 
     # --- training ---
 
