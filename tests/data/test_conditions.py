@@ -67,7 +67,7 @@ def test_columns_are_taken_in_the_order_asked_for(folder):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([["file", "angle"], ["01.jpg", "1"]], r"no row for 11 of the 12 images, 00\.jpg for one.*of 01\.jpg"),
+        ([["file", "angle"], ["01.jpg", "1"]], r"no row for 11 of the 12 images, 00\.jpg .*of 01\.jpg"),
         ([["angle"], *[["1"]] * N], r"has no row for 12 of the 12 images, 00\.jpg for one"),
         ([["file", "angle"], ["01.jpg", "1", "2"]], "row 2 has 3 cells, the header 2"),
         ([["file", "angle"], ["01.jpg", "north"]], r"row 2, column 'angle': 'north' is no number"),
