@@ -118,8 +118,8 @@ def claim(out: Path, what: str, *patterns: str) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """A table of rich, its first column to the left."""
-    made = Table(title=title)
+    """A table of rich, its first column to the left; columns without names have no header."""
+    made = Table(title=title, show_header=any(columns))
     for i, name in enumerate(columns):
         made.add_column(name, justify="right" if i else "left", overflow="fold")
     for row in rows:

@@ -65,7 +65,7 @@ class SampleGrid(Periodic):
             frames = of(module, SamplesTrajectories).sample_trajectory(
                 range(self.trajectories), self.seed, self.frames
             )
-        picture = grid(frames.flatten(0, 1), columns=frames.shape[1], scale=self._scale(frames))
+        picture = grid(frames.flatten(0, 1), columns=frames.shape[1], scale=self.scale)
         caption = f"seeds {self.seed}:0-{self.trajectories - 1}"
         show(trainer, "trajectory", picture, module.batches_seen, caption)
 
@@ -79,10 +79,7 @@ class SampleGrid(Periodic):
         if images is not None:
             seeds = f"seeds {self.seed}:0-{self.num - 1}"
             caption = f"batch {module.batches_seen}, {model.sampler_name(sampler)}, {seeds}, EMA weights"
-            show(trainer, "grid", grid(images, scale=self._scale(images)), module.batches_seen, caption)
-
-    def _scale(self, images: Tensor) -> int:
-        return self.scale or max(1, 64 // images.shape[-1])
+            show(trainer, "grid", grid(images, scale=self.scale), module.batches_seen, caption)
 
 
 def show(trainer: Trainer, name: str, picture: Tensor, step: int, caption: str) -> Path:

@@ -194,5 +194,4 @@ def contact_sheet(
         rows.append(torch.cat([content[None], translations[i]]))
         if truth is not None:
             rows.append(torch.cat([empty, truth[i]]))
-    scale = scale or max(1, 64 // contents.shape[-1])
     return grid(torch.cat(rows), columns=len(examples) + 1, scale=scale)

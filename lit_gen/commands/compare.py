@@ -1,6 +1,5 @@
 """Runs side by side: a table with error bars, their Frechet distances while they trained, the same seeds."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,13 +71,12 @@ def compare_runs(cfg: DictConfig, out: Path) -> dict[str, Any]:
     if rank() > 0:
         return record
     claim(out, "a comparison", "comparison.json")
-    scale = max(1, 64 // next(iter(shown.values())).shape[-1])
-    pictures = {name: grid(images, scale=scale) for name, images in shown.items()}
+    pictures = {name: grid(images, scale=0) for name, images in shown.items()}
     grids = save_png(side_by_side(pictures), out / "grids.png")
     histories = {run.name: runs.history(run.folder) for run in opened if run.folder.is_dir()}
     figure = distance_curves(histories)
     curves = figure and save(figure, out / "curves.png")
-    (out / "comparison.json").write_text(json.dumps(record, indent=2) + "\n")
+    runs.write_json(out / "comparison.json", record)
     _to_wandb(cfg, out, results, grids, curves)
     _print(results, record["differences"], out)
     return record
@@ -205,11 +203,7 @@ def _print(results: dict[str, dict[str, Estimate]], different: dict[str, dict[st
     show(f"written to {out}")
 
 
-@entry_point("compare")
-def main(cfg: DictConfig) -> None:
-    """The command line's."""
-    divided(compare_runs, cfg)
-
+main = entry_point("compare")(lambda cfg: divided(compare_runs, cfg))
 
 if __name__ == "__main__":
     main()

@@ -10,12 +10,11 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 from rich.progress import track
-from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import one_hot
 
 from lit_gen import __version__
-from lit_gen.cli import check_at_least_1, claim, entry_point, show
+from lit_gen.cli import check_at_least_1, claim, entry_point, show, table
 from lit_gen.devices import divided
 from lit_gen.errors import ConfigError
 from lit_gen.images import grid, save_png, to_float, to_uint8
@@ -80,8 +79,7 @@ def encode(cfg: DictConfig, out: Path) -> dict[str, Any]:
     if strip is not None:
         strip = strip.unflatten(0, (len(images) - 1, cfg.interpolate))
         strip = torch.cat([images[:-1, None], strip, images[1:, None]], 1)
-        scale = max(1, 64 // images.shape[-1])
-        save_png(grid(strip.flatten(0, 1), columns=strip.shape[1], scale=scale), out / "strip.png")
+        save_png(grid(strip.flatten(0, 1), columns=strip.shape[1], scale=0), out / "strip.png")
     write_json(out / "encoding.json", record)
     _print(record, out)
     return record
@@ -135,12 +133,13 @@ def between(latents: Tensor, labels: Tensor | None, steps: int) -> tuple[Tensor,
 
 def _print(record: dict[str, Any], out: Path) -> None:
     error, lengths = record["round_trip"], record["latent_lengths"]
-    table = Table(title=f"{record['num']} images to latents and back", show_header=False)
-    table.add_row("error of a pixel of [-1, 1], RMS", f"{error['rms']:.1e}")
-    table.add_row("  the largest", f"{error['largest']:.1e}")
-    table.add_row("bytes that differ", str(error["different_bytes"]))
-    table.add_row("length of the latents over that of noise", f"{min(lengths):.2f} to {max(lengths):.2f}")
-    show(table, f"written to {out}")
+    rows = [
+        ("error of a pixel of [-1, 1], RMS", f"{error['rms']:.1e}"),
+        ("  the largest", f"{error['largest']:.1e}"),
+        ("bytes that differ", str(error["different_bytes"])),
+        ("length of the latents over that of noise", f"{min(lengths):.2f} to {max(lengths):.2f}"),
+    ]
+    show(table(f"{record['num']} images to latents and back", ("", ""), rows), f"written to {out}")
 
 
 main = entry_point("encode")(lambda cfg: divided(encode, cfg, images=cfg.num * cfg.interpolate))

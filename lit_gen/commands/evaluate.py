@@ -81,11 +81,7 @@ def evaluate(cfg: DictConfig, out: Path) -> dict[str, Any]:
     return report(out, measured, measurement, against, images_at, record, likelihoods)
 
 
-@entry_point("evaluate")
-def main(cfg: DictConfig) -> None:
-    """The command line's."""
-    divided(evaluate, cfg)
-
+main = entry_point("evaluate")(lambda cfg: divided(evaluate, cfg))
 
 if __name__ == "__main__":
     main()

@@ -43,11 +43,7 @@ def evaluate_images(cfg: DictConfig, out: Path) -> dict[str, Any]:
     return report(out, measured, measurement, against, images_at, record)
 
 
-@entry_point("evaluate_images")
-def main(cfg: DictConfig) -> None:
-    """The command line's."""
-    divided(evaluate_images, cfg)
-
+main = entry_point("evaluate_images")(lambda cfg: divided(evaluate_images, cfg))
 
 if __name__ == "__main__":
     main()

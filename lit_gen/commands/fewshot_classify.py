@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from rich.table import Table
 from torch import Tensor
 
 from lit_gen import __version__
-from lit_gen.cli import check_at_least_1, claim, entry_point, show
+from lit_gen.cli import check_at_least_1, claim, entry_point, show, table
 from lit_gen.data.fewshot_module import FewShotDataModule
 from lit_gen.errors import ConfigError
 from lit_gen.evaluation.classifiers import all_images, evaluation_classifier
@@ -92,13 +91,13 @@ def _split(data: FewShotDataModule, shots: int, seed: int) -> tuple[dict[str, Te
 
 
 def _print(record: dict[str, Any], out: Path) -> None:
-    table = Table(title=f"{record['classes']} unseen classes, {record['shots']} real image(s) each")
-    table.add_column("translations a class")
-    table.add_column("accuracy ± deviation over the draws", justify="right")
+    rows = []
     for num, values in record["accuracy"].items():
         mean, deviation = fmean(values), stdev(values) if len(values) > 1 else 0.0
-        table.add_row("none" if num == "0" else num, f"{100 * mean:.1f} ± {100 * deviation:.1f} %")
-    show(table, f"written to {out}")
+        rows.append(("none" if num == "0" else num, f"{100 * mean:.1f} ± {100 * deviation:.1f} %"))
+    title = f"{record['classes']} unseen classes, {record['shots']} real image(s) each"
+    columns = ("translations per class", "accuracy ± standard deviation over the draws")
+    show(table(title, columns, rows), f"written to {out}")
 
 
 main = entry_point("fewshot_classify")(lambda cfg: classify(cfg, Path(cfg.out)))

@@ -70,11 +70,7 @@ def _advise(cfg: DictConfig, dataset: Any) -> None:
     show(f"train on it: python -m lit_gen.train {where} {' '.join(options)}")
 
 
-@entry_point("prepare")
-def main(cfg: DictConfig) -> None:
-    """The command line's."""
-    prepare(cfg)
-
+main = entry_point("prepare")(prepare)
 
 if __name__ == "__main__":
     main()

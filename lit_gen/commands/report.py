@@ -218,11 +218,7 @@ def _number(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-@entry_point("report")
-def main(cfg: DictConfig) -> None:
-    """The command line's."""
-    report(cfg)
-
+main = entry_point("report")(report)
 
 if __name__ == "__main__":
     main()

@@ -5,11 +5,10 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from rich.table import Table
 from torch import Tensor
 
 from lit_gen import __version__
-from lit_gen.cli import check_at_least_1, claim, entry_point, show
+from lit_gen.cli import check_at_least_1, claim, entry_point, show, table
 from lit_gen.devices import divided
 from lit_gen.errors import ConfigError
 from lit_gen.images import grid, save_png, to_float, to_uint8
@@ -101,8 +100,7 @@ def _check_noise(cfg: DictConfig, operator: Any, method: Any, image_shape: tuple
 
 def _write(out: Path, originals: Tensor, shown: Tensor, restored: Tensor, record: dict[str, Any]) -> None:
     rows = torch.cat([originals[:, None], shown[:, None], restored], 1)
-    scale = max(1, 64 // originals.shape[-1])
-    save_png(grid(rows.flatten(0, 1), columns=rows.shape[1], scale=scale), out / "sheet.png")
+    save_png(grid(rows.flatten(0, 1), columns=rows.shape[1], scale=0), out / "sheet.png")
     for i, row in enumerate(rows):
         names = ["original", "degraded", *(f"restored_{k}" for k in range(restored.shape[1]))]
         for name, image in zip(names, row, strict=True):
@@ -111,17 +109,16 @@ def _write(out: Path, originals: Tensor, shown: Tensor, restored: Tensor, record
 
 
 def _print(record: dict[str, Any], out: Path) -> None:
-    table = Table(title=f"{record['num']} images, {record['samples']} restorations of each")
     columns = {"psnr": ("PSNR (dB)", ".2f"), "ssim": ("SSIM", ".4f"), "lpips": ("LPIPS", ".4f")}
     columns = {name: column for name, column in columns.items() if name in record["restored"]}
-    table.add_column("")
-    for title, _ in columns.values():
-        table.add_column(title, justify="right")
-    for name in ("degraded", "restored", "mean_of_restorations"):
-        values = [format(record[name][column], spec) for column, (_, spec) in columns.items()]
-        table.add_row(name.replace("_", " "), *values)
+    rows = [
+        [name.replace("_", " "), *(format(record[name][key], spec) for key, (_, spec) in columns.items())]
+        for name in ("degraded", "restored", "mean_of_restorations")
+    ]
     without_lpips = [] if "lpips" in columns else [f"LPIPS {record['lpips']}"]
-    show(table, *without_lpips, f"written to {out}")
+    title = f"{record['num']} images, {record['samples']} restorations of each"
+    made = table(title, ["", *(name for name, _ in columns.values())], rows)
+    show(made, *without_lpips, f"written to {out}")
 
 
 main = entry_point("restore")(lambda cfg: divided(restore, cfg, images=cfg.num * cfg.samples))

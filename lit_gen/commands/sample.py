@@ -43,7 +43,7 @@ def sample(cfg: DictConfig, out: Path) -> None:
     images = gather_batches(kept, needed, cfg.batch_size)
     if images is None:
         return  # rank 0 has them
-    save_png(grid(images[: cfg.grid], scale=max(1, 64 // images.shape[-1])), out / "grid.png")
+    save_png(grid(images[: cfg.grid], scale=0), out / "grid.png")
     if cfg.format == "npz":
         np.savez_compressed(out / "images.npz", arr_0=images.permute(0, 2, 3, 1).numpy())
     print(f"{total} images of {path} in {seconds:.1f} s ({total / seconds:.1f} images/s) -> {out}")

@@ -38,14 +38,8 @@ from lit_gen.search.space import randaugment_grid
 from lit_gen.search.tasks import Task
 from lit_gen.sweeps.storage import open_storage
 
+INTERRUPTED = 128 + signal.SIGINT  # the exit code after Ctrl-C
 WINDOW = 50  # trials over which op frequencies and mean rewards are logged
-
-
-class Interrupted(Exit):
-    """The search was stopped by Ctrl-C; its trial log is complete."""
-
-    def __init__(self, message: str):
-        super().__init__(128 + signal.SIGINT, message)
 
 
 def search(cfg: DictConfig, out: Path) -> dict[str, Any]:
@@ -55,11 +49,11 @@ def search(cfg: DictConfig, out: Path) -> dict[str, Any]:
     has a folder `seed_<k>` like that, and `out` the report over them.
 
     What is in the trial logs is not done again. With `storage` several processes share a search: one writes
-    `out`, the others, its workers (`join`), train child models for it and return when there is nothing left
+    `out`, the others, its workers (`worker`), train child models for it and return when there is nothing left
     to train. Raises ConfigError for what does not fit, and if `out` holds another search.
     """
     settings = _checked(cfg, out)
-    if cfg.join:
+    if cfg.worker:
         with suppress(OSError):  # the folder that Hydra made, unless it is the search's own
             out.rmdir()
         return _work_for_others(cfg)
@@ -99,7 +93,7 @@ def _work_for_others(cfg: DictConfig) -> dict[str, Any]:
         try:
             results = _Search(part).run(None, None)
         except KeyboardInterrupt:
-            raise Interrupted("Stopped; another process takes the place of this one.") from None
+            raise Exit(INTERRUPTED, "Stopped; another process takes the place of this one.") from None
         print(f"{cfg.name}-seed{part.seed} in {cfg.storage}: every child model is trained", flush=True)
     return {name: [result.cost for result in parts] for name, parts in results.items()}
 
@@ -137,9 +131,9 @@ class _Search:
         """Runs the policy search and its random-search baseline; without `out`, only trains child models."""
         cfg = self.cfg
         results = {"found": self._searches("ledger", self.space, self.strategy, out, logger)}
-        if cfg.control and self.method is not Random:
+        if cfg.random_baseline and self.method is not Random:
             results["best of random"] = self._searches("random", self.space, Random, out, logger)
-        if cfg.randaugment and not cfg.join:
+        if cfg.randaugment and not cfg.worker:
             cells = randaugment_grid(self.space, cfg.budget)
             results["RandAugment, best of its grid"] = self._searches("randaugment", cells, Grid, out, logger)
         return results
@@ -195,7 +189,7 @@ def _search(cfg: DictConfig, settings: dict[str, Any], out: Path) -> dict[str, A
         tested = {f"test/{k}": row["test"] for k, row in report["results"].items() if "test" in row}
         logger.log_metrics(tested)
     except KeyboardInterrupt:
-        raise Interrupted(f"Stopped; the same command with out={out} goes on.") from None
+        raise Exit(INTERRUPTED, f"Stopped; the same command with out={out} resumes the search.") from None
     finally:
         close([logger])
     print_report(report, out, isinstance(found["found"], Policy))
@@ -207,11 +201,11 @@ def _checked(cfg: DictConfig, out: Path) -> dict[str, Any]:
     for name, least in (("budget", 1), ("top", 1), ("test_children", 0), ("workers", 0), ("seeds", 1)):
         if cfg[name] < least:
             raise ConfigError(f"{name}={cfg[name]}: must be at least {least}.")
-    if cfg.join and not cfg.storage:
-        raise ConfigError("join=true needs storage=, the one of the search to help with.")
+    if cfg.worker and not cfg.storage:
+        raise ConfigError("worker=true needs storage=, the one of the search to help with.")
     if cfg.storage and cfg.workers:
         raise ConfigError(
-            f"workers={cfg.workers} with storage=: start the same command again instead, with join=true."
+            f"workers={cfg.workers} with storage=: start the same command again instead, with worker=true."
         )
     if cfg.seeds > 1 and not cfg.test_children:
         raise ConfigError("seeds= compares test scores: test_children must be at least 1.")
@@ -256,11 +250,7 @@ def _best(results: Sequence[Result], top: int) -> Augmentation:
     return max(results, key=lambda r: r.best_reward).best
 
 
-@entry_point("search")
-def main(cfg: DictConfig) -> None:
-    """The command line's."""
-    search(cfg, Path(cfg.out))
-
+main = entry_point("search")(lambda cfg: search(cfg, Path(cfg.out)))
 
 if __name__ == "__main__":
     main()

@@ -7,11 +7,10 @@ from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig
-from rich.table import Table
 from scipy.optimize import brentq, minimize_scalar
 from torch import Tensor
 
-from lit_gen.cli import entry_point, show
+from lit_gen.cli import entry_point, show, table
 from lit_gen.errors import ConfigError
 from lit_gen.instantiate import instantiate
 from lit_gen.rng import keyed_generator
@@ -122,21 +121,19 @@ def step_factor(ratio: float, steps_per_level: int) -> float:
 def _print(r: dict[str, Any]) -> None:
     bound = "" if r["compared"] == r["images"] else ", a lower bound"
     title = f"{r['compared']:,} of {r['images']:,} images, of {r['dimensions']:,} numbers in [-1, 1]"
-    table = Table(title=title, show_header=False)
     levels = f"noise levels down to {r['sigma_min']:g} (Technique 3: the network's output divided by sigma)"
     step = f"step size at the last level, {r['steps_per_level']} steps each (Technique 4)"
-    for label, value in {
+    numbers = {
         f"largest distance of two images (Technique 1{bound})": f"{r['sigma_max']:.4g}",
         "ratio of noise levels (Technique 2)": f"{r['level_ratio']:.5f}",
         levels: str(r["num_levels"]),
         step: f"{r['step_size']:.3g}",
         "  its variance over the level's": f"{r['variance_ratio']:.3f}",
         "standard deviation of the pixels (sigma_data)": f"{r['sigma_data']:.4f}",
-    }.items():
-        table.add_row(label, value)
+    }
     sigmas = f"model.process.sigma_max={r['sigma_max']:.4g} model.process.sigma_min={r['sigma_min']:g}"
     show(
-        table,
+        table(title, ("", ""), numbers.items()),
         f"model=ve {sigmas}",
         f"model=ncsnv2 {sigmas} model.loss.noise_distribution.num_steps={r['num_levels']} sampler=langevin "
         f"sampler.num_steps={r['num_levels']} sampler.steps_per_level={r['steps_per_level']} "

@@ -124,7 +124,7 @@ def _interpolate(
                 save_png(frame, folder / f"{_file_name(content)}_{i:02d}.png")
         rows.append(torch.cat([images[:, None], way], 1))
     sheet = torch.cat(rows).flatten(0, 1)
-    save_png(grid(sheet, columns=steps + 1, scale=max(1, 64 // images.shape[-1])), out / "interpolation.png")
+    save_png(grid(sheet, columns=steps + 1, scale=0), out / "interpolation.png")
 
 
 def _file_name(name: str) -> str:

@@ -288,14 +288,14 @@ class SearchSchema(CommandSchema):
     seed: int
     budget: int
     top: int
-    control: bool
+    random_baseline: bool
     randaugment: bool
     seeds: int
     compare: dict[str, Any]
     test_children: int
     workers: int
     storage: str | None
-    join: bool
+    worker: bool
     wandb: str
 
 

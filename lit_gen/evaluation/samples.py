@@ -1,7 +1,6 @@
 """Sets of images measured against reference images: what `lit-gen evaluate`, `evaluate-images` and `compare`
 share."""
 
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from lit_gen.metrics import (
 )
 from lit_gen.metrics.distributed import from_rank_zero, own_batches, rank, world_size
 from lit_gen.metrics.neighbours import nearest
+from lit_gen.runs import write_json
 
 Batches = Iterable[tuple[range, Tensor, Tensor | None]]
 """Numbers of images, the images, uint8 (B, C, H, W), and their labels, int64 (B,), if they have any."""
@@ -250,12 +250,11 @@ def report(
         return record
     claim(out, "an evaluation", "evaluation.json")
     shown = images_at(range(min(64, generated.n)))
-    scale = max(1, 64 // shown.shape[-1])
-    save_png(grid(shown, scale=scale), out / "grid.png")
+    save_png(grid(shown, scale=0), out / "grid.png")
     if training is not None:
         sheet = _nearest_training(against.training, training, generated, images_at)
-        save_png(grid(sheet.flatten(0, 1), columns=sheet.shape[1], scale=scale), out / "nearest.png")
-    (out / "evaluation.json").write_text(json.dumps(record, indent=2) + "\n")
+        save_png(grid(sheet.flatten(0, 1), columns=sheet.shape[1], scale=0), out / "nearest.png")
+    write_json(out / "evaluation.json", record)
     _print(record, results, out)
     return record
 

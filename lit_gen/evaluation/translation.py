@@ -5,12 +5,11 @@ class, shown by K images that are the same for all methods; classifiers, feature
 know it, the true translation measure the results.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -42,6 +41,7 @@ from lit_gen.metrics import Extractor, Moments, frechet_distance, moments
 from lit_gen.metrics.restored import Perceptual
 from lit_gen.models import funit_run
 from lit_gen.rng import keyed_generator
+from lit_gen.runs import write_json
 
 TITLES = {
     "top1_all": "Top1-all",
@@ -103,7 +103,7 @@ def evaluate_translator(cfg: DictConfig, out: Path) -> dict[str, Any]:
         "results": rows,
         "versions": {"lit_gen": __version__, "torch": torch.__version__},
     }
-    (out / "evaluation.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_json(out / "evaluation.json", record)
     save(translation_sweep(_over_k(rows, names), ks), out / "k_sweep.png")
     save(class_codes(_places_of_codes(module.generator_ema, data)), out / "tsne.png")
     _print(record, out)
@@ -150,12 +150,8 @@ class TranslationTask:
         if self.data.truth(int(self.index[0]), next(iter(self.examples))) is None:
             return None
 
-        def truth(i: int, name: str) -> Tensor:
-            translation = self.data.truth(int(self.index[i]), name)
-            assert translation is not None  # one is known of every image or of none
-            return translation
-
-        return truth
+        # One is known of every image or of none.
+        return lambda i, name: cast(Tensor, self.data.truth(int(self.index[i]), name))
 
     def part(self, rank: int, ranks: int) -> "TranslationTask":
         """A rank's share of the contents."""
@@ -226,15 +222,11 @@ def _measures(
         "test": TargetClassifier(partial(predict, classifiers["test"].network), places),
         "all": TargetClassifier(partial(predict, classifiers["all"].network), [sources + p for p in places]),
     }
-    extractor = (
-        instantiate(cfg.extractor)
-        if cfg.extractor
-        else Extractor(
-            extractor_id(classifiers["all"], "all"),
-            _Pooled(classifiers["all"].network),
-            data.train[0]["image"].shape[0],
-        )
-    )
+    if cfg.extractor:
+        extractor = instantiate(cfg.extractor)
+    else:
+        pooled, channels = _Pooled(classifiers["all"].network), data.train[0]["image"].shape[0]
+        extractor = Extractor(extractor_id(classifiers["all"], "all"), pooled, channels)
     features = lambda images: extractor(images.to(device)).cpu()  # noqa: E731
     real = {name: _moments(data, features, place) for name, place in zip(task.examples, places, strict=True)}
     distance_name = "m" + extractor.id.key("fd", len(task.contents))
@@ -262,7 +254,7 @@ def _content_maps(
         network = VGG16Maps(path).to(device)
         return network, f"VGG-16, relu5_3 ({path.name})"
     kind = "content" if "content" in classifiers else "all"
-    return partial(_maps, classifiers[kind].network), str(extractor_id(classifiers[kind], kind))
+    return torch.no_grad()(classifiers[kind].network.maps), str(extractor_id(classifiers[kind], kind))
 
 
 def _perceptual(given: str | None, image_size: int) -> tuple[Callable[[Tensor, Tensor], Tensor] | None, str]:
@@ -283,11 +275,6 @@ class _Pooled(torch.nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features = self.network.features(images)
         return features, self.network.head(features)
-
-
-@torch.no_grad()
-def _maps(network: Classifier, images: Tensor) -> Tensor:
-    return network.maps(images)
 
 
 def _moments(data: FewShotDataModule, features: Callable[[Tensor], Tensor], label: int) -> Moments:

@@ -63,7 +63,7 @@ class Result:
     def cost(self) -> dict[str, float]:
         """Numbers of child models and of images, and CPU seconds."""
         return {
-            "children": len(self.trials),
+            "child_models": len(self.trials),
             "images": sum(t.images for t in self.trials),
             "cpu_seconds": round(sum(t.cpu_seconds for t in self.trials), 1),
         }

@@ -104,7 +104,7 @@ def print_report(report: dict[str, Any], out: Path, is_policy: bool) -> None:
         best = f"{row['reward']:.4f}" if "reward" in row else ""
         test = f"{row['test']:.4f}" if scores else ""
         deviation = f"{statistics.stdev(scores):.4f}" if len(scores) > 1 else ""
-        costs = (f"{row[k]:,.0f}" if k in row else "" for k in ("children", "images", "cpu_seconds"))
+        costs = (f"{row[k]:,.0f}" if k in row else "" for k in ("child_models", "images", "cpu_seconds"))
         rows.append([name, best, test, deviation, *costs])
     lines = [f"use it: python -m lit_gen.train --config-dir={out} augment=found ..."]
     if report["preparation_cpu_seconds"] >= 1:

@@ -38,7 +38,7 @@ def test_a_search_in_two_parts_is_the_search_in_one(compose, tmp_path):
     for budget in (3, 10):
         report = searching.search(compose(*SYNTHETIC, f"budget={budget}", config_name="search"), parts)
     assert trials(parts) == trials(whole) and trials(parts, "random") == trials(whole, "random")
-    assert len(trials(whole)) == 10 and report["results"]["found"]["children"] == 10
+    assert len(trials(whole)) == 10 and report["results"]["found"]["child_models"] == 10
     assert trials(whole) != trials(whole, "random")
     for name in ("policy.yaml", "augment/found.yaml"):
         assert (parts / name).read_text().split("ops:")[1] == (whole / name).read_text().split("ops:")[1]
@@ -75,7 +75,7 @@ def test_randaugment_beside_the_search(compose, tmp_path):
     assert report["results"]["AugMix"].keys() == {"test", "test_scores"}
     cells = trials(tmp_path, "randaugment")
     row = report["results"]["RandAugment, best of its grid"]
-    assert len({tuple(c) for _, c, _ in cells}) == len(cells) == row["children"] == 4
+    assert len({tuple(c) for _, c, _ in cells}) == len(cells) == row["child_models"] == 4
     assert row["reward"] == max(r for _, _, r in cells)
 
 
@@ -84,7 +84,7 @@ def test_what_was_found_can_be_used(compose, tmp_path):
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
-    cfg = compose(*SYNTHETIC, "budget=8", "control=false", config_name="search")
+    cfg = compose(*SYNTHETIC, "budget=8", "random_baseline=false", config_name="search")
     searching.search(cfg, tmp_path)
     space = instantiate(cfg.space)
     best = sorted(trials(tmp_path), key=lambda t: (-t[2], t[0]))[:3]
@@ -100,10 +100,10 @@ def test_what_was_found_can_be_used(compose, tmp_path):
 
 
 def test_another_search_is_not_overwritten(compose, tmp_path):
-    searching.search(compose(*SYNTHETIC, "budget=4", "control=false", config_name="search"), tmp_path)
+    searching.search(compose(*SYNTHETIC, "budget=4", "random_baseline=false", config_name="search"), tmp_path)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
     for change, word in (("seed=1", "seed"), ("strategy=random", "strategy"), ("reward.noise=0", "reward")):
-        settings = [*SYNTHETIC, "control=false", change]
+        settings = [*SYNTHETIC, "random_baseline=false", change]
         with pytest.raises(ConfigError, match=f"another search: its {word}"):
             searching.search(compose(*settings, config_name="search"), tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
@@ -121,9 +121,9 @@ def test_another_search_is_not_overwritten(compose, tmp_path):
         (["strategy=grid"], "The grid has"),
         (["randaugment=true"], "synthetic reward"),
         (["storage=s.journal"], "strategy=tpe and random"),
-        (["storage=s.journal", "strategy=tpe", "workers=2"], "join=true"),
+        (["storage=s.journal", "strategy=tpe", "workers=2"], "worker=true"),
         (["storage=sqlite:////nowhere/s.db", "strategy=tpe"], "cannot be opened"),
-        (["join=true"], "needs storage="),
+        (["worker=true"], "needs storage="),
         (
             ["reward=classifier", "data=digits", "+compare.mine={_target_: torch.nn.Identity}"],
             "compare.mine is no augmentation",
@@ -178,11 +178,11 @@ def test_strategies_with_children(compose, tmp_path, strategy):
 
 
 def test_density_matching_merges_its_folds(compose, tmp_path):
-    common = ["wandb=disabled", "strategy=tpe", "space=small", "data=digits", *CHILD, "control=false"]
+    common = ["wandb=disabled", "strategy=tpe", "space=small", "data=digits", *CHILD, "random_baseline=false"]
     cfg = compose(*common, "reward=density", "reward.folds=2", "budget=3", "top=2", config_name="search")
     report = searching.search(cfg, tmp_path)
     assert len(Policy.load(tmp_path / "policy.yaml").sub_policies) == 2 * 2 * 2
-    assert report["results"]["found"]["children"] == 6
+    assert report["results"]["found"]["child_models"] == 6
     assert trials(tmp_path, "ledger_0") != trials(tmp_path, "ledger_1")
 
 
@@ -281,7 +281,7 @@ def test_two_commands_share_a_search(tmp_path):
     first = subprocess.Popen(
         [*common, storage, f"out={tmp_path}/together"], stdout=subprocess.PIPE, text=True
     )
-    joined = [*common, storage, "join=true", f"out={tmp_path}/helper"]
+    joined = [*common, storage, "worker=true", f"out={tmp_path}/helper"]
     second = subprocess.run(joined, capture_output=True, text=True, timeout=300)
     assert first.wait(timeout=300) == 0 and second.returncode == 0, second.stderr
     assert "every child model is trained" in second.stdout and not (tmp_path / "helper").exists()

@@ -218,14 +218,16 @@ def test_the_books():
         SMALL, reward, Random(SMALL, 0), 12, on_trial=lambda t, r: seen.append((t.number, len(r.trials)))
     )
     assert seen == [(i, i + 1) for i in range(12)]
-    assert result.cost["children"] == 12 and result.cost["images"] == 132 and result.cost["cpu_seconds"] >= 0
+    assert (
+        result.cost["child_models"] == 12 and result.cost["images"] == 132 and result.cost["cpu_seconds"] >= 0
+    )
     rewards = [reward(p) for p in result.top(12)]
     assert rewards == sorted(rewards, reverse=True) and rewards[0] == result.best_reward
     merged = merge(result.top(3))
     assert merged.sub_policies == tuple(s for p in result.top(3) for s in p.sub_policies)
     frequencies = SMALL.op_frequencies([t.choices for t in result.trials])
     assert math.isclose(sum(frequencies.values()), 1) and set(frequencies) == set(SMALL.ops)
-    assert "children 12" in result.summary()
+    assert "child_models 12" in result.summary()
 
 
 def test_grid_of_randaugment_visits_every_cell():
