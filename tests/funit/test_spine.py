@@ -169,7 +169,14 @@ def test_translates_evaluates_and_classifies(trained, compose, tmp_path):
     content = data.train[0]["image"]
     save_png(content, tmp_path / "content.png")
     given = [f"content={tmp_path / 'content.png'}", f"classes={tmp_path / 'classes'}"]
-    cfg = compose(f"run={run}", *given, "interpolate=3", f"out={tmp_path / 't'}", config_name="translate")
+    cfg = compose(
+        f"run={run}",
+        "checkpoint=last",
+        *given,
+        "interpolate=3",
+        f"out={tmp_path / 't'}",
+        config_name="translate",
+    )
     translating.translate(cfg, tmp_path / "t")
     name = data.test.classes[0]
     shown = torch.stack([data.test[int(i)]["image"] for i in letters[name]])
