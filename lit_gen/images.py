@@ -154,9 +154,9 @@ def shown_channels(images: Tensor, channels: Sequence[int] | None = None) -> Ten
 
 def grid(images: Tensor, columns: int | None = None, pad: int = 1, scale: int = 1) -> Tensor:
     """uint8 (N, C, H, W) -> one RGB picture (3, H', W') of the channels that `shown_channels` chooses, rows
-    filled first, `scale` times enlarged without smoothing; 0: to images of about 64 pixels at least."""
+    filled first, `scale` times enlarged without smoothing; 0: to about 64 pixels."""
     n, images = len(images), shown_channels(images)
-    scale = scale or max(1, 64 // images.shape[-1])
+    scale = scale or max(1, 64 // max(images.shape[-2:]))
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
     images = images.expand(-1, 3, -1, -1).repeat_interleave(scale, 2).repeat_interleave(scale, 3)

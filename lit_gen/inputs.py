@@ -1,5 +1,6 @@
 """Images that a user names by their path, and statistics of sets whose images are elsewhere."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,12 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from lit_gen.data.archive import open_store
-from lit_gen.data.decode import EXTENSIONS, decode
+from lit_gen.data.decode import EXTENSIONS, ImageSize, decode
 from lit_gen.data.folders import ImageFiles
 from lit_gen.data.images import TensorImages
+from lit_gen.data.reader import ImageForm
 from lit_gen.errors import ConfigError
+from lit_gen.images import BYTES, Pixels, height_and_width
 from lit_gen.instantiate import instantiate
 from lit_gen.metrics import Extractor, Moments, read_images, read_reference
 from lit_gen.metrics.distributed import rank
@@ -23,12 +26,20 @@ from lit_gen.score.restoration import Inpainting, box_mask
 MASKS = ("center", "left", "right", "top", "bottom", "random")
 
 
-def open_images(path: str | Path, image_size: int | None = None, fit: str = "crop") -> Any:
-    """The images of a folder, of a zip, or of an npz whose arr_0 is uint8 (N, H, W, C), as a data set (the
-    contract of `lit_gen.data.images`).
+def open_images(
+    path: str | Path,
+    image_size: ImageSize | None = None,
+    fit: str = "crop",
+    channels: int = 3,
+    dtype: str | None = None,
+    range: Sequence[float] | None = None,
+) -> Any:
+    """The images of a folder, of a zip, or of an npz whose arr_0 is (N, H, W, C), as a data set (the contract
+    of `lit_gen.data.images`).
 
-    With `image_size` pictures in files are brought to that size as `fit` says (`lit_gen.data.decode`);
-    without it they must be square and of one size. Raises ConfigError.
+    With `image_size`, a number or (height, width), pictures in files are brought to that size as `fit` says
+    (`lit_gen.data.decode`); without it they must be of one size. `channels`, `dtype` and `range` say what
+    files hold that are not pictures (`lit_gen.images.Pixels`); of an npz only the range must be said.
     """
     path = Path(path).expanduser()
     if path.suffix == ".npz":
@@ -36,8 +47,10 @@ def open_images(path: str | Path, image_size: int | None = None, fit: str = "cro
             raise ConfigError(
                 f"image_size={image_size} resizes picture files; the arrays of {path} are taken as they are."
             )
-        return TensorImages(read_images(path), name=path.stem)
-    return ImageFiles(path, image_size=image_size, fit=fit, scan=False, draft=False)  # measured: exact
+        images = read_images(path)
+        return TensorImages(images, name=path.stem, pixels=Pixels(str(images.numpy().dtype), range))
+    stored = {"channels": channels, "dtype": dtype or "uint8", "range": range}
+    return ImageFiles(path, image_size=image_size, fit=fit, scan=False, draft=False, **stored)  # exact
 
 
 def open_reference(
@@ -47,11 +60,10 @@ def open_reference(
     n: int | None = None,
     resize: str | None = None,
     section: str = "fid",
-    image_size: int | None = None,
-    fit: str = "crop",
+    **options: Any,
 ) -> Moments | Any:
     """The moments in a statistics file (TTUR, pytorch-fid, EDM, EDM2, clean-fid, guided-diffusion), or the
-    data set that `open_images` gives.
+    data set that `open_images` gives with the `options`.
 
     A statistics file does not say how many images made it nor how they were resized: `n` and `resize` must.
     """
@@ -59,7 +71,7 @@ def open_reference(
     if path.suffix != ".pkl" and not (path.suffix == ".npz" and holds_statistics(path)):
         if n is not None or resize is not None:
             raise ConfigError(f"reference_n and reference_resize describe a statistics file, {path} is none.")
-        return open_images(path, image_size, fit)
+        return open_images(path, **options)
     if n is None or resize is None:
         missing = [name for name, x in {"reference_n": n, "reference_resize": resize}.items() if x is None]
         raise ConfigError(
@@ -80,31 +92,38 @@ def classes_of(*datasets: Any) -> int:
 
 
 def read_pictures(
-    path: Path, num: int, *, channels: int = 3, image_size: int | None = None, fit: str = "crop"
+    path: Path,
+    num: int,
+    *,
+    channels: int = 3,
+    image_size: ImageSize | None = None,
+    fit: str = "crop",
+    pixels: Pixels = BYTES,
 ) -> dict[str, Tensor]:
-    """The first `num` images of a file, folder or zip: {name: uint8 (C, H, W)}, resized as `fit` says
+    """The first `num` images of a file, folder or zip: {name: (C, H, W)}, pictures resized as `fit` says
     (`lit_gen.data.decode`) where `image_size` is given; says so if there are more."""
-    options: dict[str, Any] = {"channels": channels, "image_size": image_size, "fit": fit}
-    if path.is_file() and path.suffix.lower() in EXTENSIONS:
-        return {path.stem: decode(path.read_bytes(), str(path), **options)}
+    form = ImageForm(channels, image_size, fit, pixels)
+    if path.is_file() and path.suffix.lower() in form.endings:
+        return {path.stem: form.read(path.read_bytes(), str(path))}
     if not path.exists():
         raise ConfigError(f"{path}: there is no such image or folder.")
     store = open_store(path)
-    names = [name for name in store.names if Path(name).suffix.lower() in EXTENSIONS]
+    names = form.chosen(store.names)
     if not names:
-        raise ConfigError(f"{path}: no images ({', '.join(EXTENSIONS)}) among its {len(store.names)} files.")
+        raise ConfigError(
+            f"{path}: no images ({', '.join(form.endings)}) among its {len(store.names)} files."
+        )
     if len(names) > num and rank() == 0:
         print(f"{path} has {len(names)} images, the first {num} are taken; num={len(names)} takes all")
     return {
-        str(Path(name).with_suffix("")): decode(store.read(name), f"{path}/{name}", **options)
-        for name in names[:num]
+        str(Path(name).with_suffix("")): form.read(store.read(name), f"{path}/{name}") for name in names[:num]
     }
 
 
 def read_class_folders(
-    path: Path, k: int | None, channels: int, size: int, fit: str = "crop"
+    path: Path, k: int | None, channels: int, size: ImageSize, fit: str = "crop"
 ) -> dict[str, Tensor]:
-    """{class name: uint8 (K, C, size, size)} of an image, a folder of images, or a folder (or zip) of such
+    """{class name: uint8 (K, C, H, W)} of an image, a folder of images, or a folder (or zip) of such
     folders, each a class; the first k of them by name, or all.
 
     Raises ConfigError where a class has fewer than k, naming it.
@@ -128,40 +147,40 @@ def read_class_folders(
     return classes
 
 
-def inpainting(mask: str, image_size: int) -> Inpainting:
+def inpainting(mask: str, image_size: ImageSize) -> Inpainting:
     """The operator of a mask that is named or drawn, see `mask_of`."""
     return Inpainting(mask_of(mask, image_size))
 
 
-def mask_of(spec: str, size: int) -> Tensor:
-    """bool (1, size, size), true where the pixel is known.
+def mask_of(spec: str, size: ImageSize) -> Tensor:
+    """bool (1, H, W), true where the pixel is known; `size` is one number or (H, W).
 
     `spec`: center (the middle half of each side is unknown), left, right, top, bottom (that half is
     unknown), random (half of the pixels, always the same ones), or a picture whose pixels above half
     brightness are known.
     """
-    half, quarter = size // 2, size // 4
+    h, w = height_and_width(size)
     boxes = {
-        "center": (quarter, quarter, half, half),
-        "left": (0, 0, size, half),
-        "right": (0, half, size, size - half),
-        "top": (0, 0, half, size),
-        "bottom": (half, 0, size - half, size),
+        "center": (h // 4, w // 4, h // 2, w // 2),
+        "left": (0, 0, h, w // 2),
+        "right": (0, w // 2, h, w - w // 2),
+        "top": (0, 0, h // 2, w),
+        "bottom": (h // 2, 0, h - h // 2, w),
     }
     if spec in boxes:
-        return box_mask(size, size, *boxes[spec])
+        return box_mask(h, w, *boxes[spec])
     if spec == "random":
-        return torch.rand((1, size, size), generator=keyed_generator(0, "mask")) < 0.5
+        return torch.rand((1, h, w), generator=keyed_generator(0, "mask")) < 0.5
     if not Path(spec).is_file():
         raise ConfigError(f"mask={spec}: must be one of {', '.join(MASKS)}, or a picture.")
-    return decode(Path(spec).read_bytes(), spec, channels=1, image_size=size) > 127
+    return decode(Path(spec).read_bytes(), spec, channels=1, image_size=(h, w)) > 127
 
 
 def pictures(
     cfg: DictConfig, run_cfg: DictConfig | None, module: ScoreModule
 ) -> tuple[Tensor, Tensor | None]:
-    """The first `cfg.num` images of what `cfg.images` names, uint8 (N, C, H, W), and what a conditional
-    model is told about them, int64 (N,).
+    """The first `cfg.num` images of what `cfg.images` names, (N, C, H, W) as `module.pixels` says, and what a
+    conditional model is told about them, int64 (N,).
 
     That is `cfg.label`, else the class of each of the run's own images. Other images have no class, which
     only a model trained with `label_dropout` knows: for any other one a ConfigError is raised.
@@ -177,8 +196,10 @@ def pictures(
         images = [row["image"] for row in rows]
         labels = torch.tensor([row["label"] for row in rows])
     else:
-        channels, size = module.image_shape[0], module.image_shape[-1]
-        shown = read_pictures(Path(cfg.images), cfg.num, channels=channels, image_size=size)
+        channels, *size = module.image_shape
+        shown = read_pictures(
+            Path(cfg.images), cfg.num, channels=channels, image_size=size, pixels=module.pixels
+        )
         images = list(shown.values())
     if cfg.label is not None:
         if not 0 <= cfg.label < module.num_classes:

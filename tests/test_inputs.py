@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from lit_gen import inputs
 from lit_gen.data.digits import digits
 from lit_gen.errors import ConfigError
-from lit_gen.images import save_png
+from lit_gen.images import BYTES, save_png
 from lit_gen.metrics import Moments
 
 IMAGES = torch.randint(256, (5, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -108,7 +108,9 @@ def asked(images, label=None, num=2):
 
 
 def model(num_classes=0, label_dropout=0.0, shape=(3, 8, 8)):
-    return SimpleNamespace(image_shape=shape, num_classes=num_classes, label_dropout=label_dropout)
+    return SimpleNamespace(
+        image_shape=shape, pixels=BYTES, num_classes=num_classes, label_dropout=label_dropout
+    )
 
 
 def test_pictures_and_what_a_conditional_model_is_told(folder):

@@ -27,7 +27,8 @@ class HasAverage(Protocol):
 
 @runtime_checkable
 class Samples(Protocol):
-    """A module that samples images, image i of `indices` from (seed, i) alone: uint8 (N, C, H, W).
+    """A module that samples images, image i of `indices` from (seed, i) alone: (N, C, H, W) as the data are
+    stored (`BaseModule.pixels`).
 
     `sampler` None is the module's own. `check` raises ConfigError for a sampler that does not fit.
     """

@@ -9,7 +9,7 @@ from torch import Tensor
 from lit_gen.callbacks.contracts import Periodic, Sampler, Samples, SamplesTrajectories, of
 from lit_gen.callbacks.ema import evaluating
 from lit_gen.errors import ConfigError
-from lit_gen.images import grid, save_png
+from lit_gen.images import grid, save_png, shown_channels
 from lit_gen.metrics.distributed import gather_batches, own_batches
 from lit_gen.module import BaseModule
 
@@ -24,8 +24,9 @@ class SampleGrid(Periodic):
     `sampler` is the one of the grids while training, None the module's own, which the last grid and the
     trajectories always have: a cheap one shows as well how far the training is.
 
-    The module draws: `module.sample(indices, seed, sampler) -> uint8 (N, C, H, W)` and
-    `module.sample_trajectory(indices, seed, num_frames) -> uint8 (N, F, C, H, W)`.
+    The module draws: `module.sample(indices, seed, sampler)`, (N, C, H, W) as `module.pixels` says, and
+    `module.sample_trajectory(indices, seed, num_frames) -> uint8 (N, F, C, H, W)`. Of other numbers of
+    channels than one or three, those of `pixels.shown` are shown.
     """
 
     requires = SamplesTrajectories
@@ -65,7 +66,8 @@ class SampleGrid(Periodic):
             frames = of(module, SamplesTrajectories).sample_trajectory(
                 range(self.trajectories), self.seed, self.frames
             )
-        picture = grid(frames.flatten(0, 1), columns=frames.shape[1], scale=self.scale)
+        shown = shown_channels(frames, module.pixels.shown)
+        picture = grid(shown.flatten(0, 1), columns=frames.shape[1], scale=self.scale)
         caption = f"seeds {self.seed}:0-{self.trajectories - 1}"
         show(trainer, "trajectory", picture, module.batches_seen, caption)
 
@@ -74,7 +76,8 @@ class SampleGrid(Periodic):
         model = of(module, Samples)
         share = -(-self.num // trainer.world_size)
         with evaluating(trainer):
-            own = [model.sample(part, self.seed, sampler) for part in own_batches(self.num, share)]
+            parts = own_batches(self.num, share)
+            own = [module.pixels.picture(model.sample(part, self.seed, sampler)) for part in parts]
         images = gather_batches(own, self.num, share)
         if images is not None:
             seeds = f"seeds {self.seed}:0-{self.num - 1}"

@@ -15,6 +15,7 @@ from lit_gen.callbacks.checkpoint import Checkpoint
 from lit_gen.callbacks.contracts import ImageData, Periodic, Sampler, Samples, data_of, of
 from lit_gen.callbacks.ema import evaluating
 from lit_gen.callbacks.progress import working
+from lit_gen.data.images import pixels_of, shape_of
 from lit_gen.errors import ConfigError
 from lit_gen.metrics import (
     Evaluation,
@@ -101,6 +102,10 @@ class SampleQuality(Periodic):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.sampler is not None:
             of(pl_module, Samples).check(self.sampler)
+        test = data_of(trainer, ImageData).dataset("test")
+        pixels, channels = pixels_of(test), shape_of(test)[0]
+        self.extractor = self.extractor.reading(pixels, channels)
+        self.classifier = self.classifier and self.classifier.reading(pixels, channels)
         self._reference = self.summary_of(trainer, "test")
         self._training = self.summary_of(trainer, "train") if "authpct" in self.measures else None
 

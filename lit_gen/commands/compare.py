@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lit_gen import __version__, runs
 from lit_gen.cli import check_at_least_1, claim, entry_point, show, table
+from lit_gen.data.images import pixels_of, shape_of
 from lit_gen.devices import divided
 from lit_gen.errors import ConfigError
 from lit_gen.evaluation.samples import (
@@ -55,7 +56,9 @@ def compare_runs(cfg: DictConfig, out: Path) -> dict[str, Any]:
     opened = _open(cfg)
     data, n = data_and_num(cfg, opened[0].config)
     _check_same_reference(opened, data)
-    measurement = Measurement.of(cfg, extractor_of(cfg, opened[0].config, opened[0].name))
+    extractor = extractor_of(cfg, opened[0].config, opened[0].name)
+    extractor = extractor.reading(pixels_of(data.test), shape_of(data.test)[0])
+    measurement = Measurement.of(cfg, extractor)
     results, shown = _measured(cfg, opened, data, measurement, n)
     fingerprint = data.test.fingerprint()
     sizes = {"n_real": len(data.test), "n_fake": n, "reference": fingerprint, "seed": cfg.seed}
@@ -71,7 +74,7 @@ def compare_runs(cfg: DictConfig, out: Path) -> dict[str, Any]:
     if rank() > 0:
         return record
     claim(out, "a comparison", "comparison.json")
-    pictures = {name: grid(images, scale=0) for name, images in shown.items()}
+    pictures = {name: grid(extractor.pixels.picture(images), scale=0) for name, images in shown.items()}
     grids = save_png(side_by_side(pictures), out / "grids.png")
     histories = {run.name: runs.history(run.folder) for run in opened if run.folder.is_dir()}
     figure = distance_curves(histories)

@@ -17,7 +17,7 @@ from lit_gen import __version__
 from lit_gen.cli import check_at_least_1, claim, entry_point, show, table
 from lit_gen.devices import divided
 from lit_gen.errors import ConfigError
-from lit_gen.images import grid, save_png, to_float, to_uint8
+from lit_gen.images import grid, save_png
 from lit_gen.inputs import pictures
 from lit_gen.metrics.distributed import from_rank_zero, gather_batches, own_batches, rank
 from lit_gen.metrics.restored import quality
@@ -30,9 +30,9 @@ from lit_gen.score.sde import wide_dtype
 
 def encode(cfg: DictConfig, out: Path) -> dict[str, Any]:
     """Encodes images, decodes them again, interpolates from each to the next; writes `latents.npz` (latents
-    float64 and images uint8, NCHW), `strip.png` (a row each pair: the original, `cfg.interpolate` decoded
-    images from its latent to the next one's, the next original) and `encoding.json`, prints the errors of the
-    round trip and returns the record.
+    float64 and images as they are stored, NCHW), `strip.png` (a row each pair: the original,
+    `cfg.interpolate` decoded images from its latent to the next one's, the next original) and
+    `encoding.json`, prints the errors of the round trip and returns the record.
 
     Of several ranks each solves its share, and rank 0 writes. Raises ConfigError for what does not fit
     together.
@@ -48,7 +48,8 @@ def encode(cfg: DictConfig, out: Path) -> dict[str, Any]:
     rows = None if labels is None else one_hot(labels, module.num_classes).to(torch.float64)
     options = {"batch_size": cfg.batch_size, "rtol": cfg.rtol, "atol": cfg.atol}
 
-    x = to_float(images).to(torch.float64)
+    pixels = module.pixels
+    x = pixels.to_model(images).to(torch.float64)
     latents = solve(module.denoiser, x, rows, inverse=True, **options)
     decoded = solve(module.denoiser, latents, rows, **options)
     error = (decoded - x).flatten(1)
@@ -63,22 +64,23 @@ def encode(cfg: DictConfig, out: Path) -> dict[str, Any]:
         "round_trip": {
             "rms": float(error.square().mean().sqrt()),
             "largest": float(error.abs().max()),
-            "different_bytes": int((to_uint8(decoded) != images).sum()),
+            "different_values": int((pixels.from_model(decoded) != images).sum()),
         }
-        | quality(to_uint8(decoded), images),
+        | quality(pixels.from_model(decoded), images, pixels.high - pixels.low),
         "latent_lengths": lengths.tolist(),
         "version": __version__,
     }
     strip = None
     if len(images) > 1:
         way, way_rows = between(latents, rows, cfg.interpolate)
-        strip = to_uint8(solve(module.denoiser, way, way_rows, **options))
+        strip = pixels.from_model(solve(module.denoiser, way, way_rows, **options))
     if rank() > 0:
         return record
     np.savez_compressed(out / "latents.npz", latents=latents.numpy(), images=images.numpy())
     if strip is not None:
         strip = strip.unflatten(0, (len(images) - 1, cfg.interpolate))
         strip = torch.cat([images[:-1, None], strip, images[1:, None]], 1)
+        strip = pixels.picture(strip)
         save_png(grid(strip.flatten(0, 1), columns=strip.shape[1], scale=0), out / "strip.png")
     write_json(out / "encoding.json", record)
     _print(record, out)
@@ -136,7 +138,7 @@ def _print(record: dict[str, Any], out: Path) -> None:
     rows = [
         ("error of a pixel of [-1, 1], RMS", f"{error['rms']:.1e}"),
         ("  the largest", f"{error['largest']:.1e}"),
-        ("bytes that differ", str(error["different_bytes"])),
+        ("stored values that differ", str(error["different_values"])),
         ("length of the latents over that of noise", f"{min(lengths):.2f} to {max(lengths):.2f}"),
     ]
     show(table(f"{record['num']} images to latents and back", ("", ""), rows), f"written to {out}")

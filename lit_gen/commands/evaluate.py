@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lit_gen import models
 from lit_gen.cli import entry_point
+from lit_gen.data.images import pixels_of, shape_of
 from lit_gen.devices import divided
 from lit_gen.errors import ConfigError
 from lit_gen.evaluation.likelihood import measure_likelihoods
@@ -42,6 +43,8 @@ def evaluate(cfg: DictConfig, out: Path) -> dict[str, Any]:
     models.guide(module, cfg)
     extractor = extractor_of(cfg, run_cfg, cfg.run)
     data, n = data_and_num(cfg, run_cfg)
+    pixels, channels = pixels_of(data.test), shape_of(data.test)[0]
+    extractor = extractor.reading(pixels, channels)
     sampler = instantiate(cfg.sampler) if cfg.sampler else None
     against = reference_sets(cfg, extractor, data)
     classes = classes_of(against.reference, data.train) if cfg.per_class else None
@@ -52,7 +55,10 @@ def evaluate(cfg: DictConfig, out: Path) -> dict[str, Any]:
         return module.sample([int(i) for i in indices], cfg.seed, sampler).cpu()
 
     num_classes, classifier = getattr(module, "num_classes", 0), run_cfg.metrics.classifier
-    predictions = Predictions(instantiate(classifier), labeled=num_classes > 0) if classifier else None
+    predictions = None
+    if classifier:
+        network = instantiate(classifier).reading(pixels, channels)
+        predictions = Predictions(network, labeled=num_classes > 0)
 
     def parts() -> Iterator[tuple[range, Tensor, Tensor | None]]:
         for indices in own_batches(n, cfg.batch_size):

@@ -9,9 +9,17 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from lit_gen.cli import entry_point
+from lit_gen.data.images import pixels_of, shape_of
 from lit_gen.devices import divided
 from lit_gen.errors import ConfigError
-from lit_gen.evaluation.samples import Measurement, check_options, measure_images, reference_sets, report
+from lit_gen.evaluation.samples import (
+    Measurement,
+    check_options,
+    measure_images,
+    options_of_images,
+    reference_sets,
+    report,
+)
 from lit_gen.inputs import classes_of, open_images
 from lit_gen.instantiate import instantiate
 from lit_gen.metrics.distributed import from_rank_zero
@@ -28,7 +36,8 @@ def evaluate_images(cfg: DictConfig, out: Path) -> dict[str, Any]:
     from_rank_zero(lambda: check_options(cfg, out))
     extractor = instantiate(cfg.extractor)
     against = reference_sets(cfg, extractor)
-    generated = open_images(images, cfg.image_size, cfg.fit)
+    generated = open_images(images, **options_of_images(cfg))
+    extractor = extractor.reading(pixels_of(generated), shape_of(generated)[0])
     n = len(generated) if cfg.num is None else cfg.num
     if not 2 <= n <= len(generated):
         raise ConfigError(f"num={n}: {images} has {len(generated)} images, and at least two are needed.")

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from lit_gen.augment.sheet import policy_sheet
 from lit_gen.cli import check_at_least_1, claim, entry_point
+from lit_gen.data.images import pixels_of
 from lit_gen.errors import ConfigError
-from lit_gen.images import boxed_picture, grid, one_size, save_png, to_uint8
+from lit_gen.images import boxed_picture, grid, one_size, save_png, shown_channels, to_uint8
 from lit_gen.inputs import read_pictures
 from lit_gen.instantiate import config_dict, instantiate
 from lit_gen.loggers import close, wandb
@@ -78,7 +79,8 @@ def batch_sheets(data: Any, num: int = 32, scale: int = 0) -> dict[str, Tensor]:
         ("classes", "training_classes"),
     ):
         if key in batch:
-            images = [to_uint8(image) for image in batch[key][:num]]
+            shown = pixels_of(data).shown
+            images = [shown_channels(to_uint8(image), shown) for image in batch[key][:num]]
             factor = scale or _scale(images[0], "boxes" in batch)
             boxes = batch.get("boxes", [torch.zeros(0, 4)] * num)
             labels = batch.get("labels", [torch.zeros(0)] * num)
@@ -101,7 +103,7 @@ def _examples(cfg: DictConfig, data: Any) -> list[tuple[Tensor, Tensor | None]]:
         images = read_pictures(Path(cfg.images), cfg.num, image_size=cfg.image_size, fit="shorter")
         return [(image, boxes) for image in images.values()]
     items = [data.train[i] for i in range(min(cfg.num, len(data.train)))]
-    return [(item["image"], item.get("boxes")) for item in items]
+    return [(pixels_of(data.train).picture(item["image"]), item.get("boxes")) for item in items]
 
 
 def _scale(image: Tensor, boxed: bool) -> int:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -11,7 +12,7 @@ from lit_gen import __version__
 from lit_gen.cli import check_at_least_1, claim, entry_point, show, table
 from lit_gen.devices import divided
 from lit_gen.errors import ConfigError
-from lit_gen.images import grid, save_png, to_float, to_uint8
+from lit_gen.images import grid, save_png
 from lit_gen.inputs import pictures
 from lit_gen.instantiate import instantiate
 from lit_gen.metrics.distributed import from_rank_zero
@@ -26,28 +27,34 @@ LARGEST_GAIN = 2.0  # of noise on a measurement that is taken as exact
 
 def restore(cfg: DictConfig, out: Path) -> dict[str, Any] | None:
     """Degrades images by `cfg.operator`, restores each `cfg.samples` times by `cfg.method`; writes
-    `sheet.png` (a row an image: original, degraded, restorations), `images/` and `restoration.json`, prints
-    the table and returns the record. Of several ranks each restores its share, and rank 0 does the rest.
+    `sheet.png` (a row an image: original, degraded, restorations), `images/`, of what pictures do not hold
+    also `images.npz` (arr_0: images, columns, H, W, C), and `restoration.json`, prints the table and returns
+    the record. Of several ranks each restores its share, and rank 0 does the rest.
 
     Restoration k of image i depends on (seed, i, k) alone. Raises ConfigError for what does not fit together.
     """
     check_at_least_1(cfg, "num", "samples", "batch_size")
     if cfg.noise_std < 0:
         raise ConfigError(f"noise_std={cfg.noise_std}: a standard deviation cannot be negative.")
-    from_rank_zero(lambda: claim(out, "restorations", "sheet.png", "images", "restoration.json"))
+    from_rank_zero(
+        lambda: claim(out, "restorations", "sheet.png", "images", "images.npz", "restoration.json")
+    )
     module, run_cfg, path = open_model(cfg)
-    OmegaConf.update(cfg, "image_size", module.image_shape[-1])
+    pixels, (channels, h, w) = module.pixels, module.image_shape
+    OmegaConf.update(cfg, "image_size", h if h == w else [h, w])
     operator, method = instantiate(cfg.operator), instantiate(cfg.method)
     originals, labels = pictures(cfg, run_cfg, module)
     _check_noise(cfg, operator, method, module.image_shape)
-    lpips = Perceptual(cfg.lpips, originals.shape[-1])
-    measured = _measure(operator, to_float(originals), cfg.noise_std, cfg.seed)
+    lpips = Perceptual(cfg.lpips, min(h, w), channels)
+    measured = _measure(operator, pixels.to_model(originals), cfg.noise_std, cfg.seed)
     restored = restore_images(
         module, operator, measured, method, cfg.samples, cfg.seed, cfg.batch_size, labels
     )
     if restored is None:
         return None  # rank 0 has them
-    shown = to_uint8(measured if measured.shape == originals.shape else operator.pseudo_inverse(measured))
+    shown = pixels.from_model(
+        measured if measured.shape == originals.shape else operator.pseudo_inverse(measured)
+    )
     record = {
         "model": str(path),
         "operator": OmegaConf.to_container(cfg.operator, resolve=True),
@@ -66,10 +73,14 @@ def restore(cfg: DictConfig, out: Path) -> dict[str, Any] | None:
     for name, a, b in (
         ("degraded", shown, originals),
         ("restored", restored.flatten(0, 1), repeated),
-        ("mean_of_restorations", to_uint8(to_float(restored).mean(1)), originals),
+        ("mean_of_restorations", pixels.from_model(pixels.to_model(restored).mean(1)), originals),
     ):
-        record[name] = quality(a, b) | lpips(a, b)
-    _write(out, originals, shown, restored, record)
+        perceived = lpips(pixels.to_uint8(a), pixels.to_uint8(b))
+        record[name] = quality(a, b, pixels.high - pixels.low) | perceived
+    rows = torch.cat([originals[:, None], shown[:, None], restored], 1)
+    if not pixels.are_bytes or channels not in (1, 3):  # what pictures do not hold
+        np.savez_compressed(out / "images.npz", arr_0=rows.permute(0, 1, 3, 4, 2).numpy())
+    _write(out, pixels.picture(rows), record)
     _print(record, out)
     return record
 
@@ -98,11 +109,10 @@ def _check_noise(cfg: DictConfig, operator: Any, method: Any, image_shape: tuple
         )
 
 
-def _write(out: Path, originals: Tensor, shown: Tensor, restored: Tensor, record: dict[str, Any]) -> None:
-    rows = torch.cat([originals[:, None], shown[:, None], restored], 1)
+def _write(out: Path, rows: Tensor, record: dict[str, Any]) -> None:
     save_png(grid(rows.flatten(0, 1), columns=rows.shape[1], scale=0), out / "sheet.png")
     for i, row in enumerate(rows):
-        names = ["original", "degraded", *(f"restored_{k}" for k in range(restored.shape[1]))]
+        names = ["original", "degraded", *(f"restored_{k}" for k in range(rows.shape[1] - 2))]
         for name, image in zip(names, row, strict=True):
             save_png(image, out / "images" / f"{i:04d}_{name}.png")
     write_json(out / "restoration.json", record)

@@ -8,33 +8,39 @@ import torch
 from omegaconf import DictConfig
 
 from lit_gen.cli import check_at_least_1, claim, entry_point
+from lit_gen.data.arrays import import_tifffile, save_tiff
 from lit_gen.devices import divided
-from lit_gen.errors import ConfigError
+from lit_gen.errors import ConfigError, check_choice
 from lit_gen.images import grid, save_png
 from lit_gen.instantiate import instantiate
 from lit_gen.metrics.distributed import all_gather, from_rank_zero, gather_batches
 from lit_gen.models import open_model, sample_batches
+from lit_gen.score.module import ScoreModule
+
+FORMATS = ("auto", "png", "npz", "tiff", "none")
+SAVE = {"png": save_png, "tiff": save_tiff}
 
 
 def sample(cfg: DictConfig, out: Path) -> None:
-    """Writes `grid.png` and the images (`format=png`: `images/<index>.png`; `npz`: `images.npz` with arr_0,
-    uint8 NHWC)."""
-    if cfg.format not in ("png", "npz", "none"):
-        raise ConfigError(f"format={cfg.format}: must be png, npz or none (the grid alone).")
+    """Writes `grid.png` and the images as the data are stored (`format=png`: `images/<index>.png`, of bytes
+    of one or three channels; `tiff`: `images/<index>.tif`; `npz`: `images.npz` with arr_0, NHWC; `auto`: png,
+    or npz where that cannot hold them)."""
+    check_choice("format", cfg.format, FORMATS)
     check_at_least_1(cfg, "num", "batch_size", "grid")
     from_rank_zero(lambda: claim(out, "samples", "grid.png", "images", "images.npz"))
     module, _, path = open_model(cfg)
+    file_format = _format(cfg.format, module)
     sampler = instantiate(cfg.sampler) if cfg.sampler else None
     indices = range(cfg.first, cfg.first + cfg.num)
     start = time.perf_counter()
-    needed = cfg.num if cfg.format == "npz" else min(cfg.grid, cfg.num)  # by rank 0
+    needed = cfg.num if file_format == "npz" else min(cfg.grid, cfg.num)  # by rank 0
     kept, drawn = [], torch.tensor(0)
     for rows, images in sample_batches(
         module, indices, cfg.seed, cfg.batch_size, sampler, cfg.label, progress=True
     ):
-        if cfg.format == "png":
+        if file_format in SAVE:
             for i, image in zip(indices[rows.start : rows.stop], images, strict=True):
-                save_png(image, out / "images" / f"{i:06d}.png")
+                SAVE[file_format](image, out / "images" / f"{i:06d}.{file_format[:3]}")
         if rows.start < needed:
             kept.append(images[: needed - rows.start])
         drawn += len(images)
@@ -43,10 +49,23 @@ def sample(cfg: DictConfig, out: Path) -> None:
     images = gather_batches(kept, needed, cfg.batch_size)
     if images is None:
         return  # rank 0 has them
-    save_png(grid(images[: cfg.grid], scale=0), out / "grid.png")
-    if cfg.format == "npz":
+    save_png(grid(module.pixels.picture(images[: cfg.grid]), scale=0), out / "grid.png")
+    if file_format == "npz":
         np.savez_compressed(out / "images.npz", arr_0=images.permute(0, 2, 3, 1).numpy())
     print(f"{total} images of {path} in {seconds:.1f} s ({total / seconds:.1f} images/s) -> {out}")
+
+
+def _format(wanted: str, module: ScoreModule) -> str:
+    """That of the files. Raises ConfigError for PNG where it would not hold what the model makes."""
+    pictures = module.pixels.are_bytes and module.image_shape[0] in (1, 3)
+    if wanted == "png" and not pictures:
+        raise ConfigError(
+            f"format=png: the model makes {module.pixels.dtype} images of {module.image_shape[0]} channels. "
+            "Take format=npz or format=tiff, which keep them as they are."
+        )
+    if wanted == "tiff":
+        import_tifffile()
+    return wanted if wanted != "auto" else "png" if pictures else "npz"
 
 
 main = entry_point("sample")(lambda cfg: divided(sample, cfg, images=cfg.num))

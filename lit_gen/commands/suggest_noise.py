@@ -11,7 +11,9 @@ from scipy.optimize import brentq, minimize_scalar
 from torch import Tensor
 
 from lit_gen.cli import entry_point, show, table
+from lit_gen.data.images import pixels_of
 from lit_gen.errors import ConfigError
+from lit_gen.images import Pixels
 from lit_gen.instantiate import instantiate
 from lit_gen.rng import keyed_generator
 from lit_gen.runs import write_json
@@ -31,8 +33,8 @@ def suggest(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError(f"{out} exists: choose another out=.")
     dataset = instantiate(cfg.data).dataset("train")
     order = torch.randperm(len(dataset), generator=keyed_generator(cfg.seed, "suggest"))[: cfg.num]
-    pixels = torch.stack([dataset[i]["image"] for i in order.tolist()])
-    record = _measured(pixels, len(dataset)) | {"sigma_min": cfg.sigma_min}
+    images = torch.stack([dataset[i]["image"] for i in order.tolist()])
+    record = _measured(images, pixels_of(dataset), len(dataset)) | {"sigma_min": cfg.sigma_min}
     ratio = level_ratio(record["dimensions"], cfg.overlap)
     levels = math.ceil(math.log(record["sigma_max"] / cfg.sigma_min) / math.log(ratio)) + 1
     ratio = (record["sigma_max"] / cfg.sigma_min) ** (1 / (levels - 1))
@@ -51,23 +53,24 @@ def suggest(cfg: DictConfig) -> dict[str, Any]:
     return record
 
 
-def _measured(pixels: Tensor, size: int) -> dict[str, Any]:
-    x = pixels.to(torch.float64) / 127.5 - 1
+def _measured(images: Tensor, pixels: Pixels, size: int) -> dict[str, Any]:
+    half = (pixels.high - pixels.low) / 2
+    x = (images.to(torch.float64) - pixels.low) / half - 1
     return {
         "images": size,
-        "compared": len(pixels),
+        "compared": len(images),
         "dimensions": x[0].numel(),
-        "sigma_max": largest_distance(pixels),
+        "sigma_max": largest_distance(images, half=half),
         "mean": float(x.mean()),
         "sigma_data": float(x.std()),
     }
 
 
-def largest_distance(pixels: Tensor, chunk: int = 1024) -> float:
-    """Technique 1: the largest Euclidean distance between two of the images uint8 (N, C, H, W), in units of
-    [-1, 1].
+def largest_distance(pixels: Tensor, chunk: int = 1024, half: float = 127.5) -> float:
+    """Technique 1: the largest Euclidean distance between two of the images (N, C, H, W), in units of [-1, 1]
+    where `half` is half the range of their values.
 
-    Exact: squares of bytes are whole numbers in float64.
+    Exact for bytes, whose squares are whole numbers in float64.
     """
     x = pixels.flatten(1).to(torch.float64)
     norms, largest = x.square().sum(1), 0.0
@@ -76,7 +79,7 @@ def largest_distance(pixels: Tensor, chunk: int = 1024) -> float:
             product = x[a : a + chunk] @ x[b : b + chunk].T
             squares = norms[a : a + chunk, None] + norms[b : b + chunk] - 2 * product
             largest = max(largest, float(squares.max()))
-    return math.sqrt(largest) / 127.5
+    return math.sqrt(largest) / half
 
 
 def level_overlap(ratio: float, dimensions: int) -> float:

@@ -1,6 +1,7 @@
 """Images translated into classes that a few images show: pictures, a contact sheet, a record."""
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def translate(cfg: DictConfig, out: Path) -> dict[str, Any]:
     claim(out, "translations", "sheet.png", "images", "interpolation", "translation.json")
     generator, run_cfg, path = open_translator(cfg)
     size = cfg.image_size or (OFFICIAL_SIZE if run_cfg is None else run_cfg.data.image_size)
+    size = size if isinstance(size, int) else list(size)
     contents, classes, truth = _inputs(cfg, run_cfg, generator.content_encoder.stem.in_channels, size)
     if cfg.interpolate and len(classes) < 2:
         raise ConfigError(
@@ -76,7 +78,7 @@ def translate(cfg: DictConfig, out: Path) -> dict[str, Any]:
 
 
 def _inputs(
-    cfg: DictConfig, run_cfg: DictConfig | None, channels: int, size: int
+    cfg: DictConfig, run_cfg: DictConfig | None, channels: int, size: int | Sequence[int]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]:
     """What to translate, and into what, by name; the true translations (N, T, C, H, W) where they are
     known."""

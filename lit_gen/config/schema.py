@@ -86,7 +86,7 @@ class GeneratorSchema(ModelSchema):
 
     run: str | None
     weights: str | None
-    image_size: int | None
+    image_size: Any
     model: Any = None
     guidance: Any = None
     label: int | None
@@ -133,7 +133,7 @@ class TranslateSchema(ModelSchema):
     num: int
     classes: str
     k: int | None
-    image_size: int | None
+    image_size: Any
     fit: str
     interpolate: int
     seed: int
@@ -200,8 +200,11 @@ class ReferenceSchema(MeasuringSchema):
     reference_resize: str | None
     reference_section: str
     training: str | None
-    image_size: int | None
+    image_size: Any
     fit: str
+    channels: int | None
+    dtype: str | None
+    range: list[float] | None
     per_class: bool
 
 
@@ -259,7 +262,7 @@ class PreviewSchema(CommandSchema):
     data: Any = None
     images: str | None
     boxes: list[Any]
-    image_size: int | None
+    image_size: Any
     num: int
     columns: int
     rows: int

@@ -119,6 +119,16 @@ def import_tifffile() -> Any:
     return tifffile
 
 
+def save_tiff(image: Tensor, path: str | Path) -> Path:
+    """Writes an image (C, H, W) of any type and number of channels; creates the folder."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    photometric = "rgb" if image.shape[0] == 3 else "minisblack"
+    array = image.permute(1, 2, 0).contiguous().cpu().numpy()
+    import_tifffile().imwrite(path, array, photometric=photometric, planarconfig="contig")
+    return path
+
+
 class ArrayImages(TensorImages):
     """A set of images in one file: npy, (N, H, W, C) or (N, C, H, W), or npz with that under "arr_0" and,
     where there are classes, their indices (N,) under "arr_1" or "labels".

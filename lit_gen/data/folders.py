@@ -18,7 +18,7 @@ from torch import Tensor
 from lit_gen.data.archive import Store, open_store
 from lit_gen.data.decode import UnreadableImage
 from lit_gen.data.images import fingerprint, part_of
-from lit_gen.data.reader import ImageReader, summary
+from lit_gen.data.reader import ImageForm, ImageReader, summary
 from lit_gen.errors import ConfigError
 
 MAX_CLASSES = 1_000_000  # a label beyond is a mistake, and would make a list of names that fills the memory
@@ -65,7 +65,7 @@ class ImageFiles:
         self.store, self.seed = open_store(path), seed
         self.reader = ImageReader(self.store, on_error=on_error, **options)
         self.pixels = self.reader.pixels
-        names, labels, self.classes = _listing(self.store, self.reader.endings, include)
+        names, labels, self.classes = _listing(self.store, self.reader.form, include)
         if classes is not None:
             names, labels, self.classes = _only(names, labels, self.classes, classes, self.store)
         chosen = part_of(names, labels, part, test_fraction, seed)
@@ -80,7 +80,7 @@ class ImageFiles:
         self.labels: Tensor | None = None if labels is None else torch.tensor([labels[i] for i in chosen])
         self.shape = tuple(self._read(0).shape)
         for name, size in sizes.items():
-            self._check_size(name, *self.reader.fitted(size))
+            self._check_size(name, *self.reader.form.fitted(size))
 
     def _scan(self, names: list[str]) -> dict[str, tuple[int, int]]:
         """(height, width) of the readable images by name."""
@@ -123,7 +123,7 @@ class ImageFiles:
         """A name that changes with whatever changes the images, told by their files' size and time of change
         (in a zip size and checksum): nothing is decoded."""
         replaced = {"replaced_by": self.seed} if self.reader.on_error == "replace" else {}
-        options = json.dumps(self.reader.options | self.reader.stored_as | replaced, sort_keys=True)
+        options = json.dumps(self.reader.options | replaced, sort_keys=True)
         labels = b"" if self.labels is None else self.labels.numpy().tobytes()
         files = (f"{name}\0{self.store.signature(name)}\0" for name in self.names)
         return fingerprint(self.store.path.stem, len(self), chain([options, labels], files))
@@ -132,13 +132,12 @@ class ImageFiles:
 Listing = tuple[list[str], list[int] | None, list[str]]  # names, labels, classes
 
 
-def _listing(store: Store, endings: Sequence[tuple[str, ...]], include: str) -> Listing:
-    """Of the files with the first of the `endings` that some have."""
-    of_each = [[n for n in store.names if n.lower().endswith(some)] for some in endings]
-    images = next((found for found in of_each if found), [])
+def _listing(store: Store, form: ImageForm, include: str) -> Listing:
+    images = form.chosen(store.names)
     if not images:
-        wanted = ", ".join(ending for some in endings for ending in some)
-        raise ConfigError(f"{store.path}: no images ({wanted}) among its {len(store.names)} files.")
+        raise ConfigError(
+            f"{store.path}: no images ({', '.join(form.endings)}) among its {len(store.names)} files."
+        )
     names = [n for n in images if fnmatchcase(n, include)]
     if not names:
         raise ConfigError(

@@ -5,8 +5,9 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from lit_gen.data.decode import (
     header_size,
 )
 from lit_gen.errors import ConfigError, check_choice
-from lit_gen.images import Pixels, height_and_width
+from lit_gen.images import BYTES, Pixels, height_and_width
 from lit_gen.rng import key
 
 ON_ERROR = ("raise", "skip", "replace")
@@ -34,14 +35,84 @@ T = TypeVar("T")
 Size = tuple[int, int]  # (height, width)
 
 
+@dataclass(frozen=True)
+class ImageForm:
+    """What files of images are read as: pictures decoded and fitted (`lit_gen.data.decode`), or arrays as
+    they are (`lit_gen.data.arrays`), which all files are of uint16, float32, or another number of channels
+    than 1 or 3.
+
+    Raises ConfigError for what no image has.
+    """
+
+    channels: int = 3
+    image_size: ImageSize | None = None
+    fit: str = "crop"
+    pixels: Pixels = BYTES
+    draft: bool = False
+
+    def __post_init__(self):
+        check_choice("fit", self.fit, FITS)
+        if self.channels < 1:
+            raise ConfigError(f"channels={self.channels}: must be at least 1.")
+        if self.image_size is None:
+            return
+        height, width = height_and_width(self.image_size)
+        object.__setattr__(self, "image_size", height if height == width else [height, width])
+        if self.fit == "shorter" and height != width:
+            raise ConfigError(f"fit=shorter brings the shorter side to one number, not to {self.image_size}.")
+
+    @property
+    def are_arrays(self) -> bool:
+        return self.pixels.dtype != "uint8" or self.channels not in MODES
+
+    @property
+    def endings(self) -> tuple[str, ...]:
+        """Of the files that may be read."""
+        return FORMATS if self.are_arrays else (*EXTENSIONS, *ARRAYS)
+
+    def chosen(self, names: Sequence[str]) -> list[str]:
+        """The images among the names: pictures, where there are any that may be read, else arrays."""
+        for endings in (FORMATS,) if self.are_arrays else (EXTENSIONS, ARRAYS):
+            if found := [name for name in names if name.lower().endswith(endings)]:
+                return found
+        return []
+
+    def holds_array(self, name: str) -> bool:
+        return self.are_arrays or name.lower().endswith(ARRAYS)
+
+    def read(self, data: bytes, name: str) -> Tensor:
+        """(C, H, W), as `pixels` says. Raises UnreadableImage."""
+        if not self.holds_array(name):
+            options: dict[str, Any] = {"channels": self.channels, "image_size": self.image_size}
+            image = decode(data, name, fit=self.fit, draft=self.draft, **options)
+            self.pixels.check(image, name)
+            return image
+        image, size = read_array(data, name, self.pixels, self.channels), self.image_size
+        if size is not None and tuple(image.shape[1:]) != height_and_width(size):
+            raise UnreadableImage(
+                f"{name}: its image is {image.shape[1]}x{image.shape[2]} (height x width), not "
+                f"image_size={size}. Arrays are never resized."
+            )
+        return image
+
+    def fitted(self, size: Size) -> Size:
+        """What `read` makes of a picture of this (height, width)."""
+        if self.image_size is None:
+            return size
+        target = height_and_width(self.image_size)
+        if self.fit != "shorter":
+            return target
+        height, width = (max(int(target[0] * side / min(size)), target[0]) for side in size)
+        return height, width
+
+
 class ImageReader:
     """Reads the pictures of a store, each decoded when it is asked for, and keeps them if all fit in memory.
 
     - `channels`: of pictures 1 or 3. `image_size`, a number or [height, width], and `fit`: see
       `lit_gen.data.decode.fit_to` ("shorter" leaves images as oblong as they are: for a random crop); None
       keeps the pictures' own size. Arrays are never resized.
-    - `dtype`, `range`, `shown`: see `lit_gen.images.Pixels`. Of uint16 and float32, and with another number
-      of channels, all files are read as arrays (`lit_gen.data.arrays`).
+    - `dtype`, `range`, `shown`: see `lit_gen.images.Pixels`.
     - `draft`: a JPEG that a fit of "crop" or "stretch" makes much smaller is decoded smaller at once (see
       `lit_gen.data.decode.decode`); false decodes it whole, as the official tools do.
     - `cache_mib`: what all scanned pictures together may take, decoded, to be kept for every worker process
@@ -65,20 +136,10 @@ class ImageReader:
         on_error: str = "raise",
     ):
         check_choice("on_error", on_error, ON_ERROR)
-        check_choice("fit", fit, FITS)
-        if channels < 1:
-            raise ConfigError(f"channels={channels}: must be at least 1.")
-        if image_size is not None:
-            height, width = height_and_width(image_size)
-            image_size = height if height == width else [height, width]
-            if fit == "shorter" and height != width:
-                raise ConfigError(f"fit=shorter brings the shorter side to one number, not to {image_size}.")
-        self.pixels = Pixels(dtype, range, shown)
-        self.endings = (EXTENSIONS, ARRAYS) if dtype == "uint8" and channels in MODES else (FORMATS,)
-        self.store, self.cache_mib, self.on_error = store, cache_mib, on_error
         drafts = draft and image_size is not None and fit in DRAFTED  # else the pixels are the same
-        self.options = {"channels": channels, "image_size": image_size, "fit": fit, "draft": drafts}
-        self.stored_as = {} if self.pixels.are_bytes else {"dtype": dtype, "range": self.pixels.range}
+        self.pixels = Pixels(dtype, range, shown)
+        self.form = ImageForm(channels, image_size, fit, self.pixels, drafts)
+        self.store, self.cache_mib, self.on_error = store, cache_mib, on_error
         self._kept: _Kept | None = None
         self._bad: set[str] = set()
 
@@ -92,22 +153,15 @@ class ImageReader:
         return image
 
     def _decode(self, name: str) -> Tensor:
-        data, where = self.store.read(name), self._where(name)
-        if self._holds_array(name):
-            image = read_array(data, where, self.pixels, self.options["channels"])
-            target = self.options["image_size"]
-            if target is not None and tuple(image.shape[1:]) != height_and_width(target):
-                raise UnreadableImage(
-                    f"{where}: its image is {image.shape[1]}x{image.shape[2]} (height x width), not "
-                    f"data.image_size={target}. Arrays are never resized."
-                )
-            return image
-        image = decode(data, where, **self.options)
-        self.pixels.check(image, where)
-        return image
+        return self.form.read(self.store.read(name), self._where(name))
 
-    def _holds_array(self, name: str) -> bool:
-        return self.endings == (FORMATS,) or name.lower().endswith(ARRAYS)
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the pixels depend on besides the files, as JSON holds it."""
+        form = self.form
+        options = {"channels": form.channels, "image_size": form.image_size, "fit": form.fit}
+        stored = {} if self.pixels.are_bytes else {"dtype": self.pixels.dtype, "range": self.pixels.range}
+        return options | {"draft": form.draft} | stored
 
     def read_or_replace(
         self, names: Sequence[str], i: int, others: Callable[[int], Sequence[int]], seed: int
@@ -159,22 +213,12 @@ class ImageReader:
     @property
     def keeps_shape(self) -> bool:
         """Whether pictures stay as oblong as they are, each fitted to `image_size`."""
-        return self.options["fit"] == "shorter" and self.options["image_size"] is not None
-
-    def fitted(self, size: Size) -> Size:
-        """What `read` makes of a picture of this (height, width)."""
-        if self.options["image_size"] is None:
-            return size
-        target = height_and_width(self.options["image_size"])
-        if self.options["fit"] != "shorter":
-            return target
-        height, width = (max(int(target[0] * side / min(size)), target[0]) for side in size)
-        return height, width
+        return self.form.fit == "shorter" and self.form.image_size is not None
 
     @property
     def remedy(self) -> str:
         """What to do about images that differ in size."""
-        if self.endings == (FORMATS,):
+        if self.form.are_arrays:
             return "Bring all arrays to one size."
         return "Set image_size=64 (or [48,64], say) to crop and resize them all."
 
@@ -182,7 +226,7 @@ class ImageReader:
         return f"{self.store.path}/{name}"
 
     def _header(self, turned: bool, name: str) -> Size:
-        if self._holds_array(name):  # its header does not tell what is wrong with its values
+        if self.form.holds_array(name):  # its header does not tell what is wrong with its values
             height, width = self._decode(name).shape[1:]
             return height, width
         if not (turned and name.lower().endswith(".png")):
@@ -195,7 +239,7 @@ class ImageReader:
         return header_size(self.store.read(name), self._where(name))
 
     def _make_room(self, sizes: Mapping[str, Size]) -> None:
-        shapes = {name: (self.options["channels"], *self.fitted(size)) for name, size in sizes.items()}
+        shapes = {name: (self.form.channels, *self.form.fitted(size)) for name, size in sizes.items()}
         # All or nothing: half a cache would make speed depend on the order of names.
         dtype = self.pixels.torch_dtype
         if 0 < sum(c * h * w for c, h, w in shapes.values()) * dtype.itemsize <= self.cache_mib << 20:

@@ -10,7 +10,6 @@ from rich.progress import track
 from torch import Tensor
 
 from lit_gen.errors import ConfigError
-from lit_gen.images import to_float
 from lit_gen.metrics import Estimate
 from lit_gen.metrics.distributed import from_rank_zero, gather_batches, own_batches, rank
 from lit_gen.metrics.functional import mean_estimate
@@ -23,7 +22,7 @@ from lit_gen.score.likelihood import (
     variational_bound,
 )
 from lit_gen.score.module import ScoreModule
-from lit_gen.score.sde import DiscreteVP
+from lit_gen.score.sde import DiscreteVP, wide
 
 Bits = Callable[[ScoreModule, Tensor, Tensor | None, PerSample, float | None], Tensor]
 
@@ -56,6 +55,10 @@ def _measure(option: str, name: str, bits: Bits, module: Any, test: Any, cfg: Di
             f"elbo_images={n}: DDPM's bound is a sum over the steps of a discrete process, and this "
             f"model's is {type(process).__name__}. Use nll_images={n}."
         )
+    if bits is _bound and module.pixels.levels is None:
+        raise ConfigError(
+            f"elbo_images={n}: DDPM's bound is that of integers, the data are float32. Use nll_images={n}."
+        )
     own, parts = own_batches(n, size), []
     hidden = len(own) < 2 or rank() > 0
     for rows in track(own, name.replace("_", " "), console=Console(stderr=True), disable=hidden):
@@ -76,15 +79,26 @@ def _measure(option: str, name: str, bits: Bits, module: Any, test: Any, cfg: Di
 def _density(
     module: ScoreModule, images: Tensor, label: Tensor | None, generator: PerSample, t_min: float | None
 ) -> Tensor:
-    """(B,), of uint8 images dequantised by uniform noise, by the probability-flow ODE with one probe each."""
-    x_0 = dequantize(images, generator)
+    """(B,), by the probability-flow ODE with one probe each: of integers dequantised by uniform noise, of
+    floating-point pixels the density in their own unit."""
+    pixels = module.pixels
+    if pixels.levels is None:
+        x_0, levels = wide(pixels.to_model(images)), pixels.high - pixels.low
+    else:
+        x_0 = dequantize(images, generator, num_levels=pixels.levels, first_level=pixels.low)
+        levels = pixels.levels
     probes = random_probes(x_0, generator=generator)
     found = log_likelihood(module.denoiser, x_0, probes=probes, t_min=t_min, label=label)
-    return bits_per_dim(found.log_prob, images[0].numel())
+    return bits_per_dim(found.log_prob, images[0].numel(), num_levels=levels)
 
 
 def _bound(
     module: ScoreModule, images: Tensor, label: Tensor | None, generator: PerSample, t_min: float | None
 ) -> Tensor:
     """(B,), DDPM's variational bound over all steps."""
-    return variational_bound(module.denoiser, to_float(images), label=label, generator=generator).total
+    pixels = module.pixels
+    assert pixels.levels is not None  # of a run without, the bound was refused
+    x_0 = pixels.to_model(images)
+    return variational_bound(
+        module.denoiser, x_0, num_levels=pixels.levels, label=label, generator=generator
+    ).total

@@ -16,7 +16,7 @@ from torch import Tensor
 from lit_gen import __version__, models
 from lit_gen.callbacks.contracts import Samples, Translates
 from lit_gen.cli import check_at_least_1, claim, show, table
-from lit_gen.data.images import batches
+from lit_gen.data.images import batches, pixels_of, shape_of
 from lit_gen.errors import ConfigError
 from lit_gen.images import grid, save_png
 from lit_gen.inputs import open_images, open_reference
@@ -38,10 +38,10 @@ from lit_gen.metrics.neighbours import nearest
 from lit_gen.runs import write_json
 
 Batches = Iterable[tuple[range, Tensor, Tensor | None]]
-"""Numbers of images, the images, uint8 (B, C, H, W), and their labels, int64 (B,), if they have any."""
+"""Numbers of images, the images, (B, C, H, W), and their labels, int64 (B,), if they have any."""
 
 ImagesAt = Callable[[Sequence[int]], Tensor]
-"""Numbers of generated images -> these images, uint8 (N, C, H, W)."""
+"""Numbers of generated images -> these images, (N, C, H, W)."""
 
 
 def check_options(
@@ -123,14 +123,16 @@ class Measurement:
         parts = batches(dataset, own_batches(n, self.batch_size))
         return reference_summary(
             lambda: self._shown(parts, n, what),
-            self._evaluation(num_classes),
+            self._evaluation(num_classes, dataset),
             data=dataset.fingerprint(),
             n=n,
         )
 
-    def _evaluation(self, num_classes: int | None) -> Evaluation:
-        stored = self.max_stored_features
-        return Evaluation(self.extractor, max_stored_features=stored, num_classes=num_classes)
+    def _evaluation(self, num_classes: int | None, dataset: Any = None) -> Evaluation:
+        stored, extractor = self.max_stored_features, self.extractor
+        if dataset is not None:
+            extractor = extractor.reading(pixels_of(dataset), shape_of(dataset)[0])
+        return Evaluation(extractor, max_stored_features=stored, num_classes=num_classes)
 
     def compare(
         self, reference: Summary | Moments, generated: Summary, training: Summary | None = None
@@ -158,6 +160,22 @@ class References:
     training: Any | None = None
 
 
+def options_of_images(cfg: DictConfig, data: Any | None = None) -> dict[str, Any]:
+    """How image sets are opened that the options of a command name (`lit_gen.inputs.open_images`): what they
+    do not say is as in the run's data, where those are not pictures."""
+    test = None if data is None else data.test
+    pixels, channels = pixels_of(test), 3 if test is None else shape_of(test)[0]
+    if pixels.are_bytes and channels in (1, 3):
+        channels = 3
+    return {
+        "image_size": cfg.image_size,
+        "fit": cfg.fit,
+        "channels": cfg.channels or channels,
+        "dtype": cfg.dtype or pixels.dtype,
+        "range": cfg.range or (pixels.range if cfg.dtype in (None, pixels.dtype) else None),
+    }
+
+
 def reference_sets(cfg: DictConfig, extractor: Extractor, data: Any | None = None) -> References:
     """What `cfg.reference` and `cfg.training` name, else the splits of a run's data."""
     if cfg.reference is not None:
@@ -168,14 +186,13 @@ def reference_sets(cfg: DictConfig, extractor: Extractor, data: Any | None = Non
             n=cfg.reference_n,
             resize=cfg.reference_resize,
             section=cfg.reference_section,
-            image_size=cfg.image_size,
-            fit=cfg.fit,
+            **options_of_images(cfg, data),
         )
     else:
         assert data is not None  # of a run, whose test images are the reference
         reference, name = data.test, data.test.fingerprint()
     if cfg.training is not None:
-        training = open_images(cfg.training, cfg.image_size, cfg.fit)
+        training = open_images(cfg.training, **options_of_images(cfg, data))
     else:
         training = None if data is None else data.train
     if isinstance(reference, Moments) and cfg.per_class:
@@ -249,10 +266,13 @@ def report(
     if rank() > 0:
         return record
     claim(out, "an evaluation", "evaluation.json")
-    shown = images_at(range(min(64, generated.n)))
-    save_png(grid(shown, scale=0), out / "grid.png")
+
+    def shown(indices: Sequence[int]) -> Tensor:
+        return extractor.pixels.picture(images_at(indices))
+
+    save_png(grid(shown(range(min(64, generated.n))), scale=0), out / "grid.png")
     if training is not None:
-        sheet = _nearest_training(against.training, training, generated, images_at)
+        sheet = _nearest_training(against.training, training, generated, shown)
         save_png(grid(sheet.flatten(0, 1), columns=sheet.shape[1], scale=0), out / "nearest.png")
     write_json(out / "evaluation.json", record)
     _print(record, results, out)
@@ -267,13 +287,16 @@ def _nearest_training(
     num: int = 8,
     k: int = 5,
 ) -> Tensor:
-    """uint8 (num, 1 + k, C, H, W): the generated images nearest to a training image, each followed by its k
-    nearest training images. A model that remembers shows pairs of equal pictures here.
+    """uint8 (num, 1 + k, 1 or 3, H, W): the generated images nearest to a training image, each followed by
+    its k nearest training images. A model that remembers shows pairs of equal pictures here.
     """
     distance, index = nearest(training.features, generated.features, min(k, len(training.features)))
     closest = distance[:, 0].argsort(stable=True)[:num]
     left = images_at(generated.index[closest].tolist())
-    right = [torch.stack([dataset[int(i)]["image"] for i in training.index[index[row]]]) for row in closest]
+    show = pixels_of(dataset).picture
+    right = [
+        torch.stack([show(dataset[int(i)]["image"]) for i in training.index[index[row]]]) for row in closest
+    ]
     if right[0].shape[1:] != left.shape[1:]:  # other channels or size: shown as the generated images are
         right = [_like(images, left) for images in right]
     return torch.stack([torch.cat([a[None], b]) for a, b in zip(left, right, strict=True)])

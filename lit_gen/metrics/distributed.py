@@ -31,6 +31,9 @@ def gather_batches(own: Sequence[Tensor], n: int, size: int) -> Tensor | None:
     others: None. Every rank must call."""
     if world_size() == 1:
         return torch.cat(list(own))
+    if own and own[0].dtype == torch.uint16:  # which neither gloo nor NCCL moves
+        moved = gather_batches([x.contiguous().view(torch.uint8) for x in own], n, size)
+        return None if moved is None else moved.view(torch.uint16)
     whole = own[0].new_empty(n, *own[0].shape[1:]) if rank() == 0 else None
     for i, start in enumerate(range(0, n, size)):
         turn, owner = divmod(i, world_size())

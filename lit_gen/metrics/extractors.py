@@ -5,20 +5,24 @@ Frechet distances are comparable only if network, weights, layer and resize agre
 four and alone builds the metrics' names.
 """
 
+import copy
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_gen.errors import ConfigError
+from lit_gen.images import BYTES, Pixels
 from lit_gen.metrics.digits import DigitsNet
 from lit_gen.precision import full_float32, switched
 
-__all__ = ["Extractor", "ExtractorId", "digits64", "digits_classifier"]
+__all__ = ["Extractor", "ExtractorId", "digits64", "digits_classifier", "own_extractor", "pixel_means"]
 
 INCEPTION_2015 = ("inception-2015-12-05", "6726825d")
 PUBLISHED = {
@@ -67,16 +71,32 @@ class Extractor:
 
     `network` maps float32 (B, channels, H, W) in [0, 255] to (features (B, d), logits (B, classes) or None).
     It runs in eval mode, in full float32 (no autocast, no TF32), without gradients, on the device of the
-    images.
+    images. `pixels` says how the images are stored that it is given (`reading`): a network of pictures sees
+    them as bytes, gray or in color; one of other images (`exact`), with as many channels as it takes, as
+    float32 in [-1, 1] by their range.
     """
 
-    def __init__(self, id: ExtractorId, network: nn.Module, channels: int):
+    def __init__(self, id: ExtractorId, network: nn.Module, channels: int, exact: bool = False):
         self.id = id
         self.network = network.eval().requires_grad_(False).to(torch.float32)
-        self.channels = channels
+        self.channels, self.exact, self.pixels = channels, exact, BYTES
+
+    def reading(self, pixels: Pixels, channels: int) -> "Extractor":
+        """The extractor for images stored so, with so many channels. Raises ConfigError where its network
+        cannot see them."""
+        if channels != self.channels if self.exact else channels not in (1, 3):
+            takes = f"{self.channels} channels" if self.exact else "pictures, gray or in color"
+            raise ConfigError(
+                f"The images have {channels} channels, {self.id.name} takes {takes}: a Frechet distance of "
+                "them needs a feature network of their own (extractor=own, or extractor=pixels for the means "
+                "of their pixels), or none (metrics=none)."
+            )
+        other = copy.copy(self)
+        other.pixels = pixels
+        return other
 
     def __call__(self, images: Tensor) -> Tensor:
-        """uint8 (B, C, H, W), C 1 or 3 -> float32 (B, d)."""
+        """Images (B, C, H, W) as `pixels` says, uint8 of C 1 or 3 by default -> float32 (B, d)."""
         return self.with_logits(images)[0]
 
     def with_logits(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -99,7 +119,11 @@ class Extractor:
         return features, logits
 
     def _door(self, images: Tensor) -> Tensor:
-        """Checks; float32 in [0, 255] with the network's channels: grey is repeated, colour averaged."""
+        """Checks; float32 in [0, 255] with the network's channels: gray is repeated, color averaged."""
+        if self.exact:
+            return self.pixels.to_model(images)
+        if images.dtype == self.pixels.torch_dtype:
+            images = self.pixels.to_uint8(images)
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
             raise ConfigError(
                 f"Extractors take uint8 images (B, 1 or 3, H, W), got {images.dtype} {tuple(images.shape)}; "
@@ -109,6 +133,54 @@ class Extractor:
         if self.channels == 1:
             return x.mean(1, keepdim=True)
         return x.expand(-1, self.channels, -1, -1)
+
+
+def own_extractor(
+    network: nn.Module, features: int, channels: int = 3, weights: str | None = None, name: str = "own"
+) -> Extractor:
+    """A feature network of the user's for images of any type and number of channels: `network` maps float32
+    (B, channels, H, W), the stored values with their range brought to [-1, 1], to (B, features).
+
+    `weights` is a file of its state dict, by `torch.save` or as safetensors; the weights are part of the
+    identity. Raises ConfigError for a file that is missing or of another network.
+    """
+    if weights is not None:
+        try:
+            state = (
+                load_file(weights)
+                if weights.endswith(".safetensors")
+                else torch.load(weights, map_location="cpu", weights_only=True)
+            )
+            network.load_state_dict(state)
+        except Exception as error:  # of whatever kind: it is the user's file
+            raise ConfigError(f"extractor.weights={weights} cannot be loaded: {error}") from error
+    digest = hashlib.sha256()
+    for key, value in network.state_dict().items():
+        digest.update(key.encode() + value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    identity = ExtractorId(name, "1", digest.hexdigest(), "none", "output", features)
+    return Extractor(identity, _Featured(network), channels, exact=True)
+
+
+def pixel_means(channels: int = 3, size: int = 4) -> Extractor:
+    """The means of size x size regions of every channel (d = channels size^2): features of images for which
+    there is no network. They see colors and coarse shapes, and nothing that is finer."""
+    name = f"pixels{size}x{size}x{channels}"
+    identity = ExtractorId(
+        name, "1", hashlib.sha256(name.encode()).hexdigest(), "none", "means", channels * size**2
+    )
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(size), nn.Flatten())
+    return Extractor(identity, _Featured(network), channels, exact=True)
+
+
+class _Featured(nn.Module):
+    """A network of features as an extractor calls it: without logits."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        return self.network(x), None
 
 
 def digits64() -> Extractor:

@@ -18,6 +18,7 @@ import torch
 
 from lit_gen import __version__
 from lit_gen.errors import ConfigError
+from lit_gen.images import DTYPES
 from lit_gen.metrics.distributed import world_size
 from lit_gen.metrics.extractors import Extractor, ExtractorId
 from lit_gen.metrics.functional import Estimate, Moments, moments
@@ -75,17 +76,17 @@ def holds_statistics(path: str | Path) -> bool:
 
 
 def read_images(path: str | Path) -> torch.Tensor:
-    """The uint8 (N, C, H, W) images of an npz whose first array, arr_0, is (N, H, W, C) as guided-diffusion
-    writes it.
+    """The images (N, C, H, W), uint8, uint16, or float32, of an npz whose first array, arr_0, is (N, H, W, C)
+    as guided-diffusion and lit_gen write it.
     """
     try:
         arrays = _read_npz(Path(path), wanted=("arr_0",))
     except UNREADABLE as error:
         raise ConfigError(f"{path} cannot be read as images: {error}") from error
     images = arrays.get("arr_0")
-    if images is None or images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+    if images is None or images.dtype.name not in DTYPES or images.ndim != 4:
         found = "no arr_0" if images is None else f"arr_0 of {images.dtype} {images.shape}"
-        raise ConfigError(f"{path} should hold arr_0, uint8 (N, H, W, 1 or 3); it has {found}.")
+        raise ConfigError(f"{path} should hold arr_0, {' or '.join(DTYPES)} (N, H, W, C); it has {found}.")
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
@@ -165,13 +166,14 @@ def records(
     which set, split and transform. A value that does not exist (NaN: a class without images) is None."""
     versions = {"lit_gen": __version__, "torch": torch.__version__, "torchvision": version("torchvision")}
     versions |= {"numpy": np.__version__, "python": platform.python_version()}
+    pixels = extractor.pixels
     shared = {
         "n_real": n_real,
         "n_fake": n_fake,
         "extractor": asdict(extractor.id),
         "reference": reference,
         "seed": seed,
-        "quantization": "uint8, floor(clamp(127.5 x + 128, 0, 255))",
+        "quantization": "uint8, floor(clamp(127.5 x + 128, 0, 255))" if pixels.are_bytes else str(pixels),
         "world_size": world_size(),
         "versions": versions,
     }

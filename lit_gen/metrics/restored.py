@@ -14,15 +14,15 @@ from lit_gen.images import to_float
 ALEXNET, SMALLEST_FOR_ALEXNET = "alexnet-owt-7be5be79.pth", 31
 
 
-def quality(images: Tensor, originals: Tensor) -> dict[str, float]:
-    """Means over the images, uint8 (N, C, H, W), of PSNR in dB and SSIM with a Gaussian window, of 11 pixels
-    or, below 16 pixels of image, of 5.
+def quality(images: Tensor, originals: Tensor, data_range: float = 255.0) -> dict[str, float]:
+    """Means over the images (N, C, H, W), whose values have a range of the length `data_range`, of PSNR in dB
+    and SSIM with a Gaussian window, of 11 pixels or, below 16 pixels of image, of 5.
     """
     a, b = images.to(torch.float64), originals.to(torch.float64)
     small = min(originals.shape[-2:]) < 16
-    ssim = structural_similarity_index_measure(a, b, data_range=255.0, sigma=0.5 if small else 1.5)
+    ssim = structural_similarity_index_measure(a, b, data_range=data_range, sigma=0.5 if small else 1.5)
     assert isinstance(ssim, Tensor)
-    psnr = peak_signal_noise_ratio(a, b, data_range=255.0, reduction="elementwise_mean", dim=(1, 2, 3))
+    psnr = peak_signal_noise_ratio(a, b, data_range=data_range, reduction="elementwise_mean", dim=(1, 2, 3))
     return {"psnr": float(psnr), "ssim": float(ssim), "ssim_window": 5 if small else 11}
 
 
@@ -34,7 +34,7 @@ class Perceptual:
     is downloaded. `name` is the file, or why there is none. Raises ConfigError for a file that is missing.
     """
 
-    def __init__(self, weights: str | None, image_size: int):
+    def __init__(self, weights: str | None, image_size: int, channels: int = 3):
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         path = folder / ALEXNET if weights is None else Path(weights)
         self.metric, self.name = None, str(path)
@@ -42,6 +42,8 @@ class Perceptual:
             raise ConfigError(f"lpips={weights}: there is no such file.")
         if not path.is_file():
             self.name = f"left out, for it needs torchvision's {ALEXNET}: give lpips=<that file>"
+        elif channels not in (1, 3):
+            self.name = f"left out, for AlexNet sees gray or color, not {channels} channels"
         elif image_size < SMALLEST_FOR_ALEXNET:
             self.name = f"left out, for AlexNet needs images of {SMALLEST_FOR_ALEXNET} pixels"
         else:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lit_gen.cli import CONF_DIR
 from lit_gen.config import schema
+from lit_gen.data.images import pixels_of, shape_of
 from lit_gen.errors import ConfigError
 from lit_gen.evaluation.samples import Measurement, References, measure_images
 from lit_gen.funit.module import FUNITModule
@@ -53,7 +54,8 @@ class SampledModel:
         batch_size: int = 256,
         **options: Any,
     ) -> Tensor:
-        """Images uint8 (N, C, H, W) on the CPU: the first `num`, or those of the given indices. Image i
+        """Images (N, C, H, W) on the CPU, as the training images were stored (uint8, uint16, or float32, see
+        `module.pixels`): the first `num`, or those of the given indices. Image i
         depends on (seed, i) alone.
 
         `sampler` is the name of one in conf/sampler, with `options` of that file (`num_steps=10`), or a
@@ -82,7 +84,8 @@ class SampledModel:
         batch_size: int = 64,
         **options: Any,
     ) -> Tensor:
-        """Restorations uint8 (N, samples, C, H, W) of measurements `operator(x) + noise_std * noise`, float
+        """Restorations (N, samples, C, H, W), stored as the training images were, of measurements
+        `operator(x) + noise_std * noise`, float
         (N, ...), of images x in [-1, 1].
 
         `method` is the name of one in conf/method, with `options` of that file, or a function as in
@@ -120,7 +123,7 @@ def load(
     model: str | None = None,
     checkpoint: str = "best",
     ema: bool = True,
-    image_size: int | None = None,
+    image_size: int | Sequence[int] | None = None,
     device: str | None = None,
     allow_targets: Sequence[str] = (),
 ) -> SampledModel | Translator:
@@ -157,8 +160,11 @@ def evaluate_images(
     reference_n: int | None = None,
     reference_resize: str | None = None,
     training: str | Path | None = None,
-    image_size: int | None = None,
+    image_size: int | Sequence[int] | None = None,
     fit: str = "crop",
+    channels: int = 3,
+    dtype: str | None = None,
+    range: Sequence[float] | None = None,
     k: int = 5,
     batch_size: int = 256,
     device: str | None = None,
@@ -167,7 +173,8 @@ def evaluate_images(
     network and the number of images; the same numbers as `lit-gen evaluate-images`.
 
     `images`, `reference` and `training` are folders, zips, or npz files (`lit_gen.inputs.open_images`); of a
-    `reference` that is a file of statistics, say the number of its images and how they were resized.
+    `reference` that is a file of statistics, say the number of its images and how they were resized; of
+    arrays, their `channels`, `dtype`, and `range` (`lit_gen.images.Pixels`).
     `extractor` is one of conf/extractor by name, or an `Extractor`; `metrics` some of
     `lit_gen.metrics.METRICS`, or all that are possible. Raises ConfigError.
     """
@@ -175,11 +182,11 @@ def evaluate_images(
     network: Extractor = (
         _chosen("evaluate_images", "extractor", extractor, {}) if isinstance(extractor, str) else extractor
     )
-    generated = open_images(images, image_size, fit)
-    real = open_reference(
-        reference, network, n=reference_n, resize=reference_resize, image_size=image_size, fit=fit
-    )
-    known = None if training is None else open_images(training, image_size, fit)
+    stored = {"image_size": image_size, "fit": fit, "channels": channels, "dtype": dtype, "range": range}
+    generated = open_images(images, **stored)
+    network = network.reading(pixels_of(generated), shape_of(generated)[0])
+    real = open_reference(reference, network, n=reference_n, resize=reference_resize, **stored)
+    known = None if training is None else open_images(training, **stored)
     measurement = Measurement(network, tuple(metrics), k, batch_size=batch_size, device=device)
     against = References(real, str(reference), known)
     return measure_images(measurement, generated, against, len(generated)).results

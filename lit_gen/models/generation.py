@@ -9,7 +9,7 @@ from tqdm import tqdm
 from lit_gen.errors import ConfigError
 from lit_gen.funit import translator
 from lit_gen.funit.networks import FewShotGenerator
-from lit_gen.images import to_float, to_uint8
+from lit_gen.images import to_float
 from lit_gen.metrics.distributed import gather_batches, own_batches, rank
 from lit_gen.rng import PerSample, keyed_generator
 from lit_gen.score.denoiser import network_precision
@@ -27,7 +27,7 @@ def sample_images(
     sampler: Callable[..., Tensor] | None = None,
     label: int | None = None,
 ) -> Tensor | None:
-    """uint8 (N, C, H, W) on the CPU, as `sample_batches` on all ranks; of several, rank 0 has them."""
+    """(N, C, H, W) on the CPU, as `sample_batches` on all ranks; of several, rank 0 has them."""
     parts = sample_batches(module, indices, seed, batch_size, sampler, label)
     return gather_batches([images for _, images in parts], len(indices), batch_size)
 
@@ -41,8 +41,8 @@ def sample_batches(
     label: int | None = None,
     progress: bool = False,
 ) -> Iterator[tuple[range, Tensor]]:
-    """This rank's batches, each with its rows among `indices`: uint8 (B, C, H, W) on the CPU. `label`: one
-    class for all of a conditional model's images."""
+    """This rank's batches, each with its rows among `indices`: (B, C, H, W) on the CPU, as the data are
+    stored (`module.pixels`). `label`: one class for all of a conditional model's images."""
     if label is not None and not 0 <= label < module.num_classes:
         classes = (
             f"0 to {module.num_classes - 1}" if module.num_classes else "none: the model is unconditional"
@@ -66,7 +66,8 @@ def restore_images(
     batch_size: int = 64,
     labels: Tensor | None = None,
 ) -> Tensor | None:
-    """uint8 (N, K, C, H, W): K = `samples` restorations of each of the N measurements `measured` (N, ...).
+    """(N, K, C, H, W) as the data are stored (`module.pixels`): K = `samples` restorations of each of the N
+    measurements `measured` (N, ...).
 
     `labels`, int64 (N,), are the classes that a conditional model is told. Of several ranks each restores
     whole batches, and rank 0 has all; the others get None.
@@ -83,7 +84,7 @@ def restore_images(
         classes = None if labels is None else labels[which].to(device)
         with network_precision(module.denoiser, module.sampling_precision):
             x_0 = method(module.denoiser, x, operator, y, label=classes, generator=generator)
-        parts.append(to_uint8(x_0).cpu())
+        parts.append(module.pixels.from_model(x_0).cpu())
     restored = gather_batches(parts, len(rows), batch_size)
     return None if restored is None else restored.unflatten(0, (len(measured), samples))
 

@@ -31,19 +31,28 @@ class Likelihood(NamedTuple):
     evaluations: Tensor
 
 
-def dequantize(images: Tensor, generator: Generator = None, low: float = -1.0, high: float = 1.0) -> Tensor:
-    """uint8 (B, C, H, W) -> float64 on [low, high): uniform noise fills each of the 256 levels."""
+def dequantize(
+    images: Tensor,
+    generator: Generator = None,
+    low: float = -1.0,
+    high: float = 1.0,
+    num_levels: int = 256,
+    first_level: float = 0,
+) -> Tensor:
+    """Integers (B, C, H, W) from `first_level` on -> float64 on [low, high): uniform noise fills each of the
+    `num_levels` levels."""
     u = rand(images.shape, generator, device=images.device)
-    return low + (wide(images) + wide(u)) * ((high - low) / 256)
+    return low + (wide(images) - first_level + wide(u)) * ((high - low) / num_levels)
 
 
 def bits_per_dim(
-    log_prob: Tensor, num_dims: int, low: float = -1.0, high: float = 1.0, num_levels: int = 256
+    log_prob: Tensor, num_dims: int, low: float = -1.0, high: float = 1.0, num_levels: float = 256
 ) -> Tensor:
     """Nats (B,) of a density over [low, high] as bits per dimension of images with `num_levels` levels.
 
     A level is (high - low) / num_levels wide, so log2 of that many levels per unit is added: 7 for 8 bits on
-    [-1, 1], 8 on [0, 1].
+    [-1, 1], 8 on [0, 1]. With the length of the data's range as `num_levels` it is the density of the data in
+    their own unit, and negative where they are denser than one in a unit.
     """
     return -log_prob / (num_dims * math.log(2)) + math.log2(num_levels / (high - low))
 
