@@ -187,10 +187,7 @@ def _files_of(
     fitted = {} if base is None else {name: base.options[name] for name in ("image_size", "fit")}
     fitted |= {} if image_size is None else {"image_size": image_size}
     reader = ImageReader(open_store(path), **options, **fitted)
-    endings = next(
-        (some for some in reader.endings if any(n.lower().endswith(some) for n in reader.store.names)), ()
-    )
-    known = {_stem(name): name for name in reader.store.names if name.lower().endswith(endings)}
+    known = {_stem(name): name for name in reader.form.chosen(reader.store.names)}
     names = _names(dataset)
     if missing := [name for name in names if _stem(name) not in known]:
         raise ConfigError(
@@ -202,9 +199,9 @@ def _files_of(
     if bad:
         raise ConfigError(summary(list(bad.values()), "unreadable condition image"))
     _, height, width = shape_of(dataset)
-    first = reader.fitted(sizes[files[0]])
+    first = reader.form.fitted(sizes[files[0]])
     for name in files:
-        h, w = reader.fitted(sizes[name])
+        h, w = reader.form.fitted(sizes[name])
         if (h, w) != first or h > height or w > width:
             raise ConfigError(
                 f"{path}/{name} is {h}x{w} (height x width): condition images are of one size, {first[0]}x"
