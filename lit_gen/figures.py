@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,14 @@ LINEAR = ("images/s", "images per second", "K-shot translation", "learning rate"
 
 Line = tuple[str, Mapping[int, float], Mapping[int, float]]
 """A curve: its label, {batches: value}, and {batches: standard error}, which may be empty."""
+
+
+def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple["Figure", "np.ndarray"]:
+    """An empty figure of a size in inches, and its axes, row by row."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False).flatten()
 
 
 def plain_ticks(axis: Any) -> None:
@@ -42,8 +51,6 @@ def curves(numbers: Mapping[str, Mapping[int, float]]) -> "Figure | None":
 
     `numbers`: name -> {batches: value}.
     """
-    from matplotlib.figure import Figure
-
     panels = {
         "loss": [n for n in LOSSES if n in numbers],
         "Frechet distance": sorted(n for n in numbers if n.startswith(("fd_", "fid"))),
@@ -54,8 +61,7 @@ def curves(numbers: Mapping[str, Mapping[int, float]]) -> "Figure | None":
     panels = {title: names for title, names in panels.items() if names}
     if not panels:
         return None
-    figure = Figure(figsize=(4 * len(panels), 3), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    figure, axes = _figure(4 * len(panels), 3, columns=len(panels))
     for axis, (title, names) in zip(axes, panels.items(), strict=True):
         _panel(axis, title, [(name, numbers[name], {}) for name in names])
     return figure
@@ -64,10 +70,9 @@ def curves(numbers: Mapping[str, Mapping[int, float]]) -> "Figure | None":
 def panel_svg(title: str, lines: Iterable[Line], legend: bool) -> str:
     """A panel of curves over the batches as an SVG element, the same for the same numbers."""
     from matplotlib import rc_context
-    from matplotlib.figure import Figure
 
-    figure, text = Figure(figsize=(5, 3.2), layout="constrained"), io.StringIO()
-    _panel(figure.subplots(), title, lines, legend)
+    (figure, (axis,)), text = _figure(5, 3.2), io.StringIO()
+    _panel(axis, title, lines, legend)
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
         figure.savefig(text, format="svg", metadata={"Date": None})
     svg = text.getvalue()
@@ -98,12 +103,7 @@ def search_curves(
 ) -> "Figure":
     """Rewards by child model (name -> the rewards of each of its searches) with the best so far, and which
     ops a search chose as it went on (op -> {child models: its fraction}), if it has ops."""
-    from itertools import accumulate
-
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = _figure(10, 3.6, columns=2)
     for color, (name, searches) in zip(("C0", "C7"), rewards.items(), strict=False):
         for part, values in enumerate(searches):
             at, best = range(1, len(values) + 1), list(accumulate(values, max))
@@ -152,14 +152,11 @@ def distance_curves(histories: Mapping[str, Mapping[str, Mapping[int, float]]]) 
 
     `histories`: run -> {name: {batches: value}}, with standard errors as `se/<name>`.
     """
-    from matplotlib.figure import Figure
-
     logged = {key for h in histories.values() for key in h if key.startswith(("fd_", "fid"))}
     panels = sorted(key for key in logged if any(len(h.get(key, ())) > 1 for h in histories.values()))
     if not panels:
         return None
-    figure = Figure(figsize=(1 + 5 * len(panels), 4), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    figure, axes = _figure(1 + 5 * len(panels), 4, columns=len(panels))
     for axis, key in zip(axes, panels, strict=True):
         _panel(axis, key, [(run, h[key], h.get(f"se/{key}", {})) for run, h in histories.items() if key in h])
     return figure
@@ -170,11 +167,8 @@ def translation_sweep(panels: Mapping[str, Mapping[str, float]], ks: Sequence[in
 
     `panels`: title -> {"K = <k>" for each of `ks`, "copying" and "pasting": value}.
     """
-    from matplotlib.figure import Figure
-
     columns = -(-len(panels) // 2)
-    figure = Figure(figsize=(3 * columns, 5), layout="constrained")
-    axes = figure.subplots(2, columns, squeeze=False).flatten()
+    figure, axes = _figure(3 * columns, 5, 2, columns)
     for spare in axes[len(panels) :]:
         spare.remove()
     for axis, (title, values) in zip(axes, panels.items(), strict=False):
@@ -189,10 +183,7 @@ def translation_sweep(panels: Mapping[str, Mapping[str, float]], ks: Sequence[in
 
 def class_codes(places: Mapping[str, "np.ndarray"]) -> "Figure":
     """The places (n, 2) of the codes of single images, by class."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    axis = figure.subplots()
+    figure, (axis,) = _figure(9, 6)
     for c, (name, points) in enumerate(places.items()):
         axis.scatter(*points.T, s=10, marker="osv^"[c // 10 % 4], color=f"C{c % 10}", label=name)
     axis.set(xticks=[], yticks=[], title="class codes of single images (t-SNE)")

@@ -14,6 +14,8 @@ from lit_gen.augment.policy import Augmentation, Draws, uniform
 from lit_gen.augment.tables import absolute, classification_table
 from lit_gen.errors import ConfigError
 
+__all__ = ["AugMix", "RandAugment", "TrivialAugmentWide", "augmix_loss", "jensen_shannon"]
+
 GEOMETRIC = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 FIXED = ("AutoContrast", "Equalize", "Posterize", "Solarize")  # with GEOMETRIC: the nine ops of AugMix
 ENHANCING = ("Brightness", "Color", "Contrast", "Sharpness")

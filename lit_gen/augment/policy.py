@@ -27,6 +27,8 @@ from lit_gen.augment.ops import Batch, Op, PairOp, Record, rows_of
 from lit_gen.augment.tables import DETECTION_OFFICIAL, TABLES
 from lit_gen.errors import ConfigError, check_choice
 
+__all__ = ["Augmentation", "Draws", "Policy", "shipped_policies"]
+
 Draws = dict[str, Any]  # {"sub_policy": int, "ops": [record, ...]}, see ops.py
 SHIPPED = Path(__file__).parent / "policies"
 FILE_KEYS = {"ops", "sub_policies", "name", "fill", "min_visibility"}

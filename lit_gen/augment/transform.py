@@ -24,6 +24,8 @@ from lit_gen.augment.boxes import BOX_FORMATS
 from lit_gen.augment.policy import Augmentation, Policy
 from lit_gen.errors import ConfigError
 
+__all__ = ["AutoAugment", "Views"]
+
 
 class AutoAugment(v2.Transform):
     """Applies a policy, drawn anew for each image, to an image or to a sample of any structure that holds

@@ -1,7 +1,7 @@
 """Bits per dimension of test images, for `lit-gen evaluate`."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig
@@ -67,13 +67,8 @@ def _measure(option: str, name: str, bits: Bits, module: Any, test: Any, cfg: Di
         label = torch.tensor([item["label"] for item in items], device=module.device)
         generator = PerSample.keyed(cfg.seed, rows)
         parts.append(bits(module, images, label if module.num_classes else None, generator, cfg.t_min).cpu())
-    values = gather_batches(parts, n, size)
-
-    def mean() -> Estimate:
-        assert values is not None  # rank 0 has them
-        return mean_estimate(values)
-
-    return from_rank_zero(mean)
+    values = gather_batches(parts, n, size)  # on rank 0
+    return from_rank_zero(lambda: mean_estimate(cast(Tensor, values)))
 
 
 def _density(

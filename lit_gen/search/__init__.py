@@ -5,41 +5,10 @@ loop.py (`run`), shared.py (`run_shared`: many processes, one study), density.py
 AutoAugment).
 """
 
-from lit_gen.search.density import density_folds
-from lit_gen.search.loop import Result, Reward, Trial, run
-from lit_gen.search.methods import TPE, Grid, Method, Random
-from lit_gen.search.ppo import PPO
-from lit_gen.search.rewards import ClassifierReward, DensityReward, Labelled, SyntheticReward
-from lit_gen.search.shared import run_shared
-from lit_gen.search.space import (
-    PolicySpace,
-    RandAugmentSpace,
-    Space,
-    classification_space,
-    detection_space,
-    merge,
-)
-
-__all__ = [
-    "PPO",
-    "TPE",
-    "ClassifierReward",
-    "DensityReward",
-    "Grid",
-    "Labelled",
-    "Method",
-    "PolicySpace",
-    "RandAugmentSpace",
-    "Random",
-    "Result",
-    "Reward",
-    "Space",
-    "SyntheticReward",
-    "Trial",
-    "classification_space",
-    "density_folds",
-    "detection_space",
-    "merge",
-    "run",
-    "run_shared",
-]
+from lit_gen.search.density import *
+from lit_gen.search.loop import *
+from lit_gen.search.methods import *
+from lit_gen.search.ppo import *
+from lit_gen.search.rewards import *
+from lit_gen.search.shared import *
+from lit_gen.search.space import *

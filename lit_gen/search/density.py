@@ -13,6 +13,8 @@ from lit_gen import rng
 from lit_gen.errors import ConfigError
 from lit_gen.search.rewards import DensityReward, Labelled, train_classifier
 
+__all__ = ["density_folds"]
+
 
 def stratified_split(labels: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Rows (int64) of two disjoint parts of `labels` (N,), the second with `share` of every class, rounded,

@@ -24,6 +24,8 @@ from lit_gen.errors import ConfigError
 from lit_gen.search.methods import Method
 from lit_gen.search.space import Choices, Space
 
+__all__ = ["Result", "Reward", "Trial", "run"]
+
 Reward = Callable[[Augmentation], float]  # a validation score; may have `images`, how many a child model sees
 
 

@@ -12,6 +12,8 @@ from lit_gen import rng
 from lit_gen.search.space import Choices, Space, random_choices
 from lit_gen.sweeps.storage import optuna_or_error
 
+__all__ = ["TPE", "Grid", "Method", "Random"]
+
 if TYPE_CHECKING:
     from optuna import Trial
     from optuna.samplers import BaseSampler

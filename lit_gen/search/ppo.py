@@ -11,6 +11,8 @@ from lit_gen.errors import ConfigError
 from lit_gen.search.controller import Controller
 from lit_gen.search.space import Choices, Space
 
+__all__ = ["PPO"]
+
 
 class PPO:
     """Samples `batch` policies, then takes `epochs` steps on the clipped surrogate.

@@ -22,6 +22,8 @@ from lit_gen.images import to_float
 from lit_gen.schedules import train_one_cycle
 from lit_gen.search.space import PolicySpace
 
+__all__ = ["ClassifierReward", "DensityReward", "Labelled", "SyntheticReward"]
+
 
 @dataclass(frozen=True)
 class Labelled:

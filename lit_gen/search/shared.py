@@ -23,6 +23,8 @@ from lit_gen.search.methods import suggest, tpe_sampler
 from lit_gen.search.space import Space
 from lit_gen.sweeps.storage import agree, claim, open_study, optuna_or_error, release
 
+__all__ = ["run_shared"]
+
 if TYPE_CHECKING:
     from optuna import Study
     from optuna import Trial as StudyTrial

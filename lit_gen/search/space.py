@@ -17,6 +17,8 @@ from lit_gen.augment.policy import Augmentation, Policy
 from lit_gen.augment.tables import CLASSIFICATION, DETECTION, TABLES
 from lit_gen.errors import ConfigError
 
+__all__ = ["PolicySpace", "RandAugmentSpace", "Space", "classification_space", "detection_space", "merge"]
+
 Choices = tuple[int, ...]
 
 
