@@ -132,12 +132,12 @@ def to_float(x: Tensor) -> Tensor:
     return BYTES.to_model(x)
 
 
-def height_and_width(image_size: Any) -> tuple[int, int]:
+def height_and_width(image_size: Any, name: str = "image_size") -> tuple[int, int]:
     """(H, W) of `image_size`, a number for squares or [height, width]. Raises ConfigError for anything
     else."""
     sides = [image_size] * 2 if isinstance(image_size, int) else list(image_size)
     if len(sides) != 2 or any(not isinstance(side, int) or side < 1 for side in sides):
-        raise ConfigError(f"image_size={image_size}: give one number of pixels, or [height,width].")
+        raise ConfigError(f"{name}={image_size}: give one number of pixels, or [height,width].")
     return sides[0], sides[1]
 
 

@@ -93,6 +93,20 @@ def test_named_masks(name):
     assert torch.equal(inputs.mask_of(name, 4), expected[None])
 
 
+def test_masks_of_oblong_images(tmp_path):
+    center = inputs.mask_of("center", [4, 8])
+    assert center.shape == (1, 4, 8) and (~center).nonzero()[:, 1:].tolist() == [
+        [y, x] for y in (1, 2) for x in (2, 3, 4, 5)
+    ]
+    for name, unknown in {"left": (4, 4), "top": (2, 8)}.items():
+        mask = inputs.mask_of(name, [4, 8])
+        assert not mask[0, : unknown[0], : unknown[1]].any() and int((~mask).sum()) == 16
+    drawn = torch.zeros(1, 4, 8, dtype=torch.uint8)
+    drawn[:, :, 5:] = 255
+    path = save_png(drawn, tmp_path / "mask.png")
+    assert torch.equal(inputs.mask_of(str(path), [4, 8]), drawn > 127)
+
+
 def test_other_masks(tmp_path):
     drawn = inputs.mask_of("random", 64)
     assert torch.equal(drawn, inputs.mask_of("random", 64)) and 0.45 < drawn.float().mean() < 0.55

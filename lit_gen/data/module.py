@@ -221,7 +221,7 @@ class ImageDataModule(KeyedDataModule):
             if source is not None and not isinstance(source, str):
                 del self._read[name]
                 self._computed[key] = _downsample(source) if isinstance(source, Mapping) else source
-        if self.augment is not None and "image" in self._read:
+        if self.augment is not None and self._read.get("image"):
             raise ConfigError(
                 "data.augment changes images and not their condition images, which are files: leave it out."
             )

@@ -15,6 +15,7 @@ from torch.utils.data import default_collate
 from torchvision.transforms.v2 import functional as official
 
 from lit_gen.errors import ConfigError
+from lit_gen.images import height_and_width
 
 Transform = Callable[[Tensor, torch.Generator | None], Tensor]
 
@@ -83,35 +84,33 @@ class Flip:
 
 
 class RandomCrop:
-    """A window of size x size anywhere in the image."""
+    """A window of size x size, or of (height, width), anywhere in the image."""
 
-    def __init__(self, size: int):
-        if size < 1:
-            raise ConfigError(f"size={size}: must be at least 1.")
-        self.size = size
+    def __init__(self, size: int | Sequence[int]):
+        self.size = height_and_width(size, "size")
 
     def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
         _check_fits(image, self.size)
-        room = [side - self.size + 1 for side in image.shape[-2:]]
+        room = [side - size + 1 for side, size in zip(image.shape[-2:], self.size, strict=True)]
         top, left = (int(torch.randint(n, (), generator=generator)) for n in room)
-        return image[:, top : top + self.size, left : left + self.size]
+        return image[:, top : top + self.size[0], left : left + self.size[1]]
 
 
 class CenterCrop:
-    """The middle window of size x size, torchvision's."""
+    """The middle window of size x size, or of (height, width), torchvision's."""
 
-    def __init__(self, size: int):
-        self.size = size
+    def __init__(self, size: int | Sequence[int]):
+        self.size = height_and_width(size, "size")
 
     def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
         _check_fits(image, self.size)  # torchvision would pad
-        return official.center_crop(image, [self.size])
+        return official.center_crop(image, list(self.size))
 
 
-def _check_fits(image: Tensor, size: int) -> None:
+def _check_fits(image: Tensor, size: tuple[int, int]) -> None:
     height, width = image.shape[-2:]
-    if min(height, width) < size:
+    if height < size[0] or width < size[1]:
         raise ConfigError(
-            f"No window of {size}x{size} fits into an image of {width}x{height}; make the images larger "
-            "first."
+            f"No window of {size[1]}x{size[0]} fits into an image of {width}x{height} (width x height); make "
+            "the images larger first."
         )

@@ -67,6 +67,8 @@ def open_model(cfg: DictConfig) -> tuple[Any, DictConfig | None, Path]:
         module, run_cfg, path = load(cfg.run, cfg.checkpoint, ema=cfg.ema, device=cfg.device)
         return guide(module, cfg), run_cfg, path
     path = Path(cfg.weights)
+    if not isinstance(cfg.image_size, int | None):
+        raise ConfigError(f"image_size={cfg.image_size}: official weights are of square images.")
     net, info = pretrained.load(path, ema=cfg.ema, image_size=cfg.image_size)
     return guide(_ready(_module(cfg, net, info), cfg.device), cfg), None, path
 

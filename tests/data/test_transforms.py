@@ -33,6 +33,20 @@ def test_random_crops_reach_every_window_evenly():
     assert np.abs(count[:3, :4] - 200).max() < 5 * 200**0.5
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.float32])
+def test_oblong_windows_and_flips_of_any_pixels(dtype):
+    x = torch.arange(2 * 5 * 7).to(dtype).view(2, 5, 7)
+    assert torch.equal(T.CenterCrop([3, 5])(x), x[:, 1:4, 1:6])
+    crop = T.RandomCrop([3, 5])(x, keyed_generator(0))
+    top, left = divmod(int(crop[0, 0, 0]), 7)
+    assert torch.equal(crop, x[:, top : top + 3, left : left + 5])
+    assert torch.equal(T.Flip(1.0)(x), x.flip(-1))
+    batch = torch.stack([x, x])
+    assert torch.equal(T.Flip(1.0).batch(batch, [keyed_generator(i) for i in range(2)]), batch.flip(-1))
+    with pytest.raises(ConfigError, match="No window of 7x6 fits into an image of 7x5"):
+        T.CenterCrop([6, 7])(x)
+
+
 def test_flips_come_as_often_as_asked():
     x = image(4, 4)
     flips = sum(not torch.equal(T.Flip(0.3)(x, keyed_generator(i)), x) for i in range(2000))

@@ -7,7 +7,17 @@ from torch.nn import functional as F
 
 from lit_gen.data.digits import digits as load
 from lit_gen.errors import ConfigError
-from lit_gen.metrics import Extractor, ExtractorId, digits64, digits_classifier, frechet_distance, moments
+from lit_gen.images import Pixels
+from lit_gen.metrics import (
+    Extractor,
+    ExtractorId,
+    digits64,
+    digits_classifier,
+    frechet_distance,
+    moments,
+    own_extractor,
+    pixel_means,
+)
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +32,38 @@ def test_the_classifier_reads_held_out_digits(digits):
     probabilities = digits_classifier().with_logits(test)[1].softmax(-1)
     assert (probabilities.argmax(-1) == labels).float().mean() >= 0.97
     assert (probabilities.amax(-1) > 0.9).float().mean() >= 0.98
+
+
+def test_a_network_of_ones_own_sees_what_is_stored(tmp_path):
+    """Every channel and value, in [-1, 1] by the range; the weights are part of the name."""
+    network = nn.Sequential(nn.Conv2d(5, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    torch.save(network.state_dict(), tmp_path / "weights.pt")
+    other = nn.Sequential(nn.Conv2d(5, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    extractor = own_extractor(other, 3, 5, str(tmp_path / "weights.pt"), "mine")
+    pixels = Pixels("float32", [0, 4])
+    images = 4 * torch.rand(6, 5, 3, 4)
+    expected = network(images / 2 - 1)
+    torch.testing.assert_close(extractor.reading(pixels, 5)(images), expected.detach(), rtol=1e-5, atol=1e-5)
+    fresh = own_extractor(nn.Sequential(nn.Conv2d(5, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()), 3, 5)
+    assert fresh.id.sha256 != extractor.id.sha256 and extractor.id.key("fd", 9).startswith("fd_mine_")
+    with pytest.raises(ConfigError, match=r"The images have 2 channels, mine takes 5 channels"):
+        extractor.reading(pixels, 2)
+    with pytest.raises(ConfigError, match=r"weights=.*none.pt cannot be loaded"):
+        own_extractor(other, 3, 5, str(tmp_path / "none.pt"))
+
+
+def test_means_of_regions_of_every_channel():
+    images = torch.arange(2 * 8 * 4, dtype=torch.float32).view(1, 2, 8, 4)
+    features = pixel_means(2, 4).reading(Pixels("float32", [0, 64]), 2)(images)
+    means = images.view(1, 2, 4, 2, 4).mean(3).flatten(1)
+    torch.testing.assert_close(features, means / 32 - 1)
+
+
+def test_pictures_of_16_bits_are_seen_as_bytes(digits):
+    train, *_ = digits
+    stored = (train[:8].to(torch.int32) * 257).to(torch.uint16)
+    extractor = digits64()
+    assert torch.equal(extractor.reading(Pixels("uint16"), 1)(stored), extractor(train[:8]))
 
 
 def test_features_are_of_order_one(digits):

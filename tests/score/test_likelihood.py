@@ -1,11 +1,14 @@
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.testing import assert_close
 
 from lit_gen.errors import ConfigError
+from lit_gen.evaluation.likelihood import _density
+from lit_gen.images import Pixels
 from lit_gen.rng import PerSample, keyed_generator
 from lit_gen.score.denoiser import CountingDenoiser, GaussianDenoiser, GaussianMixtureDenoiser
 from lit_gen.score.likelihood import (
@@ -114,6 +117,34 @@ def test_dequantisation_fills_each_level_evenly():
     one = dequantize(images[:1], PerSample.keyed(3, [5]), 0.0, 1.0)
     both = dequantize(images[:2], PerSample.keyed(3, [4, 5]), 0.0, 1.0)
     assert torch.equal(one[0], both[1])
+
+
+def test_density_counts_all_pixels_in_the_units_of_the_data():
+    """Of oblong images with 3 channels under N(0, s^2 I) in the model's units: of float32 the density in the
+    data's own unit, of uint16 the mass of one level."""
+    process, shape, s = EDM(0.01), (3, 2, 4), 0.5
+    denoiser = GaussianDenoiser(process, torch.zeros(shape), torch.tensor(s**2))
+    variance = s**2 + process.t_min**2
+    generator = torch.Generator().manual_seed(0)
+
+    def bits(x: torch.Tensor) -> torch.Tensor:
+        nats = 0.5 * (x.square() / variance + math.log(2 * math.pi * variance))
+        return nats.flatten(1).mean(1) / math.log(2)
+
+    floats = Pixels("float32", [10, 30])
+    images = 10 + 20 * torch.rand(4, *shape, generator=generator)
+    module = SimpleNamespace(pixels=floats, denoiser=denoiser)
+    found = _density(module, images, None, PerSample.keyed(0, range(4)), None)
+    expected = bits(floats.to_model(images).double()) + math.log2(20 / 2)
+    assert_close(found, expected, rtol=0, atol=2e-3)
+
+    words = Pixels("uint16", [0, 4095])
+    images = torch.randint(0, 4096, (4, *shape), generator=generator).to(torch.uint16)
+    module = SimpleNamespace(pixels=words, denoiser=denoiser)
+    found = _density(module, images, None, PerSample.keyed(0, range(4)), None)
+    x_0 = dequantize(images, PerSample.keyed(0, range(4)), num_levels=4096)
+    assert x_0.min() >= -1 and x_0.max() < 1
+    assert_close(found, bits(x_0) + math.log2(4096 / 2), rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize("process", [VP(), EDM(), DiscreteVP(linear_betas())], ids=lambda p: type(p).__name__)
