@@ -142,6 +142,8 @@ def _quiet() -> None:
 
 def _introduce(cfg: DictConfig, experiment: Experiment, folder: Path, checkpoint: Path | None) -> None:
     module, data, trainer = experiment.module, experiment.data, experiment.trainer
+    if introduction := experiment.config.get("introduction"):
+        print(introduction, flush=True)
     size = sum(p.numel() for p in module.parameters() if p.requires_grad)
     print(
         f"{cfg.name}: {size:,} parameters, {len(data.train):,} training images, batch {data.batch_size}, "

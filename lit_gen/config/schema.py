@@ -8,6 +8,8 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
+from lit_gen.config.fitting import register_resolvers
+
 
 @dataclass
 class TrainerSchema:
@@ -52,6 +54,7 @@ class TrainSchema:
     resume: str | None = None
     weights: str | None = None
     weights_ema: bool = True
+    introduction: str | None = None
     allow_targets: list[str] = field(default_factory=list)
     data: Any = MISSING
     model: Any = MISSING
@@ -317,8 +320,9 @@ def _image_shape(channels: int, image_size: Any) -> list[int]:
 
 def register() -> None:
     """Makes the schemas known to Hydra as `<entry point>_schema`, and to OmegaConf
-    `${image_shape:<channels>,<image_size>}`, which is [C, H, W]."""
+    `${image_shape:<channels>,<image_size>}`, which is [C, H, W], and the resolvers of `fitting`."""
     OmegaConf.register_new_resolver("image_shape", _image_shape, replace=True)
+    register_resolvers()
     for name, node in globals().items():
         if name.endswith("Schema"):
             known = re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()

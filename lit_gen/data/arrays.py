@@ -36,19 +36,23 @@ def read_array(data: bytes, name: str, pixels: Pixels, channels: int) -> Tensor:
             f"{name}: its format has 8 bits and 1 or 3 channels, the data have {pixels.dtype} and {channels} "
             f"channels. They may be {', '.join(FORMATS)}."
         )
-    with unreadable_as(name):
-        if ending == ".png":
-            array = _png(data)
-        elif ending in ARRAYS:
-            array = _npy(data) if ending == ".npy" else _npz(data)
-        else:
-            array = _tiff(data)
-    image = with_channels_first(array, channels, name)
+    image = with_channels_first(stored_array(data, name), channels, name)
     try:
         pixels.check(image, name)
     except ConfigError as error:
         raise UnreadableImage(str(error)) from None
     return image
+
+
+def stored_array(data: bytes, name: str) -> np.ndarray:
+    """The array in a file of one of the `FORMATS`, as it is stored. Raises UnreadableImage."""
+    ending = Path(name).suffix.lower()
+    with unreadable_as(name):
+        if ending == ".png":
+            return _png(data)
+        if ending in ARRAYS:
+            return _npy(data) if ending == ".npy" else _npz(data)
+        return _tiff(data)
 
 
 def with_channels_first(array: np.ndarray, channels: int, name: str) -> Tensor:

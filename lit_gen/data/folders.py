@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from itertools import chain, takewhile
 from typing import Any
 
@@ -33,6 +34,7 @@ class ImageFiles:
 
     - `include`: only files whose name matches this pattern ("*/train_*"); `classes`: only these, numbered in
       this order.
+    - `labeled`: false leaves the classes out, whatever folders there are.
     - `part`: "train" or "test" of a split per class that depends on `seed` and the file's name alone,
       `test_fraction` of it test.
     - `scan`: read the header of every image at the start, so that what is no image, or not of the others'
@@ -55,6 +57,7 @@ class ImageFiles:
         test_fraction: float = 0.1,
         seed: int = 0,
         scan: bool = True,
+        labeled: bool = True,
         on_error: str = "raise",
         **options: Any,
     ):
@@ -65,7 +68,7 @@ class ImageFiles:
         self.store, self.seed = open_store(path), seed
         self.reader = ImageReader(self.store, on_error=on_error, **options)
         self.pixels = self.reader.pixels
-        names, labels, self.classes = _listing(self.store, self.reader.form, include)
+        names, labels, self.classes = listing(self.store, self.reader.form, include, labeled)
         if classes is not None:
             names, labels, self.classes = _only(names, labels, self.classes, classes, self.store)
         chosen = part_of(names, labels, part, test_fraction, seed)
@@ -129,10 +132,28 @@ class ImageFiles:
         return fingerprint(self.store.path.stem, len(self), chain([options, labels], files))
 
 
+def data_module(
+    path: str, *, labeled: bool = True, test_fraction: float = 0.1, on_error: str = "raise", **options: Any
+) -> Any:
+    """The `ImageDataModule` of one folder or zip, `test_fraction` of it (of every class) for testing;
+    `options` are its other arguments."""
+    from lit_gen.data.module import ImageDataModule  # Lightning takes seconds, and workers do without it
+
+    shared = ("image_size", "channels", "dtype", "range", "shown", "seed")
+    files = {name: options[name] for name in shared if name in options}
+    files |= {"labeled": labeled, "test_fraction": test_fraction, "on_error": on_error}
+    sets = {split: partial(ImageFiles, path, part=split, **files) for split in ("train", "test")}
+    return ImageDataModule(**sets, **options)
+
+
 Listing = tuple[list[str], list[int] | None, list[str]]  # names, labels, classes
 
 
-def _listing(store: Store, form: ImageForm, include: str) -> Listing:
+def listing(store: Store, form: ImageForm, include: str = "*", labeled: bool = True) -> Listing:
+    """(names, labels, classes) of the images of a form, as `ImageFiles` tells them.
+
+    Raises ConfigError where there are none, and where classes cannot be told.
+    """
     images = form.chosen(store.names)
     if not images:
         raise ConfigError(
@@ -143,6 +164,8 @@ def _listing(store: Store, form: ImageForm, include: str) -> Listing:
         raise ConfigError(
             f"{store.path}: no image matches include={include!r}; one of the {len(images)} is {images[0]!r}."
         )
+    if not labeled:
+        return names, None, []
     if "dataset.json" in store.names and (described := _described(store, names)) is not None:
         return described
     # Classes from all images, so that a pattern for the test images numbers them as the one for the training
