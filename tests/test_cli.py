@@ -5,10 +5,12 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 
 import pytest
 
 from lit_gen import checkpoints, runs, train
+from lit_gen.__main__ import COMMANDS
 from lit_gen.commands import evaluate, sample
 
 
@@ -98,6 +100,13 @@ def test_help_helps(command):
     code, out, _ = command(train.main, "--help")
     assert code == 0
     assert "experiment=NAME" in out and "trainer: auto" in out and "resume=" in out
+
+
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"train"}))
+def test_every_command_has_help(command, name):
+    main = import_module(f"lit_gen.commands.{name.replace('-', '_')}").main
+    code, out, _ = command(main, "--help")
+    assert code == 0 and f"lit-gen {name}" in out and "\nout: " in out
 
 
 def test_train_sample_evaluate_resume(command, tmp_path, tiny):
