@@ -33,7 +33,7 @@ from lit_gen.search.space import (
 __all__ = ["digit_splits", "digits_table", "invariance_table", "synthetic_table"]
 
 CHILD = {"epochs": 5, "width": 8, "batch_size": 32}
-# Few images and many passes over them: with fewer passes these children underfit and any augmentation harms.
+# Few images and many passes over them: with fewer passes these child models underfit and any policy harms.
 FEW, FEW_CHILD = (100, 400, 700), {"epochs": 40, "width": 8, "batch_size": 32}
 # SamplePairing and Cutout aside: at 16 pixels and with labels that are shapes they only add noise to a small
 # search.
@@ -42,7 +42,7 @@ SMALL_OPS += ("Posterize", "Solarize", "AutoContrast", "Equalize", "Invert")
 
 
 def small_space() -> PolicySpace:
-    """Two sub-policies of one of 13 ops, on a coarse grid: what some dozens of children can explore."""
+    """Two sub-policies of one of 13 ops, on a coarse grid: what some dozens of child models can explore."""
     return classification_space(
         ops=SMALL_OPS,
         probabilities=(0.4, 0.7, 1.0),
@@ -89,7 +89,7 @@ def synthetic_table(seeds: Sequence[int]) -> None:
 
 
 def mean_accuracy(reward: ClassifierReward, augmentation: Augmentation | None, test: Labelled) -> float:
-    """The mean over three children of seeds that the search has not seen."""
+    """The mean over three child models of seeds that the search has not seen."""
     return statistics.mean(accuracy(reward.child(augmentation, 100 + k), test) for k in range(3))
 
 
@@ -121,7 +121,7 @@ def invariance_table(seeds: Sequence[int], budget: int) -> None:
 
 
 def digits_table(seeds: Sequence[int], budget: int) -> None:
-    """Every method trains `budget` children, and what it found is the merged three best policies; density
+    """Every method trains `budget` child models, and what it found is the merged three best policies; density
     matching trains three nets and tries `budget` policies on each, the best of each merged."""
     space = small_space()
     grid = RandAugmentSpace((1, 2), _spread(1, 30, budget // 2), options={"fill": 0})
@@ -154,7 +154,7 @@ def digits_table(seeds: Sequence[int], budget: int) -> None:
         seconds.setdefault("density matching", []).append(time.process_time() - start)
         rows.setdefault("density matching", []).append(mean_accuracy(reward, found, test))
         print({name: round(values[-1], 4) for name, values in rows.items()}, flush=True)
-    print("method | test accuracy, mean +- s.d. over seeds | against none | seeds better | CPU s a search")
+    print("method | test accuracy, mean +- s.d. over seeds | against none | seeds better | CPU s per search")
     for name, values in rows.items():
         gains = [v - n for v, n in zip(values, rows["none"], strict=True)]
         mean, deviation = statistics.mean(values), statistics.stdev(values)
@@ -180,7 +180,7 @@ def main() -> None:
     )
     parser.add_argument("what", choices=("synthetic", "invariance", "digits"))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--budget", type=int, default=60, help="children a search")
+    parser.add_argument("--budget", type=int, default=60, help="child models per search")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     seeds = range(arguments.seeds)

@@ -31,7 +31,7 @@ def classify(cfg: DictConfig, out: Path) -> dict[str, Any]:
     check_at_least_1(cfg, "shots", "splits")
     nums = sorted(set(cfg.num))
     if not nums or nums[0] < 1:
-        raise ConfigError(f"num={list(cfg.num)}: give numbers of translations a class, such as [1,50,100].")
+        raise ConfigError(f"num={list(cfg.num)}: give numbers of translations per class, such as [1,50,100].")
     claim(out, "a classification", "classification.json")
     module, run_cfg, path = funit_run(cfg)
     data = instantiate(run_cfg.data)

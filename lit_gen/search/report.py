@@ -135,7 +135,7 @@ def print_seeds(reports: Sequence[dict[str, Any]], out: Path) -> dict[str, dict[
         test = f"{row['test_mean']:.4f} +- {row['test_sd']:.4f}"
         cost = f"{row['cpu_seconds']:.0f}" if "cpu_seconds" in row else ""
         texts.append([name, test, *(("", "") if name == "none" else gain), cost])
-    columns = ("", "test", "against none", "seeds better", "CPU s a search")
+    columns = ("", "test", "against none", "seeds better", "CPU s per search")
     title = f"{reports[0]['unit']}, {len(reports)} seeds"
     show(table(title, columns, texts), f"written to {out}")
     return rows
