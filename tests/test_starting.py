@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra.errors import InstantiationException
 from PIL import Image
 from torch.testing import assert_close
 
@@ -30,6 +31,7 @@ SMALL = ["model.net.base_channels=8", "model.net.num_blocks=1", "model.net.dropo
 EDM_NET = [*SMALL, "model/net=ncsnpp", "model.net.channel_mult=[1,2]", "model.net.attention_resolutions=[8]"]
 PHOTOS = ["experiment=digits_edm", "data=folder", "data.image_size=16", "metrics=none", "trainer=cpu"]
 PHOTOS += ["data.batch_size=4", "log_every=1"]
+OFF = ("~callbacks.quality", "~callbacks.grid", "metrics.objective=val/loss", "callbacks.checkpoint.every=2")
 OLD_NET = ["model.net.base_channels=8", "model.net.channel_mult=[1,1]", "logger=csv", "trainer=cpu"]
 
 
@@ -210,3 +212,20 @@ def test_a_resumed_run_goes_on_from_its_own_checkpoint(tmp_path, monkeypatch, ca
     assert summary["steps"] == 2 and summary["weights"]["loaded"] > 0
     assert run("resume=runs/mine", f"weights={EDM}") == 2
     assert "goes on from its own checkpoint" in capsys.readouterr().err
+
+
+def test_frozen_parameters_stay_as_they_are(fit, tmp_path):
+    """In the run and in its average; all others move."""
+    trained = fit(tmp_path, "model.freeze=encoder.*", "trainer.max_steps=2", *OFF)
+    before = fit(tmp_path / "other", "trainer.max_steps=1", "model.optimizer.lr=0", *OFF).module
+    loaded, _, _ = models.load(tmp_path / "checkpoints/last.ckpt", device="cpu")
+    for module in (trained.module, loaded):
+        for name, parameter in module.denoiser.net.named_parameters():
+            same = torch.equal(parameter, before.denoiser.net.get_parameter(name))
+            assert same == name.startswith("encoder."), name
+
+
+@pytest.mark.parametrize(("pattern", "says"), [("decode.*", "matches none"), ("*", "matches all")])
+def test_freezing_nothing_or_everything_is_refused(compose, pattern, says):
+    with pytest.raises(InstantiationException, match=f"{says} of the network.*noise.hidden.weight"):
+        modeled(compose, f"model.freeze={pattern}")

@@ -138,9 +138,12 @@ def _no_inception(channels: int, dtype: str, weights: str | None) -> str:
         try:
             find_weights(WEIGHTS, weights)
         except ConfigError as error:
-            if weights is not None:
+            if not isinstance(error.__cause__, OSError):  # not for want of a network
                 raise
-            problem = f"{WEIGHTS.what} cannot be had. {str(error).split('). ', 1)[-1]}"
+            problem = (
+                f"{WEIGHTS.what} ({WEIGHTS.size}) are neither in $LITGEN_WEIGHTS nor in torch's cache, and "
+                f"could not be downloaded ({error.__cause__})."
+            )
     if problem and is_main_process():
         log.warning("No FID is measured, the loss on the test images chooses checkpoints: %s", problem)
     return problem

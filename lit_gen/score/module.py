@@ -1,6 +1,7 @@
 """ScoreModule: trains a denoiser and samples from it."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -54,9 +55,10 @@ class ScoreModule(SingleOptimizerModule):
     float64 in each.
 
     `augment` has `draw(n, generator, device)` -> {name: rows} and `apply(images, draws) -> (images,
-    labels)`; the network is conditioned on the labels (`lit_gen.augment.conditional`). `compile` is true,
-    false or "auto" (`lit_gen.module.compiles`). `channels_last` is the memory layout of the network;
-    "auto" takes it where there is CUDA: on CPUs the steps of U-Nets are faster without (docs/benchmarks.md).
+    labels)`; the network is conditioned on the labels (`lit_gen.augment.conditional`). Parameters of the
+    network whose names match `freeze` ("encoder.*") are not trained. `compile` is true, false or "auto"
+    (`lit_gen.module.compiles`). `channels_last` is the memory layout of the network; "auto" takes it where
+    there is CUDA: on CPUs the steps of U-Nets are faster without (docs/benchmarks.md).
     """
 
     batch_keys = frozenset({"image", "label"})
@@ -81,6 +83,7 @@ class ScoreModule(SingleOptimizerModule):
         condition_dropout: Mapping[str, float] | None = None,
         augment: Any = None,
         sampling_precision: str = "float32",
+        freeze: str | None = None,
         channels_last: bool | str = "auto",
         compile: bool | str = False,
         seed: int = 0,
@@ -99,6 +102,8 @@ class ScoreModule(SingleOptimizerModule):
         check_precision("model.sampling_precision", sampling_precision)
         self.sampling_precision = sampling_precision
         self.denoiser = Denoiser(net, process, precondition)
+        if freeze is not None:
+            _freeze(net, freeze)
         self.loss, self.sampler = loss, sampler
         self.image_shape, self.pixels = tuple(image_shape), pixels
         self.num_classes, self.label_dropout, self.augment = num_classes, label_dropout, augment
@@ -390,3 +395,18 @@ class ScoreModule(SingleOptimizerModule):
         image = self.sample(indices, seed, trace=watch)
         keep = torch.linspace(0, len(frames) - 1, min(num_frames - 1, len(frames))).round().long().tolist()
         return torch.stack([*(frames[k] for k in keep), self.pixels.to_uint8(image)], 1)
+
+
+def _freeze(net: nn.Module, pattern: str) -> None:
+    """Keeps the parameters whose names match the pattern from being trained. Raises ConfigError where none
+    or all do."""
+    parameters = dict(net.named_parameters())
+    frozen = [name for name in parameters if fnmatchcase(name, pattern)]
+    if len(frozen) in (0, len(parameters)):
+        raise ConfigError(
+            f"model.freeze={pattern} matches {'all' if frozen else 'none'} of the network's "
+            f"{len(parameters)} parameters, which are called {', '.join(list(parameters)[:3])} ...: give a "
+            'pattern of some, such as "encoder.*".'
+        )
+    for name in frozen:
+        parameters[name].requires_grad_(False)
