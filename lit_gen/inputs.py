@@ -19,7 +19,10 @@ from lit_gen.instantiate import instantiate
 from lit_gen.metrics import Extractor, Moments, read_images, read_reference
 from lit_gen.metrics.distributed import rank
 from lit_gen.metrics.files import holds_statistics
+from lit_gen.models.conditions import Told, class_index
+from lit_gen.models.generation import check_label, classes
 from lit_gen.rng import keyed_generator
+from lit_gen.score.condition import Label
 from lit_gen.score.module import ScoreModule
 from lit_gen.score.restoration import Inpainting, box_mask
 
@@ -176,22 +179,23 @@ def mask_of(spec: str, size: ImageSize) -> Tensor:
     return decode(Path(spec).read_bytes(), spec, channels=1, image_size=(h, w)) > 127
 
 
-def pictures(
-    cfg: DictConfig, run_cfg: DictConfig | None, module: ScoreModule
-) -> tuple[Tensor, Tensor | None]:
+def pictures(cfg: DictConfig, run_cfg: DictConfig | None, module: ScoreModule) -> tuple[Tensor, Label]:
     """The first `cfg.num` images of what `cfg.images` names, (N, C, H, W) as `module.pixels` says, and what a
-    conditional model is told about them, int64 (N,).
+    conditional model is told about them: int64 (N,), or a `Condition` where it takes more than a class.
 
-    That is `cfg.label`, else the class of each of the run's own images. Other images have no class, which
-    only a model trained with `label_dropout` knows: for any other one a ConfigError is raised.
+    That is what the options say (`Told`), else what is known of each of the run's own images. Other images
+    have no class, which only a model trained with `label_dropout` knows: for any other one a ConfigError is
+    raised.
     """
-    labels = None
+    labels = data = None
+    others = getattr(module, "vector_dim", 0) or getattr(module, "condition_channels", 0)
     if cfg.images == "test":
         if run_cfg is None:
             raise ConfigError(
                 "images=test are those of a run; with weights= give images=<picture, folder or zip>."
             )
-        dataset = instantiate(run_cfg.data).dataset("test")
+        data = instantiate(run_cfg.data)
+        dataset = data.dataset("test")
         rows = [dataset[i] for i in range(min(cfg.num, len(dataset)))]
         images = [row["image"] for row in rows]
         labels = torch.tensor([row["label"] for row in rows])
@@ -201,10 +205,12 @@ def pictures(
             Path(cfg.images), cfg.num, channels=channels, image_size=size, pixels=module.pixels
         )
         images = list(shown.values())
-    if cfg.label is not None:
-        if not 0 <= cfg.label < module.num_classes:
-            raise ConfigError(f"label={cfg.label}: the model has {module.num_classes} classes.")
-        labels = torch.full((len(images),), cfg.label)
+    if others:
+        module.condition_source = data  # None where the images are not the run's
+        return torch.stack(images), Told.of(cfg, run_cfg, module)(range(len(images)))
+    if (label := class_index(cfg.label, run_cfg)) is not None:
+        check_label(module, label)
+        labels = classes(label, len(images))
     if module.num_classes and labels is None and not module.label_dropout:
         raise ConfigError(
             f"The model was always told a class in training: give label=<0 to {module.num_classes - 1}>."

@@ -134,7 +134,7 @@ def test_pictures_and_what_a_conditional_model_is_told(folder):
     assert inputs.pictures(asked(folder, label=3), None, model(10))[1].tolist() == [3, 3]
     with pytest.raises(ConfigError, match="give label=<0 to 9>"):
         inputs.pictures(asked(folder), None, model(10))
-    with pytest.raises(ConfigError, match="label=10: the model has 10 classes"):
+    with pytest.raises(ConfigError, match="label=10: the model's classes are 0 to 9"):
         inputs.pictures(asked(folder, label=10), None, model(10))
 
 

@@ -24,6 +24,8 @@ from lit_gen.metrics.restored import quality
 from lit_gen.models import open_model
 from lit_gen.runs import write_json
 from lit_gen.score import samplers
+from lit_gen.score.condition import Condition, Label, class_of, rows_of
+from lit_gen.score.denoiser import bound
 from lit_gen.score.restoration import slerp
 from lit_gen.score.sde import wide_dtype
 
@@ -45,7 +47,7 @@ def encode(cfg: DictConfig, out: Path) -> dict[str, Any]:
     from_rank_zero(lambda: claim(out, "latents", "latents.npz", "encoding.json", "strip.png"))
     module, run_cfg, path = open_model(cfg)
     images, labels = pictures(cfg, run_cfg, module)
-    rows = None if labels is None else one_hot(labels, module.num_classes).to(torch.float64)
+    rows = _as_rows(labels, module.num_classes)
     options = {"batch_size": cfg.batch_size, "rtol": cfg.rtol, "atol": cfg.atol}
 
     pixels = module.pixels
@@ -58,7 +60,7 @@ def encode(cfg: DictConfig, out: Path) -> dict[str, Any]:
         "model": str(path),
         "images": cfg.images,
         "num": len(images),
-        "labels": None if labels is None else labels.tolist(),
+        "labels": None if (known := class_of(labels)) is None else known.tolist(),
         "rtol": cfg.rtol,
         "atol": cfg.atol,
         "round_trip": {
@@ -91,7 +93,7 @@ def encode(cfg: DictConfig, out: Path) -> dict[str, Any]:
 def solve(
     denoiser: Any,
     x: Tensor,
-    labels: Tensor | None = None,
+    labels: Label = None,
     *,
     inverse: bool = False,
     batch_size: int = 64,
@@ -101,8 +103,8 @@ def solve(
     """The probability flow from latents `x` (N, C, H, W) to images at t_min, or with `inverse` from images to
     latents; float64 on the CPU, each row to the tolerance by itself, whatever its batch.
 
-    `labels` is (N, num_classes), rows of classes. Of several ranks each solves whole batches and has all
-    results.
+    `labels` is (N, num_classes), rows of classes, or a `Condition`. Of several ranks each solves whole
+    batches and has all results.
     """
     device = next(denoiser.parameters(), x).device
     dtype = wide_dtype(device)
@@ -110,27 +112,38 @@ def solve(
     hidden = len(own) < 2 or rank() > 0
     for rows in track(own, "encoding" if inverse else "decoding", disable=hidden):
         part = x[rows.start : rows.stop].to(device, dtype)
-        label = None if labels is None else labels[rows.start : rows.stop].to(device, dtype)
+        bounded, label = bound(denoiser, rows_of(labels, slice(rows.start, rows.stop), device))
         if inverse:
-            y = samplers.encode(denoiser, part, rtol=rtol, atol=atol, label=label)
+            y = samplers.encode(bounded, part, rtol=rtol, atol=atol, label=label)
         else:
-            y = samplers.rk45(denoiser, part, rtol=rtol, atol=atol, denoise=False, label=label)
+            y = samplers.rk45(bounded, part, rtol=rtol, atol=atol, denoise=False, label=label)
         parts.append(y.cpu().to(torch.float64))
     solved = gather_batches(parts, len(x), batch_size)
     return cast(Tensor, from_rank_zero(lambda: solved))  # which has all parts
 
 
-def between(latents: Tensor, labels: Tensor | None, steps: int) -> tuple[Tensor, Tensor | None]:
+def between(latents: Tensor, labels: Label, steps: int) -> tuple[Tensor, Label]:
     """`steps` points from each latent to the next, both ends among them: (N - 1) steps rows of latents along
-    great circles, and of classes (N, num_classes) in straight lines.
+    great circles, and of classes (N, num_classes) or conditions in straight lines.
     """
     weight = torch.linspace(0, 1, steps, dtype=latents.dtype).repeat(len(latents) - 1)
     a, b = latents[:-1].repeat_interleave(steps, 0), latents[1:].repeat_interleave(steps, 0)
     way = slerp(a, b, weight)
     if labels is None:
         return way, None
-    a, b = labels[:-1].repeat_interleave(steps, 0), labels[1:].repeat_interleave(steps, 0)
-    return way, torch.lerp(a, b, weight.to(labels)[:, None])
+    told = labels if isinstance(labels, Condition) else Condition(class_of(labels))
+    first = torch.arange(len(latents) - 1).repeat_interleave(steps)
+    told = told.rows(first).lerp(told.rows(first + 1), weight)
+    return way, told if isinstance(labels, Condition) else told.label
+
+
+def _as_rows(labels: Label, num_classes: int) -> Label:
+    """Class indices as rows (N, num_classes) in float64, which can be mixed; of a condition its own."""
+    label = class_of(labels)
+    hot = None if label is None else one_hot(label, num_classes).to(torch.float64)
+    if isinstance(labels, Condition):
+        return Condition(hot, labels.vector, labels.image)
+    return hot
 
 
 def _print(record: dict[str, Any], out: Path) -> None:

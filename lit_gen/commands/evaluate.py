@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -51,6 +50,9 @@ def evaluate(cfg: DictConfig, out: Path) -> dict[str, Any]:
     if classes and classes != module.num_classes:
         raise ConfigError(f"per_class=true: the model draws {module.num_classes} classes, not {classes}.")
 
+    if getattr(module, "condition_source", None) is not None:
+        module.condition_source = data  # which are open already
+
     def images_at(indices: Sequence[int]) -> Tensor:
         return module.sample([int(i) for i in indices], cfg.seed, sampler).cpu()
 
@@ -63,7 +65,7 @@ def evaluate(cfg: DictConfig, out: Path) -> dict[str, Any]:
     def parts() -> Iterator[tuple[range, Tensor, Tensor | None]]:
         for indices in own_batches(n, cfg.batch_size):
             images = images_at(indices)
-            label = torch.tensor(indices) % num_classes if num_classes else None
+            label = module.condition_at(indices).label if num_classes else None
             if predictions is not None:
                 predictions.update(images, label)
             yield indices, images, label if classes else None

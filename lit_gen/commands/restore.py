@@ -20,6 +20,7 @@ from lit_gen.metrics.restored import Perceptual, quality
 from lit_gen.models import open_model, restore_images
 from lit_gen.rng import PerSample, keyed_generator, randn
 from lit_gen.runs import write_json
+from lit_gen.score.condition import class_of
 from lit_gen.score.restoration import repaint, replacement
 
 LARGEST_GAIN = 2.0  # of noise on a measurement that is taken as exact
@@ -65,7 +66,7 @@ def restore(cfg: DictConfig, out: Path) -> dict[str, Any] | None:
         "noise_std": cfg.noise_std,
         "guidance": None if cfg.guidance is None else str(cfg.guidance),
         "seed": cfg.seed,
-        "labels": None if labels is None else labels.tolist(),
+        "labels": None if (known := class_of(labels)) is None else known.tolist(),
         "lpips": lpips.name,
         "version": __version__,
     }

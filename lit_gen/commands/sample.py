@@ -1,11 +1,13 @@
 """Images from a trained run, on one device or several: image i depends on the seed and i alone."""
 
+import csv
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
+from torch import Tensor
 
 from lit_gen.cli import check_at_least_1, claim, entry_point
 from lit_gen.data.arrays import import_tifffile, save_tiff
@@ -15,6 +17,8 @@ from lit_gen.images import grid, save_png
 from lit_gen.instantiate import instantiate
 from lit_gen.metrics.distributed import all_gather, from_rank_zero, gather_batches
 from lit_gen.models import open_model, sample_batches
+from lit_gen.models.conditions import Told
+from lit_gen.score.condition import Condition
 from lit_gen.score.module import ScoreModule
 
 FORMATS = ("auto", "png", "npz", "tiff", "none")
@@ -24,20 +28,22 @@ SAVE = {"png": save_png, "tiff": save_tiff}
 def sample(cfg: DictConfig, out: Path) -> None:
     """Writes `grid.png` and the images as the data are stored (`format=png`: `images/<index>.png`, of bytes
     of one or three channels; `tiff`: `images/<index>.tif`; `npz`: `images.npz` with arr_0, NHWC; `auto`: png,
-    or npz where that cannot hold them)."""
+    or npz where that cannot hold them); and `labels.csv`, the seed of each and what it was told."""
     check_choice("format", cfg.format, FORMATS)
     check_at_least_1(cfg, "num", "batch_size", "grid")
-    from_rank_zero(lambda: claim(out, "samples", "grid.png", "images", "images.npz"))
-    module, _, path = open_model(cfg)
+    from_rank_zero(lambda: claim(out, "samples", "grid.png", "images", "images.npz", "labels.csv"))
+    module, run_cfg, path = open_model(cfg)
+    told = Told.of(cfg, run_cfg, module)
     file_format = _format(cfg.format, module)
     sampler = instantiate(cfg.sampler) if cfg.sampler else None
     indices = range(cfg.first, cfg.first + cfg.num)
     start = time.perf_counter()
     needed = cfg.num if file_format == "npz" else min(cfg.grid, cfg.num)  # by rank 0
-    kept, drawn = [], torch.tensor(0)
-    for rows, images in sample_batches(
-        module, indices, cfg.seed, cfg.batch_size, sampler, cfg.label, progress=True
+    kept, drawn, conditions = [], torch.tensor(0), []
+    for rows, images, condition in sample_batches(
+        module, indices, cfg.seed, cfg.batch_size, sampler, told, progress=True
     ):
+        conditions.append(_numbers(condition, len(rows)))
         if file_format in SAVE:
             for i, image in zip(indices[rows.start : rows.stop], images, strict=True):
                 SAVE[file_format](image, out / "images" / f"{i:06d}.{file_format[:3]}")
@@ -47,12 +53,38 @@ def sample(cfg: DictConfig, out: Path) -> None:
     total = int(all_gather(drawn).sum())  # waits for the slowest rank
     seconds = time.perf_counter() - start
     images = gather_batches(kept, needed, cfg.batch_size)
-    if images is None:
+    numbers = gather_batches(conditions, cfg.num, cfg.batch_size)
+    if images is None or numbers is None:
         return  # rank 0 has them
+    _write_labels(out / "labels.csv", indices, cfg.seed, told, numbers.tolist())
     save_png(grid(module.pixels.picture(images[: cfg.grid]), scale=0), out / "grid.png")
     if file_format == "npz":
         np.savez_compressed(out / "images.npz", arr_0=images.permute(0, 2, 3, 1).numpy())
     print(f"{total} images of {path} in {seconds:.1f} s ({total / seconds:.1f} images/s) -> {out}")
+
+
+def _numbers(condition: Condition, n: int) -> Tensor:
+    """The class and the vector as float64 (n, 1 + V); -1 for no class."""
+    label = torch.full((n,), -1) if condition.label is None else condition.label
+    vector = torch.zeros(n, 0) if condition.vector is None else condition.vector
+    return torch.cat([label[:, None], vector], 1).to(torch.float64)
+
+
+def _write_labels(path: Path, indices: range, seed: int, told: Told, numbers: list[list[float]]) -> None:
+    """A CSV with a row for each image: its index, its seed, and what it was told."""
+    labeled, v = told.module.num_classes > 0, told.module.vector_dim
+    columns = told.columns if len(told.columns) == v else [f"vector_{k}" for k in range(v)]
+    header = ["index", "seed", *(["label"] if labeled else []), *columns, *(["image"] if told.names else [])]
+    partial = path.with_suffix(".part")
+    with partial.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        for i, (label, *vector) in zip(indices, numbers, strict=True):
+            known = [int(label)] if labeled else []
+            writer.writerow(
+                [i, seed, *known, *(f"{x:.9g}" for x in vector), *([told.name(i)] if told.names else [])]
+            )
+    partial.replace(path)
 
 
 def _format(wanted: str, module: ScoreModule) -> str:

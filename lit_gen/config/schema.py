@@ -83,6 +83,14 @@ class ModelSchema(CommandSchema):
     device: str | None
 
 
+@dataclass
+class ConditionOptions:
+    """What samples are told besides a class."""
+
+    vector: Any = None
+    image: str | None = None
+
+
 @dataclass(kw_only=True)
 class GeneratorSchema(ModelSchema):
     """A score model, its images divided among processes."""
@@ -92,7 +100,8 @@ class GeneratorSchema(ModelSchema):
     image_size: Any
     model: Any = None
     guidance: Any = None
-    label: int | None
+    label: Any
+    condition: ConditionOptions
     num: int
     devices: Any
 

@@ -14,6 +14,8 @@ from lit_gen.metrics import Estimate
 from lit_gen.metrics.distributed import from_rank_zero, gather_batches, own_batches, rank
 from lit_gen.metrics.functional import mean_estimate
 from lit_gen.rng import PerSample
+from lit_gen.score.condition import Label
+from lit_gen.score.denoiser import bound
 from lit_gen.score.likelihood import (
     bits_per_dim,
     dequantize,
@@ -24,7 +26,7 @@ from lit_gen.score.likelihood import (
 from lit_gen.score.module import ScoreModule
 from lit_gen.score.sde import DiscreteVP, wide
 
-Bits = Callable[[ScoreModule, Tensor, Tensor | None, PerSample, float | None], Tensor]
+Bits = Callable[[ScoreModule, Tensor, Label, PerSample, float | None], Tensor]
 
 
 def measure_likelihoods(module: Any, test: Any, cfg: DictConfig) -> dict[str, Estimate]:
@@ -64,15 +66,17 @@ def _measure(option: str, name: str, bits: Bits, module: Any, test: Any, cfg: Di
     for rows in track(own, name.replace("_", " "), console=Console(stderr=True), disable=hidden):
         items = [test[i] for i in rows]
         images = torch.stack([item["image"] for item in items]).to(module.device)
-        label = torch.tensor([item["label"] for item in items], device=module.device)
-        generator = PerSample.keyed(cfg.seed, rows)
-        parts.append(bits(module, images, label if module.num_classes else None, generator, cfg.t_min).cpu())
+        told = {"label": torch.tensor([item["label"] for item in items])}
+        if module.condition_source is not None:
+            told = module.condition_source.conditions(rows)
+        label = module.condition_of(told).to(module.device)
+        parts.append(bits(module, images, label, PerSample.keyed(cfg.seed, rows), cfg.t_min).cpu())
     values = gather_batches(parts, n, size)  # on rank 0
     return from_rank_zero(lambda: mean_estimate(cast(Tensor, values)))
 
 
 def _density(
-    module: ScoreModule, images: Tensor, label: Tensor | None, generator: PerSample, t_min: float | None
+    module: ScoreModule, images: Tensor, label: Label, generator: PerSample, t_min: float | None
 ) -> Tensor:
     """(B,), by the probability-flow ODE with one probe each: of integers dequantised by uniform noise, of
     floating-point pixels the density in their own unit."""
@@ -83,17 +87,17 @@ def _density(
         x_0 = dequantize(images, generator, num_levels=pixels.levels, first_level=pixels.low)
         levels = pixels.levels
     probes = random_probes(x_0, generator=generator)
-    found = log_likelihood(module.denoiser, x_0, probes=probes, t_min=t_min, label=label)
+    denoiser, rows = bound(module.denoiser, label)
+    found = log_likelihood(denoiser, x_0, probes=probes, t_min=t_min, label=rows)
     return bits_per_dim(found.log_prob, images[0].numel(), num_levels=levels)
 
 
 def _bound(
-    module: ScoreModule, images: Tensor, label: Tensor | None, generator: PerSample, t_min: float | None
+    module: ScoreModule, images: Tensor, label: Label, generator: PerSample, t_min: float | None
 ) -> Tensor:
     """(B,), DDPM's variational bound over all steps."""
     pixels = module.pixels
     assert pixels.levels is not None  # of a run without, the bound was refused
     x_0 = pixels.to_model(images)
-    return variational_bound(
-        module.denoiser, x_0, num_levels=pixels.levels, label=label, generator=generator
-    ).total
+    denoiser, rows = bound(module.denoiser, label)
+    return variational_bound(denoiser, x_0, num_levels=pixels.levels, label=rows, generator=generator).total

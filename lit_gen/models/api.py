@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import torch
 from omegaconf import DictConfig, open_dict
 from torch import Tensor
 
@@ -26,9 +25,10 @@ from lit_gen.images import to_float
 from lit_gen.inputs import open_images, open_reference
 from lit_gen.instantiate import allowing, instantiate
 from lit_gen.metrics import Estimate, Extractor, check_metrics
-from lit_gen.models.generation import restore_images, sample_images, translate_images
+from lit_gen.models.generation import check_label, classes, restore_images, sample_images, translate_images
 from lit_gen.models.loading import load as load_run
 from lit_gen.models.loading import open_model, open_translator
+from lit_gen.score.condition import Condition
 from lit_gen.score.module import ScoreModule
 from lit_gen.score.restoration import LinearOperator
 
@@ -51,6 +51,7 @@ class SampledModel:
         seed: int = 0,
         sampler: str | Sampler | None = None,
         label: int | None = None,
+        condition: Condition | None = None,
         batch_size: int = 256,
         **options: Any,
     ) -> Tensor:
@@ -60,14 +61,24 @@ class SampledModel:
 
         `sampler` is the name of one in conf/sampler, with `options` of that file (`num_steps=10`), or a
         function as in `lit_gen.score.samplers`; None: the model's own. `label`: the class of all images of a
-        conditional model; None: class i mod num_classes for image i. Raises ConfigError for a sampler,
-        option, or class that there is not.
+        conditional model; None: class i mod num_classes for image i. `condition` has a row for each image;
+        None: what the model takes besides a class is that of the run's test image i. Raises ConfigError for a
+        sampler, option, or class that there is not, and a condition that does not fit the model.
         """
         chosen = _function("sample", "sampler", sampler, options)
         indices = range(num) if isinstance(num, int) else list(num)
         if len(indices) == 0:
             raise ConfigError(f"num={num}: give at least one image to sample.")
-        images = sample_images(self.module, indices, seed, batch_size, chosen, label)
+        check_label(self.module, label)
+        row = {index: i for i, index in enumerate(indices)}
+
+        def told(part: Sequence[int]) -> Condition:
+            own = None if condition is None else condition.rows([row[i] for i in part])
+            return self.module.condition_at(part, classes(label, len(part)), own)
+
+        if condition is not None and len(condition) != len(indices):
+            raise ConfigError(f"A condition of {len(condition)} rows for {len(indices)} images.")
+        images = sample_images(self.module, indices, seed, batch_size, chosen, told)
         assert images is not None  # one process has all
         return images
 
@@ -80,7 +91,7 @@ class SampledModel:
         noise_std: float = 0.0,
         samples: int = 1,
         seed: int = 0,
-        label: int | Tensor | None = None,
+        label: int | Tensor | Condition | None = None,
         batch_size: int = 64,
         **options: Any,
     ) -> Tensor:
@@ -89,12 +100,12 @@ class SampledModel:
         (N, ...), of images x in [-1, 1].
 
         `method` is the name of one in conf/method, with `options` of that file, or a function as in
-        `lit_gen.score.restoration`. `label`: the class of all images, or int64 (N,). Raises ConfigError for a
-        method or option that there is not.
+        `lit_gen.score.restoration`. `label`: the class of all images, int64 (N,), or a `Condition` of N
+        rows. Raises ConfigError for a method or option that there is not.
         """
         chosen = _function("restore", "method", method, options, noise_std=noise_std)
         if isinstance(label, int):
-            label = torch.full((len(measured),), label)
+            label = classes(label, len(measured))
         restored = restore_images(self.module, operator, measured, chosen, samples, seed, batch_size, label)
         assert restored is not None  # one process has all
         return restored

@@ -12,11 +12,27 @@ from lit_gen.funit.networks import FewShotGenerator
 from lit_gen.images import to_float
 from lit_gen.metrics.distributed import gather_batches, own_batches, rank
 from lit_gen.rng import PerSample, keyed_generator
-from lit_gen.score.denoiser import network_precision
+from lit_gen.score.condition import Condition, Label, rows_of
+from lit_gen.score.denoiser import bound, network_precision
 from lit_gen.score.module import ScoreModule
 from lit_gen.score.restoration import LinearOperator
 
-__all__ = ["restore_images", "sample_batches", "sample_images", "translate_images"]
+Told = Callable[[Sequence[int]], Condition]
+"""Indices of images -> what the model is told of them, a row each."""
+
+__all__ = ["check_label", "classes", "restore_images", "sample_batches", "sample_images", "translate_images"]
+
+
+def check_label(module: ScoreModule, label: int | None) -> None:
+    """Raises ConfigError for a class that the model does not have."""
+    if label is not None and not 0 <= label < module.num_classes:
+        known = f"0 to {module.num_classes - 1}" if module.num_classes else "none: the model is unconditional"
+        raise ConfigError(f"label={label}: the model's classes are {known}.")
+
+
+def classes(label: int | None, n: int) -> Tensor | None:
+    """One class for n images, int64 (n,); None stays."""
+    return None if label is None else torch.full((n,), label)
 
 
 def sample_images(
@@ -25,11 +41,11 @@ def sample_images(
     seed: int,
     batch_size: int,
     sampler: Callable[..., Tensor] | None = None,
-    label: int | None = None,
+    told: Told | None = None,
 ) -> Tensor | None:
     """(N, C, H, W) on the CPU, as `sample_batches` on all ranks; of several, rank 0 has them."""
-    parts = sample_batches(module, indices, seed, batch_size, sampler, label)
-    return gather_batches([images for _, images in parts], len(indices), batch_size)
+    parts = sample_batches(module, indices, seed, batch_size, sampler, told)
+    return gather_batches([images for _, images, _ in parts], len(indices), batch_size)
 
 
 def sample_batches(
@@ -38,21 +54,17 @@ def sample_batches(
     seed: int,
     batch_size: int,
     sampler: Callable[..., Tensor] | None = None,
-    label: int | None = None,
+    told: Told | None = None,
     progress: bool = False,
-) -> Iterator[tuple[range, Tensor]]:
+) -> Iterator[tuple[range, Tensor, Condition]]:
     """This rank's batches, each with its rows among `indices`: (B, C, H, W) on the CPU, as the data are
-    stored (`module.pixels`). `label`: one class for all of a conditional model's images."""
-    if label is not None and not 0 <= label < module.num_classes:
-        classes = (
-            f"0 to {module.num_classes - 1}" if module.num_classes else "none: the model is unconditional"
-        )
-        raise ConfigError(f"label={label}: the model's classes are {classes}.")
+    stored (`module.pixels`), and what they were told, by `told(indices)`; None: by the module's
+    `condition_at`."""
     batches = own_batches(len(indices), batch_size)
     for rows in tqdm(batches, "sampling", unit="batch", disable=not progress or rank() > 0):
         part = indices[rows.start : rows.stop]
-        classes = None if label is None else torch.full((len(part),), label)
-        yield rows, module.sample(part, seed, sampler, classes).cpu()
+        condition = (told or module.condition_at)(part)
+        yield rows, module.sample(part, seed, sampler, condition=condition).cpu(), condition
 
 
 @torch.no_grad()
@@ -64,13 +76,13 @@ def restore_images(
     samples: int,
     seed: int = 0,
     batch_size: int = 64,
-    labels: Tensor | None = None,
+    labels: Label = None,
 ) -> Tensor | None:
     """(N, K, C, H, W) as the data are stored (`module.pixels`): K = `samples` restorations of each of the N
     measurements `measured` (N, ...).
 
-    `labels`, int64 (N,), are the classes that a conditional model is told. Of several ranks each restores
-    whole batches, and rank 0 has all; the others get None.
+    `labels`, int64 (N,) or a `Condition`, are what a conditional model is told. Of several ranks each
+    restores whole batches, and rank 0 has all; the others get None.
     """
     rows = [(i, k) for i in range(len(measured)) for k in range(samples)]
     process, device, parts = module.denoiser.process, module.device, []
@@ -81,9 +93,9 @@ def restore_images(
         x = process.prior_sample((len(part), *module.image_shape), generator, device=device)
         which = [i for i, _ in part]
         y = measured[which].to(device)
-        classes = None if labels is None else labels[which].to(device)
-        with network_precision(module.denoiser, module.sampling_precision):
-            x_0 = method(module.denoiser, x, operator, y, label=classes, generator=generator)
+        denoiser, label = bound(module.denoiser, rows_of(labels, which, device))
+        with network_precision(denoiser, module.sampling_precision):
+            x_0 = method(denoiser, x, operator, y, label=label, generator=generator)
         parts.append(module.pixels.from_model(x_0).cpu())
     restored = gather_batches(parts, len(rows), batch_size)
     return None if restored is None else restored.unflatten(0, (len(measured), samples))

@@ -16,6 +16,7 @@ from lit_gen.errors import ConfigError
 from lit_gen.funit.module import FUNITModule
 from lit_gen.funit.networks import FewShotGenerator
 from lit_gen.instantiate import instantiate
+from lit_gen.models.conditions import TestConditions
 from lit_gen.pretrained.funit import load_generator
 from lit_gen.score.denoiser import AbstractDenoiser, ReparameterizedDenoiser, check_precision
 from lit_gen.score.guidance import ClassifierGuidance, Guidance, Unconditional, classifier_free_guidance
@@ -136,6 +137,8 @@ def load(
         _load_weights(network, network.state_dict() | averages[0], path)
     if not ema and isinstance(module, FUNITModule):
         module.generator_ema.load_state_dict(module.generator.state_dict())
+    if isinstance(module, ScoreModule) and (module.vector_dim or module.condition_channels):
+        module.condition_source = TestConditions(cfg)
     return _ready(module, device), cfg, path
 
 

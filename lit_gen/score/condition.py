@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lit_gen.errors import ConfigError
 
-__all__ = ["PARTS", "Condition", "Label", "class_of"]
+__all__ = ["PARTS", "Condition", "Label", "class_of", "rows_of"]
 
 PARTS = ("label", "vector", "image")
 
@@ -94,6 +94,13 @@ Label = Tensor | Condition | None
 def class_of(label: Label) -> Tensor | None:
     """The class alone."""
     return label.label if isinstance(label, Condition) else label
+
+
+def rows_of(label: Label, index: Any, device: torch.device | str) -> Label:
+    """The rows of an int64 tensor, a list, or a slice, on the device."""
+    if label is None:
+        return None
+    return (label.rows(index) if isinstance(label, Condition) else label[index]).to(device)
 
 
 def _dropped(name: str, part: Tensor, kept: Tensor) -> Tensor:

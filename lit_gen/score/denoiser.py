@@ -31,6 +31,7 @@ __all__ = [
     "GaussianMixtureDenoiser",
     "IdealDenoiser",
     "ReparameterizedDenoiser",
+    "bound",
     "check_precision",
     "half_precision",
     "network_precision",
@@ -151,6 +152,15 @@ class ConditionedDenoiser(AbstractDenoiser):
                 "row of each image."
             )
         return self.denoiser(x_t, t, self.condition if index is None else self.condition.rows(index))
+
+
+def bound(denoiser: AbstractDenoiser, label: Label) -> tuple[AbstractDenoiser, Tensor | None]:
+    """What a sampler, restoration, or likelihood is called with for images of these labels: a class is the
+    label, also a `Condition` of nothing else; of more, a `ConditionedDenoiser` and its rows."""
+    if not isinstance(label, Condition) or not label.without("label").parts():
+        return denoiser, class_of(label)
+    part = next(iter(label.parts().values()))
+    return ConditionedDenoiser(denoiser, label), torch.arange(len(label), device=part.device)
 
 
 class ClippedDenoiser(AbstractDenoiser):

@@ -14,10 +14,9 @@ from lit_gen.module import SingleOptimizerModule
 from lit_gen.rng import PerSample
 from lit_gen.score.condition import PARTS, Condition, Label
 from lit_gen.score.denoiser import (
-    AbstractDenoiser,
-    ConditionedDenoiser,
     Denoiser,
     GaussianDenoiser,
+    bound,
     check_precision,
     network_precision,
 )
@@ -317,7 +316,8 @@ class ScoreModule(SingleOptimizerModule):
         x = self.denoiser.process.prior_sample(
             (len(indices), *self.image_shape), generator, device=self.device
         )
-        denoiser, label = self.told(self.condition_at(indices, label, condition))
+        told = self.condition_at(indices, label, condition).to(self.device)
+        denoiser, label = bound(self.denoiser, told)
         training = self.training
         self.eval()
         try:
@@ -328,14 +328,10 @@ class ScoreModule(SingleOptimizerModule):
             self.train(training)
         return self.pixels.from_model(x_0)
 
-    def told(self, condition: Condition) -> tuple[AbstractDenoiser, Tensor | None]:
-        """The denoiser, and the label to call it with, for images of these conditions: a class alone is the
-        label; with more, the label is the row of a `ConditionedDenoiser`."""
-        condition = condition.to(self.device)
-        if condition.without("label").parts():
-            rows = torch.arange(len(condition), device=self.device)
-            return ConditionedDenoiser(self.denoiser, condition), rows
-        return self.denoiser, condition.label
+    def condition_of(self, batch: dict[str, Tensor]) -> Condition:
+        """What the model takes of a batch's "label", int64 (B,), "vector", and "condition_image"."""
+        told = self._with_others(batch["label"] if self.num_classes else None, batch)
+        return told if isinstance(told, Condition) else Condition(told)
 
     def condition_at(
         self, indices: Sequence[int], label: Tensor | None = None, condition: Condition | None = None
@@ -349,9 +345,7 @@ class ScoreModule(SingleOptimizerModule):
         """
         others = self.vector_dim or self.condition_channels
         if condition is None and others and self.condition_source is not None:
-            batch = self.condition_source.conditions(indices)
-            told = self._with_others(batch["label"] if self.num_classes else None, batch)
-            condition = told if isinstance(told, Condition) else Condition(told)
+            condition = self.condition_of(self.condition_source.conditions(indices))
         elif condition is None:
             condition = Condition()
         parts = condition.parts() | ({} if label is None else {"label": label})

@@ -72,7 +72,7 @@ def test_the_command_writes_its_files_once(fit, compose, tmp_path):
     for mistake, says in {
         "interpolate=1": "interpolate=1",
         "rtol=0": "rtol=0",
-        "label=10": "10 classes",
+        "label=10": "classes are 0 to 9",
     }.items():
         with pytest.raises(ConfigError, match=says):
             cfg = compose(*given, mistake, f"out={tmp_path}/b", config_name="encode")

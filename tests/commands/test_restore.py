@@ -125,7 +125,7 @@ def test_a_conditional_model_is_told_a_class(tiny_run, compose, tmp_path):
     assert labels(f"images={picture}", "label=0") == [0]
     with pytest.raises(ConfigError, match="give label=<0 to 9>"):
         labels(f"images={picture}")
-    with pytest.raises(ConfigError, match="10 classes"):
+    with pytest.raises(ConfigError, match="classes are 0 to 9"):
         labels("label=10")
 
 
