@@ -21,13 +21,15 @@ class Pixels:
 
     `dtype` is uint8, uint16, or float32. `range` is [low, high]; None is the whole range of an integer type,
     and float32 needs one. `shown` names the one or three channels that a picture shows, in the order red,
-    green, blue; None: all of one or three, the first of two, the first three of more. Raises ConfigError for
-    any other type or range.
+    green, blue; None: all of one or three, the first of two, the first three of more. `bounded` says whether
+    `check` refuses values out of the range, which a model's own floats may have. Raises ConfigError for any
+    other type or range.
     """
 
     dtype: str = "uint8"
     range: Sequence[float] | None = None
     shown: Sequence[int] | None = None
+    bounded: bool = True
     low: float = field(init=False, repr=False)
     high: float = field(init=False, repr=False)
 
@@ -111,7 +113,7 @@ class Pixels:
         if bad := int((~values.isfinite()).sum()):
             raise ConfigError(f"{name}: {bad} of its {x.numel()} values are NaN or infinite.")
         low, high = float(values.min()), float(values.max())
-        if low < self.low or high > self.high:
+        if self.bounded and (low < self.low or high > self.high):
             raise ConfigError(
                 f"{name}: its values go from {low:g} to {high:g} and leave data.range=[{self.low:g},"
                 f"{self.high:g}]. Widen the range or correct the data."

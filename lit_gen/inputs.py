@@ -51,8 +51,9 @@ def open_images(
                 f"image_size={image_size} resizes picture files; the arrays of {path} are taken as they are."
             )
         images = read_images(path)
-        return TensorImages(images, name=path.stem, pixels=Pixels(str(images.numpy().dtype), range))
-    stored = {"channels": channels, "dtype": dtype or "uint8", "range": range}
+        pixels = Pixels(str(images.numpy().dtype), range, bounded=False)  # samples may leave it
+        return TensorImages(images, name=path.stem, pixels=pixels)
+    stored = {"channels": channels, "dtype": dtype or "uint8", "range": range, "bounded": False}
     return ImageFiles(path, image_size=image_size, fit=fit, scan=False, draft=False, **stored)  # exact
 
 

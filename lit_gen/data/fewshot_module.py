@@ -8,6 +8,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_gen.data.fewshot import KeyedPairs, Selection, examples, select_classes, select_listed, split_classes
+from lit_gen.data.images import pixels_of
 from lit_gen.data.module import KeyedDataModule
 from lit_gen.data.reader import ON_ERROR
 from lit_gen.data.transforms import Transform
@@ -86,6 +87,11 @@ class FewShotDataModule(KeyedDataModule):
         does not fit."""
         if skipped := getattr(self.train.base, "skipped", None):
             rank_zero_warn(f"{len(skipped)} unreadable images are left out, {next(iter(skipped))} for one.")
+        if not (stored := pixels_of(self.train.base)).are_bytes:
+            raise ConfigError(
+                f"data.images are {stored.dtype} of [{stored.low:g},{stored.high:g}]; few-shot translation "
+                "takes pictures, uint8 of all of 0 to 255."
+            )
         super().check(world_size)
 
     def examples(

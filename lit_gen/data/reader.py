@@ -112,7 +112,7 @@ class ImageReader:
     - `channels`: of pictures 1 or 3. `image_size`, a number or [height, width], and `fit`: see
       `lit_gen.data.decode.fit_to` ("shorter" leaves images as oblong as they are: for a random crop); None
       keeps the pictures' own size. Arrays are never resized.
-    - `dtype`, `range`, `shown`: see `lit_gen.images.Pixels`.
+    - `dtype`, `range`, `shown`, `bounded`: see `lit_gen.images.Pixels`.
     - `draft`: a JPEG that a fit of "crop" or "stretch" makes much smaller is decoded smaller at once (see
       `lit_gen.data.decode.decode`); false decodes it whole, as the official tools do.
     - `cache_mib`: what all scanned pictures together may take, decoded, to be kept for every worker process
@@ -131,13 +131,14 @@ class ImageReader:
         dtype: str = "uint8",
         range: Sequence[float] | None = None,
         shown: Sequence[int] | None = None,
+        bounded: bool = True,
         draft: bool = True,
         cache_mib: int = 1024,
         on_error: str = "raise",
     ):
         check_choice("on_error", on_error, ON_ERROR)
         drafts = draft and image_size is not None and fit in DRAFTED  # else the pixels are the same
-        self.pixels = Pixels(dtype, range, shown)
+        self.pixels = Pixels(dtype, range, shown, bounded)
         self.form = ImageForm(channels, image_size, fit, self.pixels, drafts)
         self.store, self.cache_mib, self.on_error = store, cache_mib, on_error
         self._kept: _Kept | None = None

@@ -146,6 +146,18 @@ def test_whole_batches_are_divided_and_gathered_in_order(on_ranks, n):
     assert [*own, *(sizes for _, sizes in others)] == ([[4, 4], [4, 1], [4]] if n == 17 else [[4], [], []])
 
 
+def gathered_words(n, size):
+    rows = [torch.tensor([[40_000 + i] * 3 for i in part]).to(torch.uint16) for part in own_batches(n, size)]
+    return gather_batches(rows, n, size)
+
+
+def test_16_bit_images_are_gathered(on_ranks):
+    """gloo moves no uint16; also where a rank has none."""
+    whole, *others = on_ranks(3, gathered_words, 6, 4)
+    assert whole.dtype == torch.uint16 and others == [None, None]
+    assert torch.equal(whole.long(), 40_000 + torch.arange(6)[:, None].expand(6, 3))
+
+
 def waiting(beats: int, fails: bool) -> tuple[object, int]:
     """(answer or error, collectives that this rank waited in) of work that beats so often."""
     waits, says = 0, distributed._rank_zero_says
