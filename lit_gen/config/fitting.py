@@ -133,7 +133,10 @@ def _no_inception(channels: int, dtype: str, weights: str | None) -> str:
 
     problem = ""
     if dtype != "uint8" or channels not in (1, 3):
-        problem = "its network takes pictures of 8 bits and 1 or 3 channels."
+        problem = (
+            "its network takes pictures of 8 bits and 1 or 3 channels. lit-gen evaluate extractor=pixels "
+            f"extractor.channels={channels} compares means of pixels."
+        )
     else:
         try:
             find_weights(WEIGHTS, weights)

@@ -110,6 +110,11 @@ def test_fid_where_the_weights_are_given(compose, photos, tmp_path):
         fitting.with_inception(3, "uint8", "nowhere.pth", 1, 2)
 
 
+def test_other_commands_read_the_data_so(compose, photos):
+    cfg = compose("data=images", f"data.path={photos}", config_name="preview")
+    assert config_dict(cfg.data)["image_size"] == [16, 24]
+
+
 def test_mistakes(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert call(train.main, "experiment=images") == 2
