@@ -133,18 +133,18 @@ def _of_arrays(store: Store, num: int, names: Sequence[str], classes: int) -> Su
     if other := [name for name in names if not name.lower().endswith(FORMATS)]:
         raise ConfigError(f"{store.path}: {other[0]} has 8 bits, others more: keep one kind.")
     arrays = [stored_array(store.read(name), f"{store.path}/{name}") for name in names]
-    kinds = {str(a.dtype.newbyteorder("=")) for a in arrays}
-    if len(kinds) > 1:
-        raise ConfigError(
-            f"{store.path}: its arrays are of several types ({', '.join(sorted(kinds))}): keep one."
-        )
-    limits = None
-    if arrays[0].dtype.kind == "f":
-        limits = float(min(map(np.nanmin, arrays))), float(max(map(np.nanmax, arrays)))
+    kinds = [str(a.dtype.newbyteorder("=")) for a in arrays]
     sizes, channels = zip(*map(_shape, arrays), strict=True)
-    if len(set(channels)) > 1:
-        raise ConfigError(f"{store.path}: its images have {sorted(set(channels))} channels: keep one number.")
-    return Survey(store.path, num, sizes, True, kinds.pop(), channels[0], classes, limits)
+    for what, values in (("pixels of type", kinds), ("channels:", channels)):
+        if other := next((i for i, value in enumerate(values) if value != values[0]), 0):
+            raise ConfigError(
+                f"{store.path}: {names[other]} has {what} {values[other]}, {names[0]} has {values[0]}: "
+                "keep images of one kind."
+            )
+    limits, numbers = None, [a[np.isfinite(a)] for a in arrays if a.dtype.kind == "f"]
+    if numbers := [some for some in numbers if some.size]:  # files with others are named by the scan
+        limits = float(min(some.min() for some in numbers)), float(max(some.max() for some in numbers))
+    return Survey(store.path, num, sizes, True, kinds[0], channels[0], classes, limits)
 
 
 def _shape(array: np.ndarray) -> tuple[tuple[int, int], int]:

@@ -108,5 +108,14 @@ def test_refusals(tmp_path):
     (tmp_path / "a.png").unlink()
     np.save(tmp_path / "a.npy", np.zeros((4, 4), np.float32))
     np.save(tmp_path / "b.npy", np.zeros((4, 4), np.uint16))
-    with pytest.raises(ConfigError, match=r"several types \(float32, uint16\)"):
+    with pytest.raises(ConfigError, match=r"b\.npy has pixels of type uint16, a\.npy has float32"):
         survey(tmp_path)
+    np.save(tmp_path / "b.npy", np.zeros((4, 4, 2), np.float32))
+    with pytest.raises(ConfigError, match=r"b\.npy has channels: 2, a\.npy has 1"):
+        survey(tmp_path)
+
+
+def test_numbers_that_are_none_are_left_to_the_scan(tmp_path):
+    np.save(tmp_path / "a.npy", np.full((4, 4), np.nan, np.float32))
+    np.save(tmp_path / "b.npy", np.array([[0.25, np.inf], [0.75, 0.5]], np.float32))
+    assert survey(tmp_path).limits == (0.25, 0.75)
