@@ -150,6 +150,9 @@ def test_funit_with_another_number_of_classes(compose, tmp_path):
     assert_state(module.generator_ema, official)
     stem = load_discriminator(FUNIT / "dis_00000000.pt").stem.weight
     assert torch.equal(module.discriminator.stem.weight, stem)
+    module, config = modeled(compose, *options, "model.discriminator.width=16")
+    with pytest.raises(ConfigError, match=r"another network than model\.discriminator"):
+        start_from(module, FUNIT / "gen_00000000.pt", config)
     alone = Path(shutil.copy(FUNIT / "gen_00000000.pt", tmp_path))
     start = start_from(modeled(compose, *options, "data.num_classes=7")[0], alone, config)
     assert set(start.new) == {f"discriminator.{k}" for k, _ in module.discriminator.named_parameters()}

@@ -191,7 +191,7 @@ def _take(
             fitting[key] = other
             continue
         reason = _reason(key, mine, other)
-        if reason is None and name not in _OPTIONAL:
+        if reason is None and name != "loss":
             wrong.append(f"{key} ({_shape(other)} there, {_shape(mine)} here)")
         elif mine is None:
             start.left_out[f"{name}.{key}"] = reason or "it has none"
