@@ -82,8 +82,8 @@ class Survey:
 def survey(path: str | Path) -> Survey:
     """Looks at the headers of some pictures of a folder or zip, or at some arrays.
 
-    Raises ConfigError where there are none, where one that is looked at cannot be read, and where arrays
-    differ in type.
+    Raises ConfigError where there are none, where none of the pictures or one of the arrays cannot be read,
+    and where arrays differ in type or channels.
     """
     store = open_store(path)
     names, labels, classes = _listing(store)
@@ -94,7 +94,7 @@ def survey(path: str | Path) -> Survey:
     if modes is None:
         return _of_arrays(store, len(names), looked_at, known)
     sizes, bad = ImageReader(store, cache_mib=0).scan(looked_at)
-    if bad:
+    if not sizes:  # some that cannot be read are the data set's to refuse, replace, or skip
         raise ConfigError(summary(list(bad.values()), "unreadable image"))
     channels = 1 if set(modes) <= set(GRAY) else 3
     return Survey(store.path, len(names), tuple(sizes.values()), False, "uint8", channels, known)
@@ -117,8 +117,8 @@ def _modes(store: Store, names: Sequence[str]) -> list[str] | None:
         mode = _mode(store.read(name, HEADER)) or _mode(store.read(name))
         if mode == "" and name.lower().endswith((".tif", ".tiff")):
             return None
-        modes.append(mode)
-    return None if all(mode == "F" or mode.startswith("I") for mode in modes) else modes
+        modes += [mode] if mode else []
+    return None if modes and all(mode == "F" or mode.startswith("I") for mode in modes) else modes
 
 
 def _mode(data: bytes) -> str:

@@ -115,6 +115,18 @@ def test_refusals(tmp_path):
         survey(tmp_path)
 
 
+def test_what_cannot_be_read_is_left_to_the_data_set(tmp_path):
+    (tmp_path / "0.png").write_bytes(b"no picture")
+    for i in range(1, 4):
+        write(tmp_path / f"{i}.png", 8, 12, "L")
+    found = survey(tmp_path)
+    assert (found.channels, found.sizes) == (1, ((8, 12),) * 3)
+    options = {"channels": 1, "image_size": found.size_for(32)}
+    assert len(ImageFiles(tmp_path, on_error="skip", **options)) == 3
+    with pytest.raises(ConfigError, match=r"0\.png: cannot be decoded"):
+        ImageFiles(tmp_path, **options)
+
+
 def test_numbers_that_are_none_are_left_to_the_scan(tmp_path):
     np.save(tmp_path / "a.npy", np.full((4, 4), np.nan, np.float32))
     np.save(tmp_path / "b.npy", np.array([[0.25, np.inf], [0.75, 0.5]], np.float32))
