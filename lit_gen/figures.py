@@ -53,7 +53,7 @@ def curves(numbers: Mapping[str, Mapping[int, float]]) -> "Figure | None":
     """
     panels = {
         "loss": [n for n in LOSSES if n in numbers],
-        "Frechet distance": sorted(n for n in numbers if n.startswith(("fd_", "fid"))),
+        "Fréchet distance": sorted(n for n in numbers if n.startswith(("fd_", "fid"))),
         "K-shot translation": sorted(n for n in numbers if n.startswith("k_shot/")),
         "gradient norm": sorted(n for n in numbers if n.startswith("train/") and n.endswith("grad_norm")),
         "images/s": [n for n in ("throughput/images_per_second",) if n in numbers],

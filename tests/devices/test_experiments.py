@@ -12,7 +12,9 @@ from omegaconf import DictConfig, open_dict
 from lit_gen import checkpoints
 from lit_gen.cli import CONF_DIR
 from lit_gen.commands import train as training
+from lit_gen.images import save_png
 from lit_gen.module import BaseModule
+from lit_gen.rng import keyed_generator
 
 EXPERIMENTS = sorted(path.stem for path in (CONF_DIR / "experiment").glob("*.yaml"))
 OPTIONS = [
@@ -39,6 +41,14 @@ NARROW = {
     "generator": {"width": 4, "code_size": 8, "mlp_width": 16},
     "discriminator": {"width": 4, "max_width": 16},
 }
+
+
+def photos(folder) -> list[str]:
+    """The option of experiment=images, which is told everything by the files: gray photos of 16x20."""
+    for i in range(20):
+        image = torch.randint(0, 256, (1, 16, 20), generator=keyed_generator(i)).to(torch.uint8)
+        save_png(image, folder / "photos" / f"{i}.png")
+    return [f"data.path={folder / 'photos'}"]
 
 
 def shrunk(config: DictConfig) -> DictConfig:
@@ -69,6 +79,7 @@ def test_four_steps_on_a_gpu(compose, tmp_path, monkeypatch, name):
     monkeypatch.setattr(BaseModule, "on_train_batch_start", armed)
     monkeypatch.setattr(BaseModule, "on_train_batch_end", disarmed)
     options = ["trainer=gpu", "trainer.max_steps=4", "data.batch_size=2", "data.num_workers=0"]
+    options += photos(tmp_path) if name == "images" else []
     try:
         training.train(shrunk(compose(f"experiment={name}", *options)), tmp_path, [])
     finally:
@@ -83,7 +94,8 @@ def test_four_steps_on_a_gpu(compose, tmp_path, monkeypatch, name):
     [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in EXPERIMENTS],
 )
 def test_two_steps(compose, tmp_path, name):
-    training.train(shrunk(compose(f"experiment={name}", *OPTIONS)), tmp_path, [])
+    given = photos(tmp_path) if name == "images" else []
+    training.train(shrunk(compose(f"experiment={name}", *OPTIONS, *given)), tmp_path, [])
     state = checkpoints.read(checkpoints.folder(tmp_path) / "last.ckpt")
     assert state["batches_seen"] == state["global_step"] == 2
     assert state["config"]["trainer"]["precision"] == "bf16-mixed"
@@ -106,6 +118,8 @@ def narrow(model: DictConfig) -> None:
 def synthesize(data: DictConfig) -> None:
     """The data module of the recipe, with its transforms, on images that are made here."""
     size, channels = data.image_size, data.get("channels", 3)
+    if "path" in data:
+        return  # `photos`
     if "images" in data:
         images = {"_target_": "lit_gen.data.glyphs.Glyphs", "channels": channels}
         data.images = images | {"image_size": data.images.get("image_size", size)}
