@@ -206,14 +206,15 @@ def pictures(cfg: DictConfig, run_cfg: DictConfig | None, module: ScoreModule) -
             Path(cfg.images), cfg.num, channels=channels, image_size=size, pixels=module.pixels
         )
         images = list(shown.values())
-    if others:
-        module.condition_source = data  # None where the images are not the run's
-        return torch.stack(images), Told.of(cfg, run_cfg, module)(range(len(images)))
     if (label := class_index(cfg.label, run_cfg)) is not None:
         check_label(module, label)
         labels = classes(label, len(images))
-    if module.num_classes and labels is None and not module.label_dropout:
+    if module.num_classes and labels is None and not module.dropout["label"]:
         raise ConfigError(
             f"The model was always told a class in training: give label=<0 to {module.num_classes - 1}>."
         )
-    return torch.stack(images), labels if module.num_classes else None
+    if not others:
+        return torch.stack(images), labels if module.num_classes else None
+    module.condition_source = data  # None where the images are not the run's
+    told = Told.of(cfg, run_cfg, module)(range(len(images)))
+    return torch.stack(images), told.without("label") if labels is None else told

@@ -100,6 +100,12 @@ def allowing(prefixes: Iterable[str]) -> Iterator[None]:
         _trusted.reset(token)
 
 
+def trusted() -> tuple[str, ...]:
+    """The prefixes of `allowing` where this is called, for what is instantiated later, or in another
+    thread."""
+    return _trusted.get()
+
+
 def instantiate(node: Any, **kwargs: Any) -> Any:
     """`hydra.utils.instantiate` after every `_target_` has been looked at.
 

@@ -123,7 +123,7 @@ def asked(images, label=None, num=2):
 
 def model(num_classes=0, label_dropout=0.0, shape=(3, 8, 8)):
     return SimpleNamespace(
-        image_shape=shape, pixels=BYTES, num_classes=num_classes, label_dropout=label_dropout
+        image_shape=shape, pixels=BYTES, num_classes=num_classes, dropout={"label": label_dropout}
     )
 
 

@@ -43,7 +43,7 @@ def sample(cfg: DictConfig, out: Path) -> None:
     for rows, images, condition in sample_batches(
         module, indices, cfg.seed, cfg.batch_size, sampler, told, progress=True
     ):
-        conditions.append(_numbers(condition, len(rows)))
+        conditions.append(_numbers(condition, len(rows), module.vector_dim))
         if file_format in SAVE:
             for i, image in zip(indices[rows.start : rows.stop], images, strict=True):
                 SAVE[file_format](image, out / "images" / f"{i:06d}.{file_format[:3]}")
@@ -63,10 +63,11 @@ def sample(cfg: DictConfig, out: Path) -> None:
     print(f"{total} images of {path} in {seconds:.1f} s ({total / seconds:.1f} images/s) -> {out}")
 
 
-def _numbers(condition: Condition, n: int) -> Tensor:
-    """The class and the vector as float64 (n, 1 + V); -1 for no class."""
+def _numbers(condition: Condition, n: int, size: int) -> Tensor:
+    """The class and the vector of `size` numbers as float64 (n, 1 + size); -1 for no class, NaN for no
+    vector."""
     label = torch.full((n,), -1) if condition.label is None else condition.label
-    vector = torch.zeros(n, 0) if condition.vector is None else condition.vector
+    vector = torch.full((n, size), torch.nan) if condition.vector is None else condition.vector
     return torch.cat([label[:, None], vector], 1).to(torch.float64)
 
 

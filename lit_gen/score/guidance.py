@@ -80,7 +80,8 @@ class ClassifierGuidance(AbstractDenoiser):
     https://arxiv.org/abs/2105.05233).
 
     `classifier(x_t, t) -> logits (B, num_classes)` is trained on noisy images; without a label nothing is
-    added. The gradient is taken at x_t. With `unconditional` the denoiser itself gets no class label.
+    added. The gradient is taken at x_t. With `unconditional` the denoiser itself gets no class, but the rest
+    of a condition.
     """
 
     def __init__(
@@ -91,11 +92,11 @@ class ClassifierGuidance(AbstractDenoiser):
         unconditional: bool = True,
     ):
         super().__init__()
-        self.denoiser, self.process = denoiser, denoiser.process
-        self.classifier, self.weight, self.unconditional = classifier, weight, unconditional
+        self.denoiser = Unconditional(denoiser, ["label"]) if unconditional else denoiser
+        self.process, self.classifier, self.weight = denoiser.process, classifier, weight
 
     def forward(self, x_t: Tensor, t: Tensor, label: Label = None) -> Tensor:
-        x0_hat = self.denoiser(x_t, t, None if self.unconditional else label)
+        x0_hat = self.denoiser(x_t, t, label)
         label = class_of(label)
         if label is None:
             return x0_hat

@@ -18,6 +18,8 @@ from lit_gen.commands.restore import restore
 from lit_gen.commands.sample import sample
 from lit_gen.errors import ConfigError
 from lit_gen.images import save_png
+from lit_gen.inputs import pictures
+from lit_gen.instantiate import allowing
 from lit_gen.models import load
 from lit_gen.score import Condition
 from lit_gen.score.networks.layers import VectorEmbedding
@@ -218,3 +220,44 @@ def test_a_run_that_lacks_what_its_model_takes_is_refused(fit, data, tmp_path):
         more = ["model.condition_dropout.vector=0"]
         with pytest.raises(ConfigError, match=message):
             fit(tmp_path, *options(data), *SHORT, change, *more)
+
+
+def test_a_vector_that_is_left_out_is_nan_in_the_labels(run, compose, data, tmp_path):
+    _, rows = sampled(compose, run, tmp_path / "out", f"condition.image={data}/masks")
+    assert [row["image"] for row in rows] == [f"cat/{i:02d}.png" for i in range(1, 12, 2)]
+    assert {(row["angle"], row["age"]) for row in rows} == {("nan", "nan")}
+
+
+def test_other_images_than_the_runs_have_no_class(run, compose, data):
+    told = [f"condition.image={data}/masks", f"images={data}/photos", "num=3", f"run={run}"]
+    module, run_cfg, _ = load(run, device="cpu")
+    _, condition = pictures(compose(*told, config_name="restore"), run_cfg, module)
+    assert list(condition.parts()) == ["image"]
+    _, condition = pictures(compose(*told, "label=dog", config_name="restore"), run_cfg, module)
+    assert condition.label.tolist() == [1, 1, 1]
+    module.label_dropout = 0.0
+    with pytest.raises(ConfigError, match="always told a class"):
+        pictures(compose(*told, config_name="restore"), run_cfg, module)
+
+
+def test_data_that_tell_conditions_may_be_what_was_allowed_when_the_model_was_loaded(run):
+    cfg = load(run, device="cpu")[1]
+    cfg.data._target_ = f"{__name__}.Data"
+    with allowing([f"{__name__}."]):
+        told = lit_gen.models.conditions.TestConditions(cfg)
+    assert told.conditions([3]) == {"label": [3]}
+    with pytest.raises(ConfigError, match="outside the packages"):
+        lit_gen.models.conditions.TestConditions(cfg).conditions([3])
+
+
+class Data:
+    """Tells a class alone."""
+
+    def __init__(self, **options):
+        pass
+
+    def vectors(self):
+        return None
+
+    def conditions(self, indices):
+        return {"label": indices}

@@ -5,6 +5,7 @@ from torch.testing import assert_close
 
 from lit_gen.errors import ConfigError
 from lit_gen.rng import keyed_generator
+from lit_gen.score.condition import Condition
 from lit_gen.score.denoiser import CountingDenoiser, GaussianDenoiser, GaussianMixtureDenoiser
 from lit_gen.score.guidance import (
     ClassifierGuidance,
@@ -102,3 +103,19 @@ def test_conditional_samples_are_of_their_class():
 def test_guide_on_another_process_is_refused():
     with pytest.raises(ConfigError, match="wrap it: ReparameterizedDenoiser"):
         Guidance(mixture(EDM()), mixture(VP()), 2.0)
+
+
+def test_a_classifier_guides_a_model_of_vectors_which_is_told_them_still():
+    class Told(GaussianDenoiser):
+        def forward(self, x_t, t, label=None):
+            heard.append(label)
+            return super().forward(x_t, t)
+
+    heard = []
+    told = Condition(torch.tensor([0, 2]), torch.tensor([[1.0], [2.0]]))
+    model = Told(EDM(), torch.zeros(1, 2, 2), torch.tensor(0.25))
+    guided = ClassifierGuidance(model, lambda x, t: x.flatten(1)[:, :3])
+    guided(torch.randn(2, 1, 2, 2), torch.tensor(1.0), told)
+    assert list(heard[0].parts()) == ["vector"] and heard[0].vector is told.vector
+    guided(torch.randn(2, 1, 2, 2), torch.tensor(1.0), told.label)
+    assert heard[1] is None
