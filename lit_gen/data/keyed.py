@@ -24,7 +24,7 @@ from lit_gen.rng import Permutation, keyed_generator
 
 Key = tuple[int, int]  # (epoch, index)
 Order = Callable[[int, int, int, np.ndarray], np.ndarray]
-AHEAD = 8192  # places whose images are computed at once
+AHEAD = 8192  # places whose images are computed at once, or fewer, an order's own `at_once`
 
 
 def permuted(size: int, seed: int, epoch: int, places: np.ndarray) -> np.ndarray:
@@ -71,7 +71,8 @@ class KeyedBatches(Sampler[list[Key]]):
     def __iter__(self) -> Iterator[list[Key]]:
         part = self.batch_size // self.world_size
         own = np.arange(self.rank * part, (self.rank + 1) * part)
-        ahead = max(min(AHEAD, self.size) // self.batch_size, 1)  # batches, of two epochs at most
+        at_once = min(AHEAD, self.size, getattr(self.order, "at_once", AHEAD))
+        ahead = max(at_once // self.batch_size, 1)  # batches, of two epochs at most
         step = self.start
         while True:
             positions = np.arange(step, step + ahead)[:, None] * self.batch_size + own

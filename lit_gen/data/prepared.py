@@ -215,6 +215,7 @@ class Windows:
 
     def __init__(self, shard_size: int, window: int, ahead: Callable[[list[int]], None] | None = None):
         self.shard_size, self.window, self._ahead = shard_size, window, ahead
+        self.at_once = window * shard_size  # of two windows at most, so that only a third is fetched ahead
         self.__name__ = f"windows of {window} shards"
         self._announced: tuple[int, int] | None = None
 

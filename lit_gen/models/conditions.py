@@ -22,8 +22,8 @@ from lit_gen.score.module import GivesConditions, ScoreModule
 
 
 class TestConditions:
-    """The conditions of a run's test images, whose data are opened when they are asked for, and may name what was
-    allowed when this was made."""
+    """The conditions of a run's test images, whose data are opened when they are asked for; they may name
+    what was allowed when this was made."""
 
     __test__ = False  # no class of tests
 

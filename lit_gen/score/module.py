@@ -216,10 +216,11 @@ class ScoreModule(SingleOptimizerModule):
         super().on_fit_start()
         data = vars(self.trainer).get("datamodule")
         self.condition_source = data if isinstance(data, GivesConditions) else None
-        if self.vector_dim and self.condition_source is not None:
-            vectors = self.condition_source.vectors()
-            for part in self.denoiser.net.modules():
-                if isinstance(part, VectorEmbedding) and vectors is not None:
+        embeddings = [part for part in self.denoiser.net.modules() if isinstance(part, VectorEmbedding)]
+        if self.condition_source is not None and not all(part.is_fitted for part in embeddings):
+            vectors = self.condition_source.vectors()  # which may read thousands of images
+            for part in embeddings:
+                if vectors is not None:
                     part.fit(vectors)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:

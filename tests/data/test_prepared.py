@@ -265,6 +265,21 @@ def test_the_window_that_comes_is_fetched_ahead(tmp_path):
     assert set(asked[0]) == set((epoch // 10).tolist()) >= set((images // 10).tolist())
 
 
+def test_no_more_than_the_window_that_comes_is_fetched_ahead(monkeypatch):
+    """However small the windows are, for which the cache has to hold three."""
+
+    class Now:
+        def __init__(self, target, args, daemon):
+            self.start = lambda: target(*args)
+
+    monkeypatch.setattr(reading.threading, "Thread", Now)
+    asked = []
+    batches = iter(KeyedBatches(200, 5, order=Windows(10, 2, lambda shards: asked.append(set(shards)))))
+    for n in range(1, 9):
+        coming = [image // 10 for batch in (next(batches) for _ in range(4)) for _, image in batch]
+        assert len(asked) == n and set(coming) <= asked[-1] and len(asked[-1]) == 4
+
+
 def test_a_transfer_that_arrives_damaged_is_refused(shards, tmp_path, monkeypatch):
     out = damaged(shards, tmp_path, "chunk-0-1.bin", lambda b: b[:-1] + bytes([b[-1] ^ 1]))
     monkeypatch.setattr(reading.time, "sleep", lambda _: None)

@@ -1,12 +1,14 @@
 """A condition of a class, a vector, and an image: in networks, samplers, restoration, likelihoods, losses."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.testing import assert_close
 
 from lit_gen.errors import ConfigError
+from lit_gen.module import SingleOptimizerModule
 from lit_gen.score import Condition, ConditionedDenoiser, Denoiser, edm_loss, log_likelihood
 from lit_gen.score.denoiser import GaussianMixtureDenoiser
 from lit_gen.score.guidance import Unconditional, classifier_free_guidance
@@ -223,6 +225,27 @@ def test_what_does_not_fit_is_refused_before_sampling():
             EDM(), EDMPrecondition(), edm_loss(), torch.optim.Adam, heun, (1, 8, 8),
         )  # fmt: skip
         plain.sample(range(4), condition=told.without("label", "vector"))
+
+
+def test_vectors_are_read_for_an_embedding_that_has_no_mean_yet(monkeypatch):
+    class Data:
+        read = 0
+
+        def vectors(self):
+            self.read += 1
+            return condition(4).vector
+
+        def conditions(self, indices):
+            return {}
+
+    model, data = module(), Data()
+    monkeypatch.setattr(SingleOptimizerModule, "on_fit_start", lambda self: None)
+    monkeypatch.setattr(ScoreModule, "trainer", SimpleNamespace(datamodule=data))
+    model.on_fit_start()
+    means = [part.mean for part in model.modules() if isinstance(part, layers.VectorEmbedding)]
+    assert_close(means, [condition(4).vector.mean(0)])
+    model.on_fit_start()
+    assert data.read == 1
 
 
 def test_dropout_of_parts_is_keyed_and_validation_drops_nothing(monkeypatch):

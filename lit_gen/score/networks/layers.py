@@ -81,10 +81,14 @@ class VectorEmbedding(nn.Module):
         self.register_buffer("std", torch.ones(dim))
         self.project = project
 
+    @property
+    def is_fitted(self) -> bool:
+        return bool((self.mean != 0).any() or (self.std != 1).any())
+
     def fit(self, vectors: Tensor) -> None:
         """Takes the mean and standard deviation of a training set (N, V), unless they have been set before;
         NaN are left out. A number that never changes is divided by 1."""
-        if bool((self.mean != 0).any() or (self.std != 1).any()):
+        if self.is_fitted:
             return
         vectors = vectors.to(self.mean.device, torch.float64)
         mean = vectors.nanmean(0)
