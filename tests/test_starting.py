@@ -215,6 +215,8 @@ def test_a_resumed_run_goes_on_from_its_own_checkpoint(tmp_path, monkeypatch, ca
     assert summary["steps"] == 2 and summary["weights"]["loaded"] > 0
     assert run("resume=runs/mine", f"weights={EDM}") == 2
     assert "goes on from its own checkpoint" in capsys.readouterr().err
+    assert run("resume=runs/mine", "model.freeze=encoder.*", "trainer.max_steps=3") == 2
+    assert "model.freeze is None there and encoder.* here" in capsys.readouterr().err
 
 
 def test_frozen_parameters_stay_as_they_are(fit, tmp_path):

@@ -366,6 +366,12 @@ class ScoreModule(SingleOptimizerModule):
             )
         if wrong := [len(part) for part in parts.values() if len(part) != n]:
             raise ConfigError(f"A condition of {wrong[0]} rows for {n} images: give one row for each.")
+        label, k = parts.get("label"), self.num_classes
+        indices = label.tolist() if k and label is not None and not label.is_floating_point() else []
+        if wrong := [i for i in indices if not -1 <= i < k]:
+            raise ConfigError(
+                f"A condition of class {wrong[0]}: the classes are 0 to {k - 1}, and -1 is none."
+            )
         if "vector" in parts and (size := parts["vector"].shape[1]) != self.vector_dim:
             raise ConfigError(f"A condition vector of {size} numbers: the model takes {self.vector_dim}.")
         if "image" in parts:

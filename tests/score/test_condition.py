@@ -215,6 +215,8 @@ def test_what_does_not_fit_is_refused_before_sampling():
         model.sample(range(4))
     with pytest.raises(ConfigError, match="4 rows for 3 images"):
         model.sample(range(3), condition=told)
+    with pytest.raises(ConfigError, match="class 2: the classes are 0 to 1, and -1 is none"):
+        model.sample(range(4), condition=Condition(torch.tensor([0, -1, 2, 1]), told.vector, told.image))
     with pytest.raises(ConfigError, match="vector of 3 numbers: the model takes 2"):
         model.sample(range(4), condition=Condition(None, torch.zeros(4, 3), told.image))
     with pytest.raises(ConfigError, match=r"3 channels, 4x4 .* the model takes 1 channels, at most 8x8"):
