@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -237,3 +239,15 @@ def test_a_signal_ends_the_command_with_its_code_and_a_checkpoint(tmp_path, tiny
     assert f"Stopped by {signum.name} after batch" in err and "Traceback" not in err
     last = checkpoints.read(run / "checkpoints" / "last.ckpt")
     assert last["batches_seen"] == int(re.search(r"after batch (\d+)", err)[1])
+
+
+def test_commands_after_a_training_can_be_pasted_and_an_unknown_pace_is_no_row(capsys):
+    from lit_gen.commands.train import _table
+    from lit_gen.module import BaseModule
+
+    folder = Path("my runs/images/1")
+    experiment = SimpleNamespace(module=BaseModule(), config={"allow_targets": []})
+    _table({"steps": 4, "train_seconds": 1.0, "images_per_second": 0.0}, experiment, folder)
+    said = capsys.readouterr().out
+    assert f"lit-gen sample run='{folder}' num=64" in said and f"resume='{folder}' trainer" in said
+    assert "images/s" not in said

@@ -60,8 +60,9 @@ class ProgressBar(Callback):
             self._bar.update(self._task, completed=step, numbers=numbers)
         else:
             total, pace = self._total(trainer), (step - self._start_step) / (now - self._start)
-            left = f", {(total - step) / pace:.0f} s left" if total and pace else ""
-            print(f"batch {step}{f' of {total}' if total else ''}: {numbers}{left}", flush=True)
+            left = f"{(total - step) / pace:.0f} s left" if total and pace else ""
+            known = ", ".join(text for text in (numbers, left) if text)
+            print(f"batch {step}{f' of {total}' if total else ''}{': ' if known else ''}{known}", flush=True)
 
     @contextmanager
     def work(self, what: str, total: int, announce: bool) -> Iterator[Callable[[int], None]]:

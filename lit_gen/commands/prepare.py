@@ -1,6 +1,7 @@
 """Writes a data set once, in a form that any run reads by index: litdata's chunks, or zips of PNGs."""
 
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,9 +65,10 @@ def _advise(cfg: DictConfig, dataset: Any) -> None:
     pixels = pixels_of(dataset)
     if not pixels.are_bytes:
         options += [f"data.dtype={pixels.dtype}", f"data.range=[{pixels.low:g},{pixels.high:g}]"]
-    where = f"data=prepared data.path={cfg.out}"
+    where = f"data=prepared {shlex.quote(f'data.path={cfg.out}')}"
     if cfg.format == "zip":
-        where = f"data=zip data.train.path={cfg.out}/train.zip data.test.path={cfg.out}/test.zip"
+        files = [f"data.{split}.path={cfg.out}/{split}.zip" for split in ("train", "test")]
+        where = f"data=zip {shlex.join(files)}"
     show(f"train on it: python -m lit_gen.train {where} {' '.join(options)}")
 
 

@@ -1,6 +1,7 @@
 """From a configuration to a trained run folder."""
 
 import logging
+import shlex
 import time
 import warnings
 from pathlib import Path
@@ -184,12 +185,14 @@ def _finish(experiment: Experiment, folder: Path, seconds: float) -> None:
 def _table(summary: dict[str, Any], experiment: Experiment, folder: Path) -> None:
     table = Table(show_header=False, title="result")
     rows = {"batches": f"{summary['steps']:,}", "seconds": f"{summary['train_seconds']:.1f}"}
-    rows["images/s while training"] = f"{summary['images_per_second']:,.0f}"
+    if summary["images_per_second"]:  # not known before the second log
+        rows["images/s while training"] = f"{summary['images_per_second']:,.0f}"
     module, allowed = experiment.module, experiment.config["allow_targets"]
     for label, text in (rows | module.results.rows).items():
         table.add_row(label, text)
     trusted = f" allow_targets=[{','.join(allowed)}]" if allowed else ""
-    commands = {what: command.format(run=folder) for what, command in module.next_commands.items()}
-    commands["train on"] = f"python -m lit_gen.train resume={folder} trainer.max_steps={2 * summary['steps']}"
+    quoted = shlex.quote(str(folder))
+    commands = {what: command.format(run=quoted) for what, command in module.next_commands.items()}
+    commands["train on"] = f"python -m lit_gen.train resume={quoted} trainer.max_steps={2 * summary['steps']}"
     advice = [f"{what}: {command}{trusted}" for what, command in commands.items()]
     show(table, f"run folder: {folder}", *advice)

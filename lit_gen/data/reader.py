@@ -303,5 +303,8 @@ def summary(messages: Sequence[str], what: str, shown: int = 5) -> str:
     lines = "\n  ".join(messages[:shown])
     rest = f"\n  ... and {len(messages) - shown} more" if len(messages) > shown else ""
     plural = "s" if len(messages) > 1 else ""
-    remedy = "Repair or remove them, or set on_error=skip to leave them out, on_error=replace to show others."
+    remedy = (
+        "Repair or remove them, or set on_error=skip to leave them out, on_error=replace to show others"
+        " (of a training data.on_error)."
+    )
     return f"{len(messages)} {what}{plural}:\n  {lines}{rest}\n{remedy}"

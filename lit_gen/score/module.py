@@ -198,9 +198,10 @@ class ScoreModule(SingleOptimizerModule):
             found, expected = batch[name].shape[1] if name in batch else 0, getattr(self, option)
             if found != expected:
                 where = name.removeprefix("condition_")
+                option_of_data = "channels" if found and where == "image" else where
                 raise ConfigError(
                     f"model.{option}={expected}, and data.condition.{where} gives {found or 'none'}: set "
-                    f"model.{option}={found}, or data.condition.{where}."
+                    f"model.{option}={found}, or data.condition.{option_of_data}."
                 )
         if self.condition_channels:
             h, w = batch["condition_image"].shape[2:]

@@ -33,6 +33,17 @@ def test_lines_of_a_log_file(clock, capsys):
     ]
 
 
+def test_lines_of_a_training_begin_without_numbers(clock, monkeypatch, capsys):
+    bar, run = ProgressBar(line_seconds=15), BaseModule()
+    one = SimpleNamespace(is_global_zero=True, max_steps=5, accumulate_grad_batches=1, callbacks=[bar])
+    monkeypatch.setattr(BaseModule, "batches_seen", 0)
+    bar.on_train_start(one, run)
+    clock.now += 20
+    monkeypatch.setattr(BaseModule, "batches_seen", 2)
+    bar.on_train_batch_end(one, run)
+    assert capsys.readouterr().out == "batch 2 of 5: 30 s left\n"
+
+
 def test_short_work_that_is_not_announced_prints_nothing(clock, capsys):
     with working(trainer(ProgressBar()), "sampling", 10, announce=False) as advance:
         clock.now += 3

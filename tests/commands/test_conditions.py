@@ -214,6 +214,7 @@ def test_a_run_that_lacks_what_its_model_takes_is_refused(fit, data, tmp_path):
         "model.vector_dim=3": r"model\.vector_dim=3, and data\.condition\.vector gives 2: set model\.vector",
         "model.vector_dim=0": r"model\.vector_dim=0, and data\.condition\.vector gives 2",
         "data.condition.image=null": r"condition_channels=1, and data\.condition\.image gives none",
+        "model.condition_channels=3": r"gives 1: set model\.condition_channels=1, or data\.condition\.chan",
         "data.condition.columns=[angle,size]": r"labels\.csv has no column 'size'; it has angle, age",
     }
     for change, message in wrong.items():

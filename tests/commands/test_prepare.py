@@ -1,5 +1,7 @@
 """`lit-gen prepare`: from any data set to one that trains, or a message."""
 
+import shlex
+
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -21,11 +23,11 @@ def config(*overrides, name="prepare"):
 
 
 def test_both_splits_are_written_and_train_as_their_source_does(tmp_path, capsys):
-    out = f"{tmp_path}/set"
+    out = f"{tmp_path}/a set"
     prepare(config("data=digits", f"out={out}", "shard_mib=0.02", "workers=1"))
     said = capsys.readouterr().out
     assert "1,437 images, 10 classes" in said and "360 images" in said
-    advice = [word for word in said.split() if word.startswith("data")]
+    advice = [word for word in shlex.split(said.partition("train on it: ")[2]) if word.startswith("data")]
     assert f"data.path={out}" in advice and "data.image_size=8" in advice
     made = instantiate(config(*advice, name="train").data)
     made.check()
