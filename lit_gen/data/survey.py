@@ -133,6 +133,12 @@ def _of_arrays(store: Store, num: int, names: Sequence[str], classes: int) -> Su
     if other := [name for name in names if not name.lower().endswith(FORMATS)]:
         raise ConfigError(f"{store.path}: {other[0]} has 8 bits, others more: keep one kind.")
     arrays = [stored_array(store.read(name), f"{store.path}/{name}") for name in names]
+    for name, array in zip(names, arrays, strict=True):
+        if array.ndim not in (2, 3):
+            raise ConfigError(
+                f"{store.path}/{name} is an array of shape {array.shape}, an image has two or three: keep "
+                "images alone there (a set that lit-gen prepare has written goes with other experiments)."
+            )
     kinds = [str(a.dtype.newbyteorder("=")) for a in arrays]
     sizes, channels = zip(*map(_shape, arrays), strict=True)
     for what, values in (("pixels of type", kinds), ("channels:", channels)):

@@ -131,3 +131,10 @@ def test_numbers_that_are_none_are_left_to_the_scan(tmp_path):
     np.save(tmp_path / "a.npy", np.full((4, 4), np.nan, np.float32))
     np.save(tmp_path / "b.npy", np.array([[0.25, np.inf], [0.75, 0.5]], np.float32))
     assert survey(tmp_path).limits == (0.25, 0.75)
+
+
+def test_an_array_that_is_no_image_is_named(tmp_path):
+    np.save(tmp_path / "0.npy", np.zeros((8, 6, 5), np.float32))
+    np.save(tmp_path / "labels.npy", np.zeros(9, np.float32))
+    with pytest.raises(ConfigError, match=r"labels\.npy is an array of shape \(9,\), an image has two or"):
+        survey(str(tmp_path))
