@@ -103,7 +103,7 @@ def data_module(
 def package() -> Any:
     """The package datasets. Raises ConfigError where it is not installed."""
     try:
-        import datasets
+        import datasets  # pyright: ignore[reportMissingImports] an extra
     except ImportError as error:
         raise ConfigError(
             "data=huggingface needs the package datasets: pip install lit-gen[huggingface]."

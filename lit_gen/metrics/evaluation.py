@@ -254,12 +254,16 @@ def _compare(
     classes = None if isinstance(reference, Moments) else reference.classes
     fake, n, m, key = generated.features, generated.n, len(generated.features), generated.id.key
     images = "the reference's images, not their statistics alone"
+    few = None if real is None else min(len(real), len(fake))
     absent = {
         "fdinf": m < 4 * generated.id.d and f"{4 * generated.id.d} generated images, there are {m}",
         "kd": real is None and images,
         "cmmd": (real is None and images)
         or (not generated.id.name.startswith("clip-") and "CLIP's features"),
-        **dict.fromkeys(("precision", "recall", "density", "coverage"), real is None and images),
+        **dict.fromkeys(
+            ("precision", "recall", "density", "coverage"),
+            images if few is None else few <= k and f"more than k={k} images in both sets, there are {few}",
+        ),
         "is": generated.logits is None and "a network with a head",
         "authpct": training is None and "the training images",
         "fdclass": not (classes and generated.classes) and "both sets in the same classes",

@@ -105,3 +105,11 @@ def test_misuse_is_named(pixels):
         compare(summary(pixels, images(9, 0)), other.summary())
     with pytest.raises(ConfigError, match="max_stored_features=0"):
         Evaluation(pixels, max_stored_features=0)
+
+
+def test_neighbors_are_left_out_of_few_images_unless_they_are_asked_for(pixels):
+    real, fake = summary(pixels, images(4, 0)), summary(pixels, images(40, 1))
+    names = {name.split("_")[0] for name in compare(real, fake)}
+    assert "fd" in names and not names & {"precision", "recall", "density", "coverage"}
+    with pytest.raises(ConfigError, match="recall needs more than k=5 images in both sets, there are 4"):
+        compare(real, fake, only=["recall"])
