@@ -46,14 +46,8 @@ class DDPM(nn.Module):
         self.vector_dim, self.condition_channels = vector_dim, condition_channels
         self.checkpoint_blocks, self.resample_conv = checkpoint_blocks, resample_conv
         c, c_emb = base_channels, 4 * base_channels
-        self.noise = layers.NoiseMLP(
-            layers.PositionalEmbedding(c),
-            c,
-            c_emb,
-            num_classes,
-            activation=activation,
-            vector_dim=vector_dim,
-        )
+        waves = layers.PositionalEmbedding(c)
+        self.noise = layers.NoiseMLP(waves, c, c_emb, num_classes, 0, activation, vector_dim)
 
         def block(c_in, c_out, attention=False):
             return _ResBlock(c_in, c_out, c_emb, dropout, attention, activation)

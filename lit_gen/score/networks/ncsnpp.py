@@ -64,11 +64,7 @@ class NCSNpp(nn.Module):
         _check_choices(
             embedding=embedding, input_pyramid=input_pyramid, output_pyramid=output_pyramid, block=block
         )
-        if not conditional and (num_classes or augment_dim or vector_dim):
-            raise ConfigError(
-                f"num_classes={num_classes}, augment_dim={augment_dim}, and vector_dim={vector_dim} need "
-                "conditional=True: labels and vectors enter with the noise level."
-            )
+        _check_unconditional(conditional, num_classes, augment_dim, vector_dim)
         self.channels, self.out_channels, self.num_blocks = channels, out_channels or channels, num_blocks
         self.num_classes, self.augment_dim = num_classes, augment_dim
         self.vector_dim, self.condition_channels = vector_dim, condition_channels
@@ -94,8 +90,8 @@ class NCSNpp(nn.Module):
         attend = [r in tuple(attention_resolutions) for r in self.resolutions]
         self.stem = layers.conv(self.in_channels, base_channels)
         self.encoder, skips = self._encoder(residual, base_channels, widths, attend)
-        c = skips[-1]
-        self.middle = nn.ModuleList([residual(c, c, attention=True), residual(c, c)])
+        middle = partial(residual, skips[-1], skips[-1])
+        self.middle = nn.ModuleList([middle(attention=True), middle()])
         self.decoder = self._decoder(residual, skips, widths, attend)
 
     def _encoder(
@@ -301,6 +297,13 @@ def _attention(channels: int) -> layers.Attention:
     nn.init.zeros_(attention.qkv.bias)
     nn.init.zeros_(attention.proj.bias)
     return attention
+
+
+def _check_unconditional(conditional: bool, *sizes: int) -> None:
+    """Raises ConfigError for what a network that ignores its noise label would ignore too."""
+    if not conditional and any(sizes):
+        told = "num_classes={}, augment_dim={}, and vector_dim={}".format(*sizes)
+        raise ConfigError(f"{told} need conditional=True: labels and vectors enter with the noise level.")
 
 
 def _check_choices(**choices: str) -> None:
