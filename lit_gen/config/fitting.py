@@ -10,6 +10,7 @@ A configuration that a run saves holds the values.
 
 import logging
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -71,12 +72,13 @@ def with_inception(channels: int, dtype: str, weights: str | None, yes: Any, no:
 
 
 def introduction(path: str | None, image_size: Any, channels: int, dtype: str, accelerator: str) -> str:
-    """One line of the data and one of the device."""
+    """One line of the data, if they are files that were surveyed, and one of the device."""
+    from lit_gen.data.prepared import DESCRIPTION, is_remote
     from lit_gen.images import height_and_width
 
     shape = "{}x{}".format(*height_and_width(image_size))
     lines = []
-    if path is not None:
+    if path is not None and not is_remote(path) and not Path(path, "train", DESCRIPTION).exists():
         images = _survey(path)
         kind = {(1, "uint8"): "gray", (3, "uint8"): "color"}.get(
             (channels, dtype), f"{channels}-channel {dtype}"

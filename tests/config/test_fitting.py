@@ -53,6 +53,16 @@ def call(main, *arguments) -> int:
         sys.argv = before
 
 
+def test_a_prepared_set_is_trained_on_without_a_survey(photos, monkeypatch, capsys):
+    monkeypatch.chdir(photos.parent)
+    options = ["data.path=photos", "data.image_size=[8,12]"]
+    assert call(lit_gen, "prepare", "data=images", *options, "out=set", "workers=1") == 0
+    options = ["data=prepared", "data.path=set", "data.image_size=[8,12]", "data.batch_size=4"]
+    assert call(train.main, "experiment=images", *options, "logger=csv", "trainer=cpu", *SHORT) == 0
+    out = capsys.readouterr().out
+    assert "Images of 8x12 are trained on a CPU" in out and "40 color" not in out
+
+
 def test_one_line_trains_and_samples(photos, monkeypatch, capsys, caplog):
     monkeypatch.chdir(photos.parent)
     assert call(train.main, "experiment=images", "data.path=photos", "logger=csv", "trainer=cpu", *SHORT) == 0
