@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -340,17 +340,22 @@ class _Reader(FileSystemReader):
         return metadata
 
 
+_METADATA = "torch.distributed.checkpoint.metadata"
+INDEX_NAMES = (
+    {(_METADATA, f"{kind}StorageMetadata") for kind in ("Tensor", "Bytes", "Chunk")}
+    | {(_METADATA, name) for name in ("Metadata", "MetadataIndex", "StorageMeta", "TensorProperties")}
+    | {(_METADATA, "_MEM_FORMAT_ENCODING"), ("torch.serialization", "_get_layout"), ("torch", "Size")}
+    | {("torch.distributed.checkpoint.filesystem", "_StorageInfo")}
+    | {(module, f"{kind}Path") for module in ("pathlib", "pathlib._local") for kind in ("Posix", "Windows")}
+)
+
+
 class _Unpickler(pickle.Unpickler):
-    NAMES = (
-        "torch.Size",
-        "torch.serialization._get_layout",
-        "torch.distributed.checkpoint.filesystem._StorageInfo",
-    )
+    """Takes the names that torch writes into an index, each as it stands: one with a dot would reach what the
+    modules import."""
 
     def find_class(self, module: str, name: str) -> Any:
-        found = super().find_class(module, name)
-        inert = isinstance(found, torch.dtype) or module == "torch.distributed.checkpoint.metadata"
-        path = isinstance(found, type) and issubclass(found, PurePath)
-        if not (inert or path or f"{module}.{name}" in self.NAMES):
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if not is_dtype and (module, name) not in INDEX_NAMES:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which was refused, not run")
-        return found
+        return super().find_class(module, name)

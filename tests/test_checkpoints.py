@@ -68,6 +68,19 @@ def test_code_in_a_checkpoint_is_not_executed(tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.parametrize(
+    "module, name",
+    [("os", "getcwd"), ("torch.distributed.checkpoint.metadata", "os.getcwd"), ("torch", "load")],
+)
+def test_code_in_the_index_of_a_sharded_checkpoint_is_not_executed(tmp_path, module, name):
+    """A name with a dot reaches the modules that a harmless module imports."""
+    torch.save({"config": {}, "state_dict": {"w": torch.empty(2, device="meta")}}, tmp_path / "rest.pt")
+    words = (b"\x8c" + bytes([len(word)]) + word.encode() for word in (module, name))
+    (tmp_path / ".metadata").write_bytes(b"\x80\x04" + b"".join(words) + b"\x93)R.")  # calls it
+    with pytest.raises(ConfigError, match=f"asks for {module}.{name}, which was refused, not run"):
+        checkpoints.read(tmp_path)
+
+
 def test_a_kill_in_a_save_leaves_the_previous_file(tmp_path):
     """Saves in a loop in another process, killed at moments spread over a save's duration."""
     path = tmp_path / "last.ckpt"

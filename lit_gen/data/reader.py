@@ -292,8 +292,7 @@ def _each(function: Callable[[str], T], names: Sequence[str]) -> tuple[dict[str,
 
     parts = [names[i : i + 32] for i in range(0, len(names), 32)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # read, and decoded, without the interpreter's lock
-        for _ in pool.map(attempt, parts):
-            pass  # raises what is no ConfigError
+        list(pool.map(attempt, parts))  # raises what is no ConfigError
     good = {name: good[name] for name in names if name in good}
     return good, {name: bad[name] for name in names if name in bad}
 
