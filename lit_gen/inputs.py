@@ -17,7 +17,7 @@ from lit_gen.errors import ConfigError
 from lit_gen.images import BYTES, Pixels, height_and_width
 from lit_gen.instantiate import instantiate
 from lit_gen.metrics import Extractor, Moments, read_images, read_reference
-from lit_gen.metrics.distributed import rank
+from lit_gen.metrics.distributed import from_rank_zero, rank, world_size
 from lit_gen.metrics.files import holds_statistics
 from lit_gen.models.conditions import Told, class_index
 from lit_gen.models.generation import check_label, classes
@@ -180,6 +180,14 @@ def mask_of(spec: str, size: ImageSize) -> Tensor:
     return decode(Path(spec).read_bytes(), spec, channels=1, image_size=(h, w)) > 127
 
 
+def run_data(run_cfg: DictConfig) -> Any:
+    """The data module of a run, which all ranks ask for together, so that a download happens once."""
+    data = instantiate(run_cfg.data)
+    if world_size() > 1:
+        from_rank_zero(data.prepare_data)
+    return data
+
+
 def pictures(cfg: DictConfig, run_cfg: DictConfig | None, module: ScoreModule) -> tuple[Tensor, Label]:
     """The first `cfg.num` images of what `cfg.images` names, (N, C, H, W) as `module.pixels` says, and what a
     conditional model is told about them: int64 (N,), or a `Condition` where it takes more than a class.
@@ -195,7 +203,7 @@ def pictures(cfg: DictConfig, run_cfg: DictConfig | None, module: ScoreModule) -
             raise ConfigError(
                 "images=test are those of a run; with weights= give images=<picture, folder or zip>."
             )
-        data = instantiate(run_cfg.data)
+        data = run_data(run_cfg)
         dataset = data.dataset("test")
         rows = [dataset[i] for i in range(min(cfg.num, len(dataset)))]
         images = [row["image"] for row in rows]

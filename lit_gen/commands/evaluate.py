@@ -28,6 +28,7 @@ from lit_gen.inputs import classes_of
 from lit_gen.instantiate import instantiate
 from lit_gen.metrics import Predictions
 from lit_gen.metrics.distributed import from_rank_zero, own_batches
+from lit_gen.score.module import ScoreModule
 
 
 def evaluate(cfg: DictConfig, out: Path) -> dict[str, Any]:
@@ -50,22 +51,26 @@ def evaluate(cfg: DictConfig, out: Path) -> dict[str, Any]:
     if classes and classes != module.num_classes:
         raise ConfigError(f"per_class=true: the model draws {module.num_classes} classes, not {classes}.")
 
-    if getattr(module, "condition_source", None) is not None:
+    if isinstance(module, ScoreModule) and module.condition_source is not None:
         module.condition_source = data  # which are open already
 
     def images_at(indices: Sequence[int]) -> Tensor:
         return module.sample([int(i) for i in indices], cfg.seed, sampler).cpu()
 
-    num_classes, classifier = getattr(module, "num_classes", 0), run_cfg.metrics.classifier
-    predictions = None
+    predictions, classifier = None, run_cfg.metrics.classifier
     if classifier:
         network = instantiate(classifier).reading(pixels, channels)
-        predictions = Predictions(network, labeled=num_classes > 0)
+        labeled = isinstance(module, ScoreModule) and module.num_classes > 0
+        predictions = Predictions(network, labeled=labeled)
 
     def parts() -> Iterator[tuple[range, Tensor, Tensor | None]]:
         for indices in own_batches(n, cfg.batch_size):
-            images = images_at(indices)
-            label = module.condition_at(indices).label if num_classes else None
+            if isinstance(module, ScoreModule):
+                condition = module.condition_at(indices)
+                images = module.sample(indices, cfg.seed, sampler, condition=condition).cpu()
+                label = condition.label
+            else:
+                images, label = images_at(indices), None
             if predictions is not None:
                 predictions.update(images, label)
             yield indices, images, label if classes else None

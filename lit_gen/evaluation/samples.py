@@ -19,7 +19,7 @@ from lit_gen.cli import check_at_least_1, claim, show, table
 from lit_gen.data.images import batches, pixels_of, shape_of
 from lit_gen.errors import ConfigError
 from lit_gen.images import grid, save_png
-from lit_gen.inputs import open_images, open_reference
+from lit_gen.inputs import open_images, open_reference, run_data
 from lit_gen.instantiate import instantiate
 from lit_gen.metrics import (
     Estimate,
@@ -33,7 +33,7 @@ from lit_gen.metrics import (
     records,
     reference_summary,
 )
-from lit_gen.metrics.distributed import from_rank_zero, own_batches, rank, world_size
+from lit_gen.metrics.distributed import own_batches, rank
 from lit_gen.metrics.neighbours import nearest
 from lit_gen.runs import write_json
 
@@ -67,9 +67,7 @@ def open_run(cfg: DictConfig, run: str | Path) -> tuple[Any, DictConfig, Path]:
 
 def data_and_num(cfg: DictConfig, run_cfg: DictConfig) -> tuple[Any, int]:
     """The run's data, and how many samples are drawn: `cfg.num`, or as many as there are training images."""
-    data = instantiate(run_cfg.data)
-    if world_size() > 1:
-        from_rank_zero(data.prepare_data)  # so that a download happens once
+    data = run_data(run_cfg)
     n = len(data.train) if cfg.num is None else cfg.num
     if n < 2:
         raise ConfigError(f"num={n}: a Frechet distance needs at least 2 samples.")
