@@ -419,7 +419,9 @@ def activation_of(name: str) -> nn.Module:
 
 def levels_of(image_size: ImageSize, num_levels: int) -> list[int]:
     """The heights of a U-Net's levels, each half the one before; ConfigError where a height or a width leaves
-    a remainder."""
+    a remainder, and where there is no level."""
+    if num_levels < 1:
+        raise ConfigError("channel_mult is empty: give a width for each resolution, [1,2] for instance.")
     sides, factor = height_and_width(image_size), 2 ** (num_levels - 1)
     if any(side < factor or side % factor for side in sides):
         fitting = [factor * max(side // factor, 1) for side in sides]

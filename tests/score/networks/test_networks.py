@@ -458,6 +458,8 @@ def test_sizes_that_cannot_be_halved(cls):
         ConfigError, match=r"image_size=28 cannot be halved 3 times: .* of 8 \(e.g. 24 or 32\)"
     ):
         cls(28)
+    with pytest.raises(ConfigError, match="channel_mult is empty"):
+        cls(8, channel_mult=[])
     with pytest.raises(ConfigError, match="image_size=4 cannot be halved 3 times"):
         cls(4)
     with pytest.raises(ConfigError, match=r"image_size=\[48, 50\] .* \(e.g. \[48, 48\] or \[48, 56\]\)"):
