@@ -4,6 +4,7 @@ A callback says in `requires` which Protocol of the module it uses; `lit_gen.con
 module without it before the training begins.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -132,7 +133,7 @@ def data_of(trainer: Trainer, kind: type[T]) -> T:
     return data
 
 
-class Periodic(Callback):
+class Periodic(Callback, ABC):
     """A callback that acts after every `every` batches, and has `finish` called when the training ends.
 
     `where` is its place in the configuration, for the message.
@@ -143,9 +144,9 @@ class Periodic(Callback):
             raise ConfigError(f"{where}.every={every}: must be at least 1 batch.")
         self.every = every
 
+    @abstractmethod
     def act(self, trainer: Trainer, module: BaseModule) -> None:
         """Called on every rank after a batch whose count `every` divides."""
-        raise NotImplementedError
 
     def finish(self, trainer: Trainer, module: BaseModule) -> None:
         """Called on every rank when the training ends."""
