@@ -122,6 +122,11 @@ class BaseModule(pl.LightningModule):
                 if self.device_mesh is None:
                     network.compile()
                     continue
+                if getattr(network, "checkpoint_blocks", False):
+                    log.warning(
+                        "Sharded blocks that are recomputed (model.net.checkpoint_blocks) are not compiled."
+                    )
+                    continue
                 for unit in sharding.units(network):  # weights are gathered outside of what is compiled
                     unit.forward = torch.compile(unit.forward)
 
