@@ -3,8 +3,11 @@ of t and weight w; sliced score matching is the other one.
 
 A loss draws its random numbers apart from using them:
 
-    draws = loss.draw(process, x_0, generator)                     # for the whole of x_0 (B, ...)
+    draws = loss.draw(process, x_0, generator, step)               # for the whole of x_0 (B, ...)
     per_image_loss = loss(denoiser, x_0, *draws, label=label)      # (B,) in float64
+
+The first of the draws is t (B,), and each other has a row for each image. `step` is how many batches the
+training has seen: the losses here do not depend on it, those of `fewstep` have stages or a warm-up.
 
 | objective                                   | noise distribution | weight             |
 |---------------------------------------------|--------------------|--------------------|
@@ -169,7 +172,9 @@ class DenoisingLoss:
     weight: Weight
     reduction: Reduction = mean_of_pixels
 
-    def draw(self, process: Process, x_0: Tensor, generator: Generator = None) -> tuple[Tensor, Tensor]:
+    def draw(
+        self, process: Process, x_0: Tensor, generator: Generator = None, step: int = 0
+    ) -> tuple[Tensor, Tensor]:
         """t (B,) in float64 and z of the shape and dtype of `x_0` (float32 at least), of which only shape,
         dtype and device matter.
         """
@@ -211,8 +216,10 @@ class UncertaintyLoss(nn.Module):
         # Not a matrix product, which autocast would take in half precision.
         return wide((waves * self.out).sum(-1) * (2 / len(self.out)) ** 0.5)
 
-    def draw(self, process: Process, x_0: Tensor, generator: Generator = None) -> tuple[Tensor, Tensor]:
-        return self.loss.draw(process, x_0, generator)
+    def draw(
+        self, process: Process, x_0: Tensor, generator: Generator = None, step: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        return self.loss.draw(process, x_0, generator, step)
 
     def forward(
         self, denoiser: AbstractDenoiser, x_0: Tensor, t: Tensor, z: Tensor, **conditions: Any
@@ -238,7 +245,7 @@ class SlicedScoreLoss:
     variance_reduced: bool = True
 
     def draw(
-        self, process: Process, x_0: Tensor, generator: Generator = None
+        self, process: Process, x_0: Tensor, generator: Generator = None, step: int = 0
     ) -> tuple[Tensor, Tensor, Tensor]:
         """t (B,), z and the directions v, both of the shape of `x_0`."""
         t, z = self.noise_distribution(process, x_0, generator), _noise(x_0, generator)

@@ -226,7 +226,9 @@ class ScoreModule(SingleOptimizerModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         x_0, augment_label = self._augmented(batch)
-        draws = self.loss.draw(self.denoiser.process, self.whole_batch(x_0), self.step_generator("noise"))
+        draws = self.loss.draw(
+            self.denoiser.process, self.whole_batch(x_0), self.step_generator("noise"), self.batches_seen
+        )
         t, *others = map(self.local_shard, draws)
         conditions = {"label": self._condition(batch), "augment_label": augment_label}
         losses = self.loss(self.denoiser, x_0, t, *others, **conditions)
@@ -288,9 +290,8 @@ class ScoreModule(SingleOptimizerModule):
     def validation_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """(B,) losses with noise drawn from (seed, image index)."""
         x_0 = batch["image"]
-        draws = self.loss.draw(
-            self.denoiser.process, x_0, PerSample.keyed(self.seed, batch["index"].tolist())
-        )
+        generator = PerSample.keyed(self.seed, batch["index"].tolist())
+        draws = self.loss.draw(self.denoiser.process, x_0, generator, self.batches_seen)
         label = nn.functional.one_hot(batch["label"], self.num_classes).to(x_0) if self.num_classes else None
         return self.loss(self.denoiser, x_0, *draws, label=self._with_others(label, batch))
 
