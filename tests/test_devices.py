@@ -29,7 +29,7 @@ COMMANDS = {
     "evaluate": (evaluate.evaluate, ["run={run}", "num=20", "batch_size=8", "nll_images=10"]),
     "evaluate_images": (
         evaluate_images.evaluate_images,
-        ["images={run}/samples", "reference={run}/samples", "num=20", "batch_size=8", "extractor=digits64"],
+        ["images={run}/pictures", "reference={run}/pictures", "num=20", "batch_size=8", "extractor=digits64"],
     ),
     "compare": (comparing.compare_runs, ["runs=[{run},{run}/]", "names=[a,b]", "num=20", "batch_size=8"]),
     "restore": (restoring.restore, ["run={run}", "num=3", "samples=2", "batch_size=4", "method.num_steps=3"]),
@@ -56,7 +56,7 @@ def run(fit, folder, monkeypatch):
         from lit_gen.images import save_png
 
         for i in range(30):
-            save_png(digits("test")[i]["image"], path / "samples" / f"{i:02d}.png")
+            save_png(digits("test")[i]["image"], path / "pictures" / f"{i:02d}.png")
     return path
 
 
@@ -177,31 +177,40 @@ TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node=2", "-m")
 SRUN = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1"}
 
 
-def assert_one_folder_like(expected, tmp_path):
-    (out,) = (tmp_path / "samples").iterdir()  # no process has made one of its own
-    assert_same(contents(out), contents(expected))
+@pytest.fixture
+def assert_one_folder_like(run):
+    """Checks the one new folder of samples in the run's folder."""
+    before = set((run / "samples").glob("*"))
+
+    def check(expected):
+        (out,) = set((run / "samples").iterdir()) - before  # no process has made one of its own
+        assert_same(contents(out), contents(expected))
+
+    return check
 
 
 @pytest.mark.slow
-def test_a_plain_call_starts_processes(run, configured, tmp_path):
+def test_a_plain_call_starts_processes(run, configured, tmp_path, assert_one_folder_like):
     sampling.sample(configured("sample png", tmp_path / "one"), tmp_path / "one")
     done = call(tmp_path, command(run, "grid=12", "device=cpu", "devices=2"))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("20 images of") == 1 and not done.stderr
-    assert_one_folder_like(tmp_path / "one", tmp_path)
+    assert done.stdout.count("20 images of") == 1
+    assert all(line.startswith("sampling:") for line in done.stderr.replace("\r", "\n").split("\n") if line)
+    assert done.stderr.count("100%") == 1  # one progress bar
+    assert_one_folder_like(tmp_path / "one")
 
 
 @pytest.mark.slow
-def test_torchrun(run, configured, tmp_path):
+def test_torchrun(run, configured, tmp_path, assert_one_folder_like):
     sampling.sample(configured("sample png", tmp_path / "one"), tmp_path / "one")
     done = call(tmp_path, command(run, "grid=12", start=TORCHRUN))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("20 images of") == 1
-    assert_one_folder_like(tmp_path / "one", tmp_path)
+    assert_one_folder_like(tmp_path / "one")
 
 
 @pytest.mark.slow
-def test_srun(run, configured, tmp_path):
+def test_srun(run, configured, tmp_path, assert_one_folder_like):
     """As far as its environment goes."""
     sampling.sample(configured("sample png", tmp_path / "one"), tmp_path / "one")
     same = SRUN | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29713", "SLURM_NODEID": "0"}
@@ -214,14 +223,15 @@ def test_srun(run, configured, tmp_path):
         for i in range(2)
     ]
     assert [task.wait(300) for task in tasks] == [0, 0]
-    assert_one_folder_like(tmp_path / "one", tmp_path)
+    assert_one_folder_like(tmp_path / "one")
 
 
 @pytest.mark.slow
 def test_a_mistake_is_told_once(run, tmp_path):
+    before = list(run.glob("samples/*"))
     done = call(tmp_path, command(run, "devices=2", "device=cpu", "label=99"))
     assert (done.returncode, done.stderr) == (2, "lit_gen: label=99: the model's classes are 0 to 9.\n")
-    assert not (tmp_path / "samples").exists()
+    assert list(run.glob("samples/*")) == before
 
 
 SAMPLERS = """
