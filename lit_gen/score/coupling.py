@@ -51,7 +51,7 @@ class OptimalTransportLoss(nn.Module):
         self, process: Process, x_0: Tensor, generator: Generator = None, step: int = 0
     ) -> tuple[Tensor, Tensor]:
         """t (B,) and z, not coupled yet: the draws know nothing of the images but their shape."""
-        return self.loss.draw(process, x_0, generator)
+        return self.loss.draw(process, x_0, generator, step)
 
     def forward(
         self, denoiser: AbstractDenoiser, x_0: Tensor, t: Tensor, z: Tensor, **conditions: Any
