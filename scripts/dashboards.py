@@ -14,7 +14,7 @@ import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 
 DISTANCES, KERNELS = "^(fd_|fid)", "^(kd_|kid)"
-OTHERS = "^(precision|recall|density|coverage|authpct|is_|isc|fdinf)"
+OTHERS = "^(precision|recall|density|coverage|authpct|is_|isc|fdinf|fdtrain|vendi|ct_)"
 
 
 def line(title: str, *names: str, regex: str | None = None, log: bool = False) -> wr.LinePlot:

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ from lit_gen.callbacks.progress import working
 from lit_gen.data.images import pixels_of, shape_of
 from lit_gen.errors import ConfigError
 from lit_gen.metrics import (
+    NEED_TRAINING,
+    Estimate,
     Evaluation,
     Extractor,
     Predictions,
@@ -46,8 +48,9 @@ class _Drawn:
 
 class SampleQuality(Periodic):
     """Every `every` batches the Frechet distance of `num_images` samples (EMA weights, seeds fixed) to the
-    test split; at the end that of `final_images` (None: as many as the training split has) beside the
-    train-test FD, the distance of the training split itself to the test split.
+    test split; at the end that of `final_images` (None: as many as the training split has), beside their
+    distance to the training split, which papers report, and the train-test FD, the distance of the training
+    split itself to the test split.
 
     Logged under the extractor's full name (`ExtractorId.key`), because distances by different networks do not
     compare, and kept as the score `fd`, which chooses the best checkpoint. Image i is sampled by
@@ -107,7 +110,8 @@ class SampleQuality(Periodic):
         self.extractor = self.extractor.reading(pixels, channels)
         self.classifier = self.classifier and self.classifier.reading(pixels, channels)
         self._reference = self.summary_of(trainer, "test")
-        self._training = self.summary_of(trainer, "train") if "authpct" in self.measures else None
+        if NEED_TRAINING & set(self.measures):
+            self._training = self.summary_of(trainer, "train")
 
     def state_dict(self) -> dict[str, Any]:
         return {"running_name": self._running_name}
@@ -146,18 +150,22 @@ class SampleQuality(Periodic):
         return reference_summary(images, evaluation, data=dataset.fingerprint(), n=len(dataset))
 
     def act(self, trainer: Trainer, module: BaseModule) -> None:
-        value = self.measure(trainer, module, self.num_images, self.sampler)
+        results = self.measure(trainer, module, self.num_images, self.measures, self.sampler)
+        value = results[self.extractor.id.key("fd", self.num_images)].value
         module.results.score("fd", module.batches_seen, value)
 
     def finish(self, trainer: Trainer, module: BaseModule) -> None:
         assert self._reference is not None  # since `setup`
         n = self.final_images or len(data_of(trainer, ImageData).train)
-        value = self.measure(trainer, module, n)
-        train_test = frechet_distance(self._reference.moments, self.summary_of(trainer, "train").moments)
-        drawn, seconds = self._pace[None]
+        self._training = self._training or self.summary_of(trainer, "train")
+        train_test = frechet_distance(self._reference.moments, self._training.moments)
+        measured = self.measure(trainer, module, n, {*self.measures, "fdtrain"})
         name, results = self.extractor.id.key("fd", n), module.results
+        value, to_training = measured[name].value, measured[self.extractor.id.key("fdtrain", n)].value
+        drawn, seconds = self._pace[None]
         results.record(
             fd=value,
+            fd_train=to_training,
             fd_train_test=train_test,
             fd_name=name,
             fd_sampler=of(module, Samples).sampler_name(),
@@ -165,6 +173,9 @@ class SampleQuality(Periodic):
             samples_per_second=round(drawn / seconds, 1),
         )
         results.row(name, f"{value:.4f}")
+        results.row(
+            "  to the training split (papers report this one, of 50,000 samples)", f"{to_training:.4f}"
+        )
         results.row("  train-test FD (training split against test split)", f"{train_test:.4f}")
         results.row("samples/s", f"{drawn / seconds:.0f}")
         if self.classifier is not None:
@@ -173,14 +184,21 @@ class SampleQuality(Periodic):
             results.row("confident fraction (samples with p > 0.9)", f"{100 * fraction:.1f} %")
             results.row("classes found", str(classes))
 
-    def measure(self, trainer: Trainer, module: BaseModule, n: int, sampler: Sampler | None = None) -> float:
-        """The distance of n samples by the sampler (None: the module's own), on every rank the same. Samples
-        of it measured at this step before are not drawn again.
+    def measure(
+        self,
+        trainer: Trainer,
+        module: BaseModule,
+        n: int,
+        measures: Collection[str],
+        sampler: Sampler | None = None,
+    ) -> dict[str, Estimate]:
+        """The measures, by name, of n samples by the sampler (None: the module's own), on every rank the
+        same. Samples of it measured at this step before are not drawn again.
         """
         assert self._reference is not None  # since `setup`
         kept = self._draw(trainer, module, n, sampler)
         summary = kept.evaluation.summary()
-        results = compare(self._reference, summary, training=self._training, only=self.measures)
+        results = compare(self._reference, summary, training=self._training, only=measures)
         suffix = self._suffix(of(module, Samples), sampler)
         scores = {name + suffix: estimate.value for name, estimate in results.items()}
         scores |= {
@@ -190,7 +208,7 @@ class SampleQuality(Periodic):
             self._confidence = kept.predictions.fractions(n)
             scores[f"samples/confident_fraction{suffix}"] = self._confidence["confident_fraction"]
         module.write(scores, kept.step)
-        return results[self.extractor.id.key("fd", n)].value
+        return results
 
     def _draw(self, trainer: Trainer, module: BaseModule, n: int, sampler: Sampler | None) -> _Drawn:
         """This rank's share of the n samples, in an `Evaluation`."""

@@ -321,7 +321,9 @@ def with_error(estimate: Estimate) -> str:
 def _print(record: dict[str, Any], results: dict[str, Estimate], out: Path) -> None:
     rows = []
     for name, estimate in results.items():
-        rows.append((name, with_error(estimate)))
+        reported = name.startswith("fdtrain_")
+        label = f"{name} (to the training images; papers report this one, of 50,000)" if reported else name
+        rows.append((label, with_error(estimate)))
         if name == record["key"] and "fd_train_test" in record:
             rows.append(("  train-test FD (training against reference)", f"{record['fd_train_test']:.4f}"))
     if "confident_fraction" in record:

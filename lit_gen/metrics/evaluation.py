@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from lit_gen.errors import ConfigError
+from lit_gen.metrics.copying import ENOUGH, copying
 from lit_gen.metrics.distributed import all_gather, all_reduce_sum, from_rank_zero, world_size
 from lit_gen.metrics.extractors import Extractor, ExtractorId
 from lit_gen.metrics.frechet import FeatureStatistics
@@ -24,13 +25,17 @@ from lit_gen.metrics.functional import (
 )
 from lit_gen.metrics.kernels import cmmd, kernel_distance
 from lit_gen.metrics.neighbours import authenticity, precision_recall_density_coverage
+from lit_gen.metrics.vendi import vendi_score
 
-__all__ = ["METRICS", "Evaluation", "Predictions", "Summary", "check_metrics", "compare"]
+__all__ = ["METRICS", "NEED_TRAINING", "Evaluation", "Predictions", "Summary", "check_metrics", "compare"]
 
 METRICS = (
-    "fd", "fdinf", "kd", "cmmd", "precision", "recall", "density", "coverage", "is", "authpct", "fdclass",
+    "fd", "fdtrain", "fdinf", "kd", "cmmd", "precision", "recall", "density", "coverage", "is", "vendi",
+    "authpct", "ct", "fdclass",
 )  # fmt: skip
 """What `compare` can compute, by the first part of the metrics' names."""
+NEED_TRAINING = {"fdtrain", "authpct", "ct"}
+"""Those that need the training images."""
 
 ABSENT = torch.iinfo(torch.int64).max
 CLASSES = 1024  # of a classifier, at most
@@ -229,9 +234,10 @@ def compare(
 
     `fd` Frechet distance, `fdinf` FID-infinity (from 4 d images on), `kd` unbiased kernel distance, `cmmd`
     for CLIP's features, `precision`, `recall`, `density`, `coverage`, `is` Inception Score (if the network
-    has a head), `fdclass` the mean over classes of the distances within each, and `fdclass<c>`; with
-    `training`, `authpct` against that set. Of a reference whose moments alone are known: fd, fdinf, is and
-    authpct. `only` chooses among them (`METRICS`); one chosen that the summaries do not allow is a
+    has a head), `vendi` Vendi score, `fdclass` the mean over classes of the distances within each, and
+    `fdclass<c>`; with `training`, `fdtrain` the Frechet distance to that set, `authpct` against it, and `ct`
+    C_T (from 61 images on). Of a reference whose moments alone are known: fd, fdtrain, fdinf, is,
+    vendi, and authpct. `only` chooses among them (`METRICS`); one chosen that the summaries do not allow is a
     ConfigError. The names' n counts the generated images that the metric saw. Computed on rank 0, the same
     numbers everywhere.
     """
@@ -265,9 +271,14 @@ def _compare(
             images if few is None else few <= k and f"more than k={k} images in both sets, there are {few}",
         ),
         "is": generated.logits is None and "a network with a head",
-        "authpct": training is None and "the training images",
+        **dict.fromkeys(NEED_TRAINING, training is None and "the training images"),
         "fdclass": not (classes and generated.classes) and "both sets in the same classes",
     }
+    if training is not None:
+        least = 0 if few is None else min(few, len(training.features))
+        absent["ct"] = (real is None and images) or (
+            least <= ENOUGH and f"more than {ENOUGH} images in each set, there are {least}"
+        )
     for name in only:
         if why := absent.get(name):
             raise ConfigError(f"{name} needs {why}.")
@@ -275,6 +286,8 @@ def _compare(
     results = {}
     if "fd" in wanted:
         results[key("fd", n)] = frechet_estimate(moments, generated.moments, fake)
+    if "fdtrain" in wanted and training is not None:
+        results[key("fdtrain", n)] = frechet_estimate(training.moments, generated.moments, fake)
     if "fdinf" in wanted:
         results[key("fdinf", m)] = frechet_infinity(moments, fake)
     if real is not None:
@@ -288,8 +301,12 @@ def _compare(
                     results[key(name, m)] = estimate
     if "is" in wanted and generated.logits is not None:
         results[key("is", m)] = inception_score(generated.logits)
+    if "vendi" in wanted:
+        results[key("vendi", m)] = vendi_score(fake)
     if "authpct" in wanted and training is not None:
         results[key("authpct", m)] = authenticity(training.features, fake)
+    if "ct" in wanted and training is not None and real is not None:
+        results[key("ct", m)] = copying(training.features, real, fake)
     if "fdclass" in wanted and classes and generated.classes:
         results |= _by_class(classes, generated.classes, generated)
     return results

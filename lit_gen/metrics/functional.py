@@ -198,10 +198,10 @@ def double(x: Tensor) -> Tensor:
     return (x.cpu() if x.device.type == "mps" else x).to(torch.float64)
 
 
-def pair(reference: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
+def pair(reference: Tensor, generated: Tensor, least: int = 2) -> tuple[Tensor, Tensor]:
     """Two sets of features, (n, d) and (m, d), in float64."""
     x, y = reference, generated
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < least:
         shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
-        raise ConfigError(f"Two sets of at least 2 features of one width are needed, got {shapes}.")
+        raise ConfigError(f"Two sets of at least {least} features of one width are needed, got {shapes}.")
     return double(x), double(y)

@@ -63,15 +63,15 @@ def nearest(training: Tensor, generated: Tensor, k: int = 1) -> tuple[Tensor, Te
     """Distances (m, k), nearest first, and indices (m, k) of the training features nearest to each generated
     one.
     """
-    x, y = _centred(training, generated)
+    x, y = _centred(training, generated, least=1)
     if not 1 <= k <= len(x):
         raise ConfigError(f"k={k} needs at least as many training images, got {len(x)}.")
     squares, index = _neighbours(y, x, k)
     return squares.sqrt(), index
 
 
-def _centred(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    x, y = pair(x, y)
+def _centred(x: Tensor, y: Tensor, least: int = 2) -> tuple[Tensor, Tensor]:
+    x, y = pair(x, y, least)
     return x - x.mean(0), y - x.mean(0)
 
 

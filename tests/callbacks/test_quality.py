@@ -33,8 +33,11 @@ def test_logged_distances_are_those_of_the_ema_samples(trained):
     name = features.id.key("fd", 32)
     logged = runs.history(trainer.default_root_dir)[name][10]
     assert logged == pytest.approx(frechet_distance(reference, moments(features(samples[:32]))), rel=1e-5)
-    floor = frechet_distance(reference, moments(features(digits("train").images)))
+    training = moments(features(digits("train").images))
+    floor = frechet_distance(reference, training)
     assert module.results.summary["fd_train_test"] == pytest.approx(floor, rel=1e-9)
+    to_training = frechet_distance(training, moments(features(samples)))
+    assert module.results.summary["fd_train"] == pytest.approx(to_training, rel=1e-5)
     assert module.results.summary["fd_name"] == features.id.key("fd", 64)
 
 

@@ -22,6 +22,7 @@ from lit_gen.metrics import Estimate, digits64, frechet_distance, moments
 from lit_gen.metrics.functional import frechet_infinity, inception_score
 from lit_gen.metrics.kernels import kernel_distance
 from lit_gen.metrics.neighbours import authenticity, precision_recall_density_coverage
+from lit_gen.metrics.vendi import vendi_score
 
 ID = digits64().id
 GENERATED, REFERENCE = range(200, 500), range(260)  # of the training images, of the test images
@@ -85,6 +86,8 @@ def test_every_number_is_that_of_the_functions(compose, pictures, tmp_path):
         "kd": kernel_distance(real, fake).value,
         "is": inception_score(logits).value,
         "authpct": authenticity(fake, fake).value,
+        "fdtrain": 0,
+        "vendi": vendi_score(fake).value,
         **{n: e.value for n, e in precision_recall_density_coverage(real, fake, 3).items()},
     }
     labels = images("train", GENERATED)[1], images("test", REFERENCE)[1]
@@ -95,11 +98,12 @@ def test_every_number_is_that_of_the_functions(compose, pictures, tmp_path):
     keys[ID.key("fdclass", 300)] = float(np.mean(by_class))
     keys |= {ID.key(f"fdclass{c}", int((labels[0] == c).sum())): by_class[c] for c in range(10)}
     found = values(results)
-    infinity = found.pop(ID.key("fdinf", 300))
-    assert found == pytest.approx(keys, rel=1e-6)
+    infinity, copied = found.pop(ID.key("fdinf", 300)), found.pop(ID.key("ct", 300))
+    assert found == pytest.approx(keys, rel=1e-6, abs=1e-12)
     shuffled = frechet_infinity(moments(real), fake[torch.randperm(300)])  # its prefixes are random ones
     assert infinity == pytest.approx(shuffled.value, abs=4 * shuffled.se)
-    assert found[ID.key("authpct", 300)] == 0  # the generated images are the training images
+    # The generated images are the training images.
+    assert found[ID.key("authpct", 300)] == 0 and copied < -8
     assert results[ID.key("fd", 300)]["se"] > 0 and results[ID.key("fd", 300)]["n_real"] == 260
     assert (tmp_path / "out" / "nearest.png").is_file()
 
@@ -131,7 +135,7 @@ def test_statistics_files_and_chosen_measures(compose, pictures, tmp_path):
     for name in ("ttur.npz", "adm.npz", "clean.npz", "edm2.pkl"):
         reference = f"reference={tmp_path / name}"
         found = values(run(compose, tmp_path, a, reference, *said, name=f"of {name}"))
-        assert set(found) == {ID.key(name, 300) for name in ("fd", "fdinf", "is")}, name
+        assert set(found) == {ID.key(name, 300) for name in ("fd", "fdinf", "is", "vendi")}, name
         assert found[ID.key("fd", 300)] == pytest.approx(of_images[ID.key("fd", 300)], rel=1e-9), name
     with pytest.raises(ConfigError, match=r"does not say reference_n nor reference_resize.*digits64"):
         run(compose, tmp_path, a, f"reference={tmp_path / 'ttur.npz'}", name="x")

@@ -7,9 +7,11 @@ import torch
 
 from lit_gen.errors import ConfigError
 from lit_gen.metrics import Evaluation, compare, digits64, frechet_distance, moments
+from lit_gen.metrics.copying import copying
 from lit_gen.metrics.functional import inception_score
 from lit_gen.metrics.kernels import kernel_distance
 from lit_gen.metrics.neighbours import authenticity, precision_recall_density_coverage
+from lit_gen.metrics.vendi import vendi_score
 
 
 def images(n: int, seed: int) -> torch.Tensor:
@@ -26,13 +28,17 @@ def summary(pixels, x, order=None, batch=32, **options):
 
 
 def test_the_names_and_the_functions_values(pixels):
-    x, y = images(150, 0), images(200, 1)
-    results = compare(summary(pixels, x), summary(pixels, y), training=summary(pixels, x))
+    x, y, z = images(150, 0), images(200, 1), images(250, 2)
+    sets = [summary(pixels, images) for images in (x, y, z)]
+    results = compare(*sets[:2], training=sets[2])
     real, fake = pixels(x), pixels(y)
     expected = {
         "fd": frechet_distance(moments(real), moments(fake)),
         "kd": kernel_distance(real, fake).value,
-        "authpct": authenticity(real, fake).value,
+        "authpct": authenticity(pixels(z), fake).value,
+        "fdtrain": frechet_distance(moments(pixels(z)), moments(fake)),
+        "vendi": vendi_score(fake).value,
+        "ct": copying(*(sets[i].features for i in (2, 0, 1))).value,  # k-means depends on the order
         "is": inception_score(fake[:, :10]).value,
     }
     expected |= {k: e.value for k, e in precision_recall_density_coverage(real, fake).items()}
