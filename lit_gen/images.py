@@ -12,18 +12,23 @@ from torch import Tensor
 
 from lit_gen.errors import ConfigError
 
-DTYPES = {"uint8": torch.uint8, "uint16": torch.uint16, "float32": torch.float32}
+DTYPES = {
+    "uint8": torch.uint8,
+    "uint16": torch.uint16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+}
 
 
 @dataclass(frozen=True)
 class Pixels:
     """How the values of images are stored, and what a model makes of them: [low, high] <-> [-1, 1], linearly.
 
-    `dtype` is uint8, uint16, or float32. `range` is [low, high]; None is the whole range of an integer type,
-    and float32 needs one. `shown` names the one or three channels that a picture shows, in the order red,
-    green, blue; None: all of one or three, the first of two, the first three of more. `bounded` says whether
-    `check` refuses values out of the range, which a model's own floats may have. Raises ConfigError for any
-    other type or range.
+    `dtype` is uint8, uint16, float16, or float32. `range` is [low, high]; None is the whole range of an
+    integer type, and floats need one. `shown` names the one or three channels that a picture shows, in the
+    order red, green, blue; None: all of one or three, the first of two, the first three of more. `bounded`
+    says whether `check` refuses values out of the range, which a model's own floats may have. Raises
+    ConfigError for any other type or range.
     """
 
     dtype: str = "uint8"
@@ -35,11 +40,11 @@ class Pixels:
 
     def __post_init__(self):
         if self.dtype not in DTYPES:
-            raise ConfigError(f"data.dtype={self.dtype}: pixels are uint8, uint16, or float32.")
+            raise ConfigError(f"data.dtype={self.dtype}: pixels are uint8, uint16, float16, or float32.")
         if self.range is None and self.is_float:
             raise ConfigError(
-                "data.dtype=float32 needs the range of the values, data.range=[0,1] for instance: it becomes "
-                "[-1, 1] in the model."
+                f"data.dtype={self.dtype} needs the range of the values, data.range=[0,1] for instance: it "
+                "becomes [-1, 1] in the model."
             )
         limits = (-math.inf, math.inf) if self.is_float else (0, np.iinfo(self.dtype).max)
         given = limits if self.range is None else tuple(self.range)
@@ -60,7 +65,7 @@ class Pixels:
 
     @property
     def is_float(self) -> bool:
-        return self.dtype == "float32"
+        return self.dtype.startswith("float")
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -68,7 +73,7 @@ class Pixels:
 
     @property
     def levels(self) -> int | None:
-        """The number of values that a pixel may have; None for float32."""
+        """The number of values that a pixel may have; None for floats."""
         return None if self.is_float else int(self.high - self.low) + 1
 
     @property
@@ -84,11 +89,11 @@ class Pixels:
 
     def from_model(self, x: Tensor) -> Tensor:
         """[-1, 1] floats -> stored values; shape unchanged. Integers are rounded as EDM rounds bytes,
-        floor(clamp(127.5 x + 128, 0, 255)); float32 values are not clamped."""
+        floor(clamp(127.5 x + 128, 0, 255)); floats are not clamped."""
         half = (self.high - self.low) / 2
         x = x.to(torch.float32) * half
         if self.is_float:
-            return x + (self.low + half)
+            return (x + (self.low + half)).to(self.torch_dtype)
         return (x + (self.low + half + 0.5)).clamp(self.low, self.high).to(self.torch_dtype)
 
     def to_uint8(self, x: Tensor) -> Tensor:

@@ -196,6 +196,8 @@ def pictures(cfg: DictConfig, run_cfg: DictConfig | None, module: ScoreModule) -
     have no class, which only a model trained with `label_dropout` knows: for any other one a ConfigError is
     raised.
     """
+    if isinstance(module, ScoreModule):
+        module.refuse_latents("What begins with images")
     labels = data = None
     others = getattr(module, "vector_dim", 0) or getattr(module, "condition_channels", 0)
     if cfg.images == "test":

@@ -10,6 +10,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import lightning.pytorch as pl
@@ -108,6 +109,12 @@ class BaseModule(pl.LightningModule):
     def check_batch(self, batch: dict[str, Any]) -> None:
         """Raises ConfigError for a batch of training images, as a step gets it, that the model cannot be
         trained with."""
+
+    def keep_beside(self, folder: Path) -> None:
+        """Writes into the run folder what the model needs besides its checkpoints."""
+
+    def find_beside(self, folder: Path) -> None:
+        """Takes what `keep_beside` has written into the run folder, if it is there."""
 
     # --- compiled and sharded networks ---
 

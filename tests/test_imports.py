@@ -11,7 +11,7 @@ import pytest
 import lit_gen
 
 PACKAGE = Path(lit_gen.__file__).parent
-MATHEMATICS = ("score", "funit", "augment", "metrics")  # torch, and what torch's users have
+MATHEMATICS = ("score", "funit", "augment", "metrics", "autoencoder")  # torch, and what torch's users have
 SYSTEMS = (*MATHEMATICS, "detection", "data", "callbacks", "pretrained")
 ANYBODYS = ("errors", "rng", "images", "precision", "module", "schedules", "sharding")
 HYDRA = ("hydra", "omegaconf")

@@ -61,6 +61,8 @@ class SampleQuality(Periodic):
     (`fid5k_heun18steps`), and they alone choose the best checkpoint. The last measurement is by the module's
     own sampler, as is `lit-gen evaluate` of the best checkpoint.
 
+    `prefix` stands before the names of the numbers: r where the samples are reconstructions of test images.
+
     `measures` adds others of `lit_gen.metrics.METRICS` to the Frechet distance, `fd`, all from one pass over
     the samples. Beside each stands its standard error as `se/<name>`, where it has one. Features of at most
     `max_stored_features` images are kept for those that need them.
@@ -83,6 +85,7 @@ class SampleQuality(Periodic):
         measures: Sequence[str] = ("fd",),
         max_stored_features: int = 10_000,
         sampler: Sampler | None = None,
+        prefix: str = "",
     ):
         check_metrics(measures)
         if "fd" not in measures:
@@ -93,7 +96,7 @@ class SampleQuality(Periodic):
         if num_images < 2:
             raise ConfigError(f"callbacks.quality.num_images={num_images}: must be at least 2.")
         self.extractor, self.classifier, self.sampler = extractor, classifier, sampler
-        self.num_images, self.final_images = num_images, final_images
+        self.num_images, self.final_images, self.prefix = num_images, final_images, prefix
         self.seed, self.batch_size = seed, batch_size
         self.measures, self.max_stored_features = tuple(measures), max_stored_features
         self._reference: Summary | None = None
@@ -122,7 +125,7 @@ class SampleQuality(Periodic):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         before = self._running_name
         own = self.extractor.id.key("fd", self.num_images)
-        self._running_name = own + self._suffix(of(pl_module, Samples), self.sampler)
+        self._running_name = self.prefix + own + self._suffix(of(pl_module, Samples), self.sampler)
         if before and before != self._running_name:
             rank_zero_warn(
                 f"The best checkpoint is chosen anew: the run measured {before} until now, which does not "
@@ -167,12 +170,12 @@ class SampleQuality(Periodic):
             fd=value,
             fd_train=to_training,
             fd_train_test=train_test,
-            fd_name=name,
+            fd_name=self.prefix + name,
             fd_sampler=of(module, Samples).sampler_name(),
             samples=n,
             samples_per_second=round(drawn / seconds, 1),
         )
-        results.row(name, f"{value:.4f}")
+        results.row(self.prefix + name, f"{value:.4f}")
         results.row(
             "  to the training split (papers report this one, of 50,000 samples)", f"{to_training:.4f}"
         )
@@ -200,10 +203,9 @@ class SampleQuality(Periodic):
         summary = kept.evaluation.summary()
         results = compare(self._reference, summary, training=self._training, only=measures)
         suffix = self._suffix(of(module, Samples), sampler)
-        scores = {name + suffix: estimate.value for name, estimate in results.items()}
-        scores |= {
-            f"se/{name}{suffix}": estimate.se for name, estimate in results.items() if estimate.se is not None
-        }
+        named = {f"{self.prefix}{name}{suffix}": estimate for name, estimate in results.items()}
+        scores = {name: estimate.value for name, estimate in named.items()}
+        scores |= {f"se/{name}": estimate.se for name, estimate in named.items() if estimate.se is not None}
         if kept.predictions is not None:
             self._confidence = kept.predictions.fractions(n)
             scores[f"samples/confident_fraction{suffix}"] = self._confidence["confident_fraction"]
@@ -219,7 +221,7 @@ class SampleQuality(Periodic):
             kept = _Drawn(step, sampler, evaluation, predictions)
         begun = time.perf_counter()
         mine = [i for i in range(kept.n, n) if i % trainer.world_size == trainer.global_rank]
-        name = self.extractor.id.key("fd", n) + self._suffix(model, sampler)
+        name = self.prefix + self.extractor.id.key("fd", n) + self._suffix(model, sampler)
         show = working(trainer, f"sampling for {name}", len(mine), announce=n != self.num_images)
         with evaluating(trainer), show as advance:
             for start in range(0, len(mine), self.batch_size):

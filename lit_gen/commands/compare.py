@@ -130,13 +130,16 @@ def names_of(folders: Sequence[Path]) -> list[str]:
     raise ConfigError(f"runs={[str(f) for f in folders]}: a run is named twice.")
 
 
+def _shape(run: _Run) -> tuple[int, ...]:
+    """(C, H, W) of its samples."""
+    return getattr(run.module, "picture_shape", None) or run.module.image_shape
+
+
 def _check_same_reference(opened: Sequence[_Run], data: Any) -> None:
-    shape, fingerprint = opened[0].module.image_shape, data.test.fingerprint()
+    shape, fingerprint = _shape(opened[0]), data.test.fingerprint()
     for run in opened[1:]:
-        if run.module.image_shape != shape:
-            raise ConfigError(
-                f"{run.name} draws images of {run.module.image_shape}, {opened[0].name} of {shape}."
-            )
+        if _shape(run) != shape:
+            raise ConfigError(f"{run.name} draws images of {_shape(run)}, {opened[0].name} of {shape}.")
         if instantiate(run.config.data).test.fingerprint() != fingerprint:
             raise ConfigError(
                 f"{run.name} was trained on other data than {opened[0].name}: their distances to different "

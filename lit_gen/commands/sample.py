@@ -90,11 +90,11 @@ def _write_labels(path: Path, indices: range, seed: int, told: Told, numbers: li
 
 def _format(wanted: str, module: ScoreModule) -> str:
     """That of the files. Raises ConfigError for PNG where it would not hold what the model makes."""
-    pictures = module.pixels.are_bytes and module.image_shape[0] in (1, 3)
+    pictures = module.pixels.are_bytes and module.picture_shape[0] in (1, 3)
     if wanted == "png" and not pictures:
         raise ConfigError(
-            f"format=png: the model makes {module.pixels.dtype} images of {module.image_shape[0]} channels. "
-            "Take format=npz or format=tiff, which keep them as they are."
+            f"format=png: the model makes {module.pixels.dtype} images of {module.picture_shape[0]} "
+            "channels. Take format=npz or format=tiff, which keep them as they are."
         )
     if wanted == "tiff":
         import_tifffile()

@@ -52,6 +52,7 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str], main: bool = True
             print(*start.lines(), sep="\n", flush=True)
     if main:
         runs.write_whole(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(experiment.config)))
+        module.keep_beside(folder)
         _introduce(cfg, experiment, folder, checkpoint)
         around = environment()
         runs.write_json(folder / "environment.json", around)

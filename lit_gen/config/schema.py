@@ -290,6 +290,13 @@ class PrepareSchema(CommandSchema):
     format: str
     workers: Any
     shard_mib: float
+    encoder: str | None
+    checkpoint: str
+    ema: bool
+    dtype: str
+    images: bool
+    batch_size: int
+    device: str | None
     seed: int
 
 

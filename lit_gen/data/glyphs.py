@@ -10,7 +10,7 @@ more faces of these.
 import string
 import unicodedata
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
-from lit_gen.data.images import TensorImages
+from lit_gen.data.images import TensorImages, part_of
 from lit_gen.errors import ConfigError
 
 LETTERS = string.ascii_uppercase + string.ascii_lowercase
@@ -138,6 +138,28 @@ class Glyphs(TensorImages):
             )
         n = len(self.characters)
         return self.images[self.classes.index(face) * n + i % n]
+
+
+def letters(
+    part: str = "all", image_size: int = 32, channels: int = 1, test_fraction: float = 0.1, seed: int = 0
+) -> TensorImages:
+    """Glyphs of all faces with the letter as the class, for models that generate images; `part` is "all",
+    "train", or "test", the latter `test_fraction` of the faces of each letter, drawn by `seed`."""
+    glyphs = Glyphs(image_size, channels)
+    content = torch.arange(len(glyphs)) % len(LETTERS)
+    names = [f"{glyphs.classes[i // len(LETTERS)]}/{LETTERS[i % len(LETTERS)]}" for i in range(len(glyphs))]
+    rows = part_of(names, content.tolist(), part, test_fraction, seed)
+    return TensorImages(glyphs.images[rows].contiguous(), content[rows], list(LETTERS), f"letters-{part}")
+
+
+def letters_module(
+    image_size: int = 32, channels: int = 1, test_fraction: float = 0.1, seed: int = 0, **options: Any
+) -> Any:
+    """The `ImageDataModule` of `letters`; `options` are its other arguments."""
+    from lit_gen.data.module import ImageDataModule  # Lightning takes seconds
+
+    train, test = (partial(letters, p, image_size, channels, test_fraction, seed) for p in ("train", "test"))
+    return ImageDataModule(train, test, image_size=image_size, channels=channels, seed=seed, **options)
 
 
 def _code_point(character: str, alphabet: str) -> str:

@@ -120,13 +120,17 @@ class KeyedDataModule(pl.LightningDataModule):
         if (test := _format(self.keyed_test()[0, 0]["image"])) != train:
             raise ConfigError(f"Training images have {_words(train)}, test images {_words(test)}.")
         for split in ("train", "test"):
-            found = pixels_of(self.dataset(split))
-            if (found.dtype, found.range) != (self.pixels.dtype, self.pixels.range):
-                raise ConfigError(
-                    f"The {split} images are {found.dtype} of [{found.low:g},{found.high:g}], not "
-                    f"{self.pixels.dtype} of [{self.pixels.low:g},{self.pixels.high:g}] as the configuration "
-                    f"says: set data.dtype={found.dtype} data.range=[{found.low:g},{found.high:g}]."
-                )
+            self.check_pixels(split)
+
+    def check_pixels(self, split: str) -> None:
+        """Raises ConfigError for images that are stored in another way than the configuration says."""
+        found = pixels_of(self.dataset(split))
+        if (found.dtype, found.range) != (self.pixels.dtype, self.pixels.range):
+            raise ConfigError(
+                f"The {split} images are {found.dtype} of [{found.low:g},{found.high:g}], not "
+                f"{self.pixels.dtype} of [{self.pixels.low:g},{self.pixels.high:g}] as the configuration "
+                f"says: set data.dtype={found.dtype} data.range=[{found.low:g},{found.high:g}]."
+            )
 
     def train_dataloader(self) -> DataLoader:
         # The count of batches seen is restored with the module, before Lightning asks for this loader.
@@ -196,7 +200,7 @@ class KeyedDataModule(pl.LightningDataModule):
             dataset,  # pyright: ignore[reportArgumentType] (a map-style set need not inherit from Dataset)
             batch_sampler=batches,
             num_workers=workers,
-            collate_fn=_as_it_is,
+            collate_fn=as_it_is,
             pin_memory=self.pin_memory and on_cuda,
             persistent_workers=workers > 0,
             generator=keyed_generator(self.seed, "workers"),  # iter() must not draw from the global generator
@@ -292,6 +296,6 @@ def _spare_cores(num_devices: int) -> int:
     return min(max(cores - 1, 1), 8)
 
 
-def _as_it_is(batch: Any) -> Any:
+def as_it_is(batch: Any) -> Any:
     """Collates nothing: a KeyedDataset makes whole batches."""
     return batch

@@ -106,6 +106,16 @@ def write_zip(dataset: Any, path: Path, *, workers: int, bar: Bar) -> None:
     part.replace(path)
 
 
+def put_files(folder: Path, out: str) -> None:
+    """Moves the files of a folder to the folder or URL `out`, each whole, in the order of their names."""
+    target = _Target(out)
+    if not target.remote:
+        Path(target.out).mkdir(parents=True, exist_ok=True)
+    for path in sorted(folder.iterdir()):
+        with target.temporary() as near:  # of one file system, so that it can be renamed
+            target.put(Path(shutil.move(path, near)), path.name)
+
+
 class _Task(Protocol):
     """Work in numbered pieces, done in any process."""
 

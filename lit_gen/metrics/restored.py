@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,6 +60,37 @@ class Perceptual:
             pair = (to_float(x).clamp(-1, 1).expand(-1, 3, -1, -1) for x in (a, b))
             self.metric.update(*pair)
         return {"lpips": float(self.metric.compute())}
+
+
+class PerceptualLoss:
+    """LPIPS of images in [-1, 1], (B, C, H, W) with one or three channels -> (B,), as a loss. `weights` is
+    torchvision's file alexnet-owt-7be5be79.pth, which `load` reads; nothing is downloaded."""
+
+    def __init__(self, weights: str):
+        self.weights = weights
+        self._network: torch.nn.Module | None = None
+
+    def load(self, device: torch.device) -> None:
+        """Raises ConfigError for a file that is not there."""
+        if not Path(self.weights).is_file():
+            raise ConfigError(
+                f"model.perceptual.weights={self.weights}: there is no such file. It is torchvision's "
+                f"{ALEXNET}; model.perceptual=null trains without."
+            )
+        self._network = _lpips(Path(self.weights)).net.requires_grad_(False).to(device)
+
+    def __call__(self, images: Tensor, originals: Tensor) -> Tensor:
+        if min(images.shape[-2:]) < SMALLEST_FOR_ALEXNET or images.shape[1] not in (1, 3):
+            raise ConfigError(
+                f"model.perceptual: AlexNet sees gray or color images of {SMALLEST_FOR_ALEXNET} pixels or "
+                f"more, and these are {tuple(images.shape[1:])}. Set model.perceptual=null."
+            )
+        assert self._network is not None  # since `load`
+        pair = (x.float().expand(-1, 3, -1, -1) for x in (images, originals))
+        return self._network(*pair).flatten()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_network": None}
 
 
 def _lpips(alexnet: Path) -> LearnedPerceptualImagePatchSimilarity:

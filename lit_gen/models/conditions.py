@@ -22,8 +22,8 @@ from lit_gen.score.module import GivesConditions, ScoreModule
 
 
 class TestConditions:
-    """The conditions of a run's test images, whose data are opened when they are asked for; they may name
-    what was allowed when this was made."""
+    """A run's images and the conditions of the test images. The data are opened when they are asked for; they
+    may name what was allowed when this was made."""
 
     __test__ = False  # no class of tests
 
@@ -31,18 +31,23 @@ class TestConditions:
         self._cfg, self._trusted = cfg, trusted()
 
     @cached_property
-    def _data(self) -> GivesConditions:
+    def _data(self) -> Any:
         with allowing(self._trusted):
-            data = instantiate(self._cfg.data)
-        if not isinstance(data, GivesConditions):
+            return instantiate(self._cfg.data)
+
+    def _telling(self) -> GivesConditions:
+        if not isinstance(data := self._data, GivesConditions):
             raise ConfigError(f"A {type(data).__name__} tells no conditions of its images: give condition.*.")
         return data
 
+    def dataset(self, split: str) -> Any:
+        return self._data.dataset(split)
+
     def vectors(self) -> Tensor | None:
-        return self._data.vectors()
+        return self._telling().vectors()
 
     def conditions(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        return self._data.conditions(indices)
+        return self._telling().conditions(indices)
 
 
 def class_index(label: int | str | None, run_cfg: DictConfig | None) -> int | None:

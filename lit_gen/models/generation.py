@@ -84,6 +84,7 @@ def restore_images(
     `labels`, int64 (N,) or a `Condition`, are what a conditional model is told. Of several ranks each
     restores whole batches, and rank 0 has all; the others get None.
     """
+    module.refuse_latents("Restoration")
     rows = [(i, k) for i in range(len(measured)) for k in range(samples)]
     process, device, parts = module.denoiser.process, module.device, []
     batches = own_batches(len(rows), batch_size)

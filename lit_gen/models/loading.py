@@ -12,11 +12,13 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from lit_gen import checkpoints, pretrained, runs
+from lit_gen.autoencoder.module import AutoencoderModule
 from lit_gen.errors import ConfigError
 from lit_gen.funit.module import FUNITModule
 from lit_gen.funit.networks import FewShotGenerator
 from lit_gen.instantiate import instantiate
 from lit_gen.models.conditions import TestConditions
+from lit_gen.module import BaseModule
 from lit_gen.pretrained.funit import load_generator
 from lit_gen.score.denoiser import AbstractDenoiser, ReparameterizedDenoiser, check_precision
 from lit_gen.score.guidance import ClassifierGuidance, Guidance, Unconditional, classifier_free_guidance
@@ -66,6 +68,11 @@ def open_model(cfg: DictConfig) -> tuple[Any, DictConfig | None, Path]:
         if cfg.model is not None:
             raise ConfigError("model=... goes with weights=...; a run has its own model.")
         module, run_cfg, path = load(cfg.run, cfg.checkpoint, ema=cfg.ema, device=cfg.device)
+        if isinstance(module, AutoencoderModule):
+            raise ConfigError(
+                f"run={cfg.run} is an autoencoder, which samples nothing: lit-gen prepare encoder={cfg.run} "
+                "makes latents, and a score model of these (data=latents) samples."
+            )
         return guide(module, cfg), run_cfg, path
     path = Path(cfg.weights)
     if not isinstance(cfg.image_size, int | None):
@@ -139,6 +146,10 @@ def load(
         module.generator_ema.load_state_dict(module.generator.state_dict())
     if isinstance(module, ScoreModule) and (module.vector_dim or module.condition_channels):
         module.condition_source = TestConditions(cfg)
+    if isinstance(module, AutoencoderModule):
+        module.image_source = TestConditions(cfg)
+    if isinstance(module, BaseModule):
+        module.find_beside(path.absolute().parent.parent)  # of run/checkpoints/file
     return _ready(module, device), cfg, path
 
 

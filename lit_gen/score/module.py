@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -25,6 +26,9 @@ from lit_gen.score.networks.layers import VectorEmbedding
 from lit_gen.score.precondition import Precondition
 from lit_gen.score.sde import Process
 
+CODEC = "codec"
+"""The folder beside a run's checkpoints that holds what decodes its latents."""
+
 
 @runtime_checkable
 class GivesConditions(Protocol):
@@ -38,10 +42,25 @@ class GivesConditions(Protocol):
     def conditions(self, indices: Sequence[int]) -> dict[str, Tensor]: ...
 
 
+class Codec(Protocol):
+    """What makes pictures of latents: `shape` (C, H, W), `decode` normalized latents (B, c, h, w) to float32
+    (B, C, H, W) about in [-1, 1], `copy` what it needs into a folder, and `use` such a folder."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]: ...
+
+    def decode(self, x: Tensor) -> Tensor: ...
+
+    def copy(self, folder: Path) -> None: ...
+
+    def use(self, folder: Path) -> None: ...
+
+
 class ScoreModule(SingleOptimizerModule):
     """Denoising score matching for any network, process, preconditioning, and loss.
 
-    `image_shape` is (C, H, W), and `pixels` says how the data are stored. `optimizer(parameters)` makes the
+    `image_shape` is (C, H, W), and `pixels` says how the data are stored. With a `codec` the model is one of
+    latents of this shape, and its samples are decoded. `optimizer(parameters)` makes the
     optimizer, `lr_schedule(step)` its learning-rate factor. `sampler(denoiser, x, label=, generator=,
     trace=)` is the sampler of grids and distances; any other can be passed to `sample`. `num_classes > 0`
     trains with labels, dropped with probability `label_dropout` (for classifier-free guidance); samples then
@@ -74,6 +93,7 @@ class ScoreModule(SingleOptimizerModule):
         sampler: Callable[..., Tensor],
         image_shape: Sequence[int],
         pixels: Pixels = BYTES,
+        codec: Codec | None = None,
         lr_schedule: Callable[[int], float] | None = None,
         num_classes: int = 0,
         label_dropout: float = 0.0,
@@ -104,7 +124,7 @@ class ScoreModule(SingleOptimizerModule):
         if freeze is not None:
             _freeze(net, freeze)
         self.loss, self.sampler = loss, sampler
-        self.image_shape, self.pixels = tuple(image_shape), pixels
+        self.image_shape, self.pixels, self.codec = tuple(image_shape), pixels, codec
         self.num_classes, self.label_dropout, self.augment = num_classes, label_dropout, augment
         if channels_last not in (True, False, "auto"):
             raise ConfigError(f"model.channels_last={channels_last}: take true, false or auto.")
@@ -153,6 +173,28 @@ class ScoreModule(SingleOptimizerModule):
         """The parts of a `Condition` that the model takes."""
         sizes = {"label": self.num_classes, "vector": self.vector_dim, "image": self.condition_channels}
         return tuple(part for part in PARTS if sizes[part])
+
+    @property
+    def picture_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of its samples: `image_shape`, or that of what a codec makes of it."""
+        return self.image_shape if self.codec is None else self.codec.shape
+
+    def pictures(self, x_0: Tensor) -> Tensor:
+        """Samples as the data are stored, of x_0 as a sampler gives it: decoded, if it is latents."""
+        return self.pixels.from_model(x_0 if self.codec is None else self.codec.decode(x_0))
+
+    def refuse_latents(self, what: str) -> None:
+        """Raises ConfigError for a model of latents."""
+        if self.codec is not None:
+            raise ConfigError(f"{what} works on pixels, and the model generates latents: take one of pixels.")
+
+    def keep_beside(self, folder: Path) -> None:
+        if self.codec is not None:
+            self.codec.copy(folder / CODEC)
+
+    def find_beside(self, folder: Path) -> None:
+        if self.codec is not None:
+            self.codec.use(folder / CODEC)
 
     def sampler_name(self, sampler: Callable[..., Tensor] | None = None) -> str:
         """What a sampler, the module's own by default, is called in captions and names of numbers."""
@@ -314,7 +356,7 @@ class ScoreModule(SingleOptimizerModule):
         that does not fit the model.
         """
         if len(indices) == 0:
-            return torch.zeros((0, *self.image_shape), dtype=self.pixels.torch_dtype, device=self.device)
+            return torch.zeros((0, *self.picture_shape), dtype=self.pixels.torch_dtype, device=self.device)
         generator = PerSample.keyed(seed, indices)
         x = self.denoiser.process.prior_sample(
             (len(indices), *self.image_shape), generator, device=self.device
@@ -329,7 +371,7 @@ class ScoreModule(SingleOptimizerModule):
                 x_0 = (sampler or self.sampler)(denoiser, x, label=label, generator=generator, trace=trace)
         finally:
             self.train(training)
-        return self.pixels.from_model(x_0)
+        return self.pictures(x_0)
 
     def condition_of(self, batch: dict[str, Tensor]) -> Condition:
         """What the model takes of a batch's "label", int64 (B,), "vector", and "condition_image"."""
@@ -388,11 +430,14 @@ class ScoreModule(SingleOptimizerModule):
         """How the images come out of noise: uint8 (N, F, C, H, W), F <= num_frames, the last one the image.
 
         A frame is x_t, divided by a multiple of its standard deviation where that is beyond the range of
-        pixels.
+        pixels; of latents, which noise makes no pictures of, it is the decoded estimate of x_0.
         """
         frames: list[Tensor] = []  # as pixels: thousands of float64 states of 256 x 256 would fill a GPU
 
         def watch(step: int, x_t: Tensor, x0_hat: Tensor) -> None:
+            if self.codec is not None:
+                frames.append(self.pixels.to_uint8(self.pictures(x0_hat)))
+                return
             frames.append(to_uint8(x_t / (x_t.flatten(1).std(1) / 0.8).clamp(min=1).reshape(-1, 1, 1, 1)))
 
         image = self.sample(indices, seed, trace=watch)

@@ -57,7 +57,9 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
 
 
-FAMILIES = [name for name in options("model") if name not in ("funit", "detector", "noisy_classifier")]
+FAMILIES = [
+    name for name in options("model") if name not in ("funit", "detector", "noisy_classifier", "autoencoder")
+]
 
 
 def without_network(config) -> dict:
