@@ -136,6 +136,7 @@ def _quiet() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*Experiment logs directory .* exists and is not empty.*",
         ".*isinstance.treespec, LeafSpec.*",
+        ".*in eval mode at the start of training.*",  # a loss's teacher
         ".*torch.distributed.nn.functional.all_gather is deprecated.*",
         ".*`broadcast_buffers` is deprecated.*",  # what takes its place came with torch 2.14
     ):

@@ -18,6 +18,7 @@ from lit_gen.instantiate import config_dict
 from lit_gen.models.loading import FAMILIES, contradicting_levels, load
 from lit_gen.pretrained import unpickle
 from lit_gen.pretrained.funit import load_discriminator, load_generator
+from lit_gen.score.fewstep.teacher import Distillation
 from lit_gen.score.module import ScoreModule
 from lit_gen.score.networks import EDM2
 
@@ -88,15 +89,24 @@ def start_from(
     start = Start(source.path, source.averaged, notes=source.notes)
     for name, net in _networks(module).items():
         theirs = source.networks.get(name)
+        if name == "loss" and type(theirs) is not type(net):
+            theirs = None  # another objective's
         if theirs is None:
             if name in _OPTIONAL:
-                start.new |= {f"{name}.{key}": "the file has none" for key, _ in net.named_parameters()}
+                own = [key for key, p in net.named_parameters() if p.requires_grad]
+                start.new |= {f"{name}.{key}": "the file has none" for key in own}
                 continue
             raise ConfigError(f"weights={path} holds {', '.join(source.networks)}, no {name}.")
         options = (config.get(name) or {}, source.options.get(name) or {})
         _take(name, net, theirs, options, start)
     if isinstance(module, FUNITModule):
         module.generator_ema.load_state_dict(module.generator.state_dict())
+    if isinstance(loss := getattr(module, "loss", None), Distillation):
+        loss.start_from(_networks(module)["net"])
+        teacher = ("loss.teacher.", "loss.started")
+        for tensors in (start.new, start.left_out):
+            for key in [key for key in tensors if key.startswith(teacher)]:
+                del tensors[key]
     return start
 
 

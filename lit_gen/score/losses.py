@@ -20,6 +20,7 @@ training has seen: the losses here do not depend on it, those of `fewstep` have 
 | flow matching                               | UniformTime        | flow               |
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -67,6 +68,21 @@ class LogNormal:
     def __call__(self, process: Process, like: Tensor, generator: Generator = None) -> Tensor:
         normal = randn((len(like),), generator, device=like.device)
         return process.time((self.mean + self.std * wide(normal)).exp())
+
+
+@dataclass(frozen=True)
+class TruncatedLogNormal:
+    """`LogNormal` between the noise levels `low` and `high`, by the inverse of its distribution function."""
+
+    mean: float = -1.1
+    std: float = 2.0
+    low: float = 0.002
+    high: float = 80.0
+
+    def __call__(self, process: Process, like: Tensor, generator: Generator = None) -> Tensor:
+        u = wide(rand((len(like),), generator, device=like.device))
+        a, b = (_normal_cdf((math.log(end) - self.mean) / self.std) for end in (self.low, self.high))
+        return process.time((self.mean + self.std * torch.special.ndtri(a + u * (b - a))).exp())
 
 
 @dataclass(frozen=True)
@@ -178,7 +194,7 @@ class DenoisingLoss:
         """t (B,) in float64 and z of the shape and dtype of `x_0` (float32 at least), of which only shape,
         dtype and device matter.
         """
-        return self.noise_distribution(process, x_0, generator), _noise(x_0, generator)
+        return self.noise_distribution(process, x_0, generator), noise(x_0, generator)
 
     def __call__(
         self, denoiser: AbstractDenoiser, x_0: Tensor, t: Tensor, z: Tensor, **conditions: Any
@@ -248,7 +264,7 @@ class SlicedScoreLoss:
         self, process: Process, x_0: Tensor, generator: Generator = None, step: int = 0
     ) -> tuple[Tensor, Tensor, Tensor]:
         """t (B,), z and the directions v, both of the shape of `x_0`."""
-        t, z = self.noise_distribution(process, x_0, generator), _noise(x_0, generator)
+        t, z = self.noise_distribution(process, x_0, generator), noise(x_0, generator)
         signs = randint(0, 2, x_0.shape, generator, device=x_0.device)
         return t, z, (2 * signs - 1).to(z)
 
@@ -277,7 +293,11 @@ class SlicedScoreLoss:
         return self.weight(process, t) * (sum_of_pixels(gradient * v) + norm / 2)
 
 
-def _noise(like: Tensor, generator: Generator) -> Tensor:
+def _normal_cdf(x: float) -> float:
+    return math.erfc(-x / math.sqrt(2)) / 2
+
+
+def noise(like: Tensor, generator: Generator) -> Tensor:
     """Standard normal numbers: half precision would know but a few thousand different ones."""
     dtype = torch.promote_types(like.dtype, torch.float32)
     return randn(like.shape, generator, device=like.device, dtype=dtype)

@@ -21,6 +21,7 @@ from lit_gen.score.denoiser import (
     check_precision,
     network_precision,
 )
+from lit_gen.score.fewstep.teacher import Distillation
 from lit_gen.score.losses import DenoisingLoss, SlicedScoreLoss
 from lit_gen.score.networks.layers import VectorEmbedding
 from lit_gen.score.precondition import Precondition
@@ -124,13 +125,16 @@ class ScoreModule(SingleOptimizerModule):
         if freeze is not None:
             _freeze(net, freeze)
         self.loss, self.sampler = loss, sampler
+        if isinstance(loss, Distillation):
+            loss.make_room(self.denoiser)
         self.image_shape, self.pixels, self.codec = tuple(image_shape), pixels, codec
         self.num_classes, self.label_dropout, self.augment = num_classes, label_dropout, augment
         if channels_last not in (True, False, "auto"):
             raise ConfigError(f"model.channels_last={channels_last}: take true, false or auto.")
         self._channels_last = channels_last
         if channels_last is True or (channels_last == "auto" and torch.cuda.is_available()):
-            net.to(memory_format=torch.channels_last)
+            for network in (net, *self._teachers()):
+                network.to(memory_format=torch.channels_last)
         if compile is True and isinstance(loss, SlicedScoreLoss):
             raise ConfigError(
                 "model.compile=true: sliced score matching takes a second derivative, which a compiled "
@@ -206,7 +210,10 @@ class ScoreModule(SingleOptimizerModule):
         return self.denoiser.net
 
     def compiled_networks(self) -> Iterable[nn.Module]:
-        return () if isinstance(self.loss, SlicedScoreLoss) else (self.denoiser.net,)
+        return () if isinstance(self.loss, SlicedScoreLoss) else (self.denoiser.net, *self._teachers())
+
+    def _teachers(self) -> tuple[nn.Module, ...]:
+        return self.loss.networks() if isinstance(self.loss, Distillation) else ()
 
     def sharded_networks(self) -> Iterable[nn.Module]:
         if isinstance(self.loss, SlicedScoreLoss):
@@ -218,7 +225,7 @@ class ScoreModule(SingleOptimizerModule):
             raise ConfigError(
                 "model.channels_last=true: sharded weights are contiguous. Leave it at auto or false."
             )
-        return (self.denoiser.net,)
+        return (self.denoiser.net, *self._teachers())
 
     @torch.no_grad()
     def check(self, sampler: Callable[..., Tensor] | None = None) -> None:
@@ -257,6 +264,8 @@ class ScoreModule(SingleOptimizerModule):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
+        if isinstance(self.loss, Distillation):
+            self.loss.check_teacher()
         data = vars(self.trainer).get("datamodule")
         self.condition_source = data if isinstance(data, GivesConditions) else None
         embeddings = [part for part in self.denoiser.net.modules() if isinstance(part, VectorEmbedding)]

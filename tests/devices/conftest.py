@@ -260,6 +260,8 @@ def abstract_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[AbstractCuda]:
 
     torch._C._ensureCUDADeviceGuardSet()
     monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: None)  # of a generator on the host
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state: None)
     keyed = rng.keyed_generator
 
     def generator(*parts: int | str, device: Any = "cpu") -> torch.Generator | None:

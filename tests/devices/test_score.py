@@ -16,6 +16,7 @@ from lit_gen.rng import PerSample
 from lit_gen.score import likelihood, losses, precondition, restoration, samplers, sde
 from lit_gen.score.classifier import ClassifierModule
 from lit_gen.score.denoiser import ClippedDenoiser, CountingDenoiser, Denoiser, ReparameterizedDenoiser
+from lit_gen.score.fewstep.consistency import ConsistencyLoss, Stages
 from lit_gen.score.guidance import ClassifierGuidance, Guidance, classifier_free_guidance
 from lit_gen.score.module import ScoreModule
 from lit_gen.score.networks.adm import ADM
@@ -93,6 +94,8 @@ LOSSES = {
     "variance": losses.DenoisingLoss(losses.UniformTime(), losses.variance),
     "constant": losses.DenoisingLoss(losses.UniformTime(), losses.constant, losses.half_sum_of_pixels),
     "uncertainty": losses.UncertaintyLoss(losses.edm_loss()),
+    "consistency": ConsistencyLoss(losses.TruncatedLogNormal(), Stages(None, q=4.0)),
+    "distillation": ConsistencyLoss(losses.LogNormal(), Stages(None, q=4.0), distill=True),
     "sliced": losses.SlicedScoreLoss(losses.UniformTime()),
     "sliced, not variance-reduced": losses.SlicedScoreLoss(losses.UniformTime(), variance_reduced=False),
 }
@@ -223,6 +226,7 @@ def test_guard_and_averages(cuda, monkeypatch):
 # --- sampling ---
 
 SAMPLERS = {
+    "consistency": partial(samplers.consistency, num_steps=3),
     "heun": partial(samplers.heun, num_steps=4),
     "heun, stochastic": partial(samplers.heun, num_steps=4, S_churn=10.0),
     "euler": partial(samplers.euler, num_steps=4),

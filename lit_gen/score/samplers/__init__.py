@@ -2,6 +2,7 @@
 process.
 """
 
+from lit_gen.score.samplers.consistency import *
 from lit_gen.score.samplers.ddim import *
 from lit_gen.score.samplers.dpm_solver import *
 from lit_gen.score.samplers.grids import *

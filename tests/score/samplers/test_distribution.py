@@ -11,6 +11,7 @@ from lit_gen.score.denoiser import Denoiser, GaussianDenoiser, GaussianMixtureDe
 from lit_gen.score.precondition import EDMPrecondition
 from lit_gen.score.samplers import (
     annealed_langevin,
+    consistency,
     ddim,
     dpm_solver_multistep,
     dpm_solver_singlestep,
@@ -173,13 +174,15 @@ def test_stationary_variance_of_langevin_steps_is_that_of_the_discrete_chain():
     assert out.var().item() == pytest.approx(v / (1 - step / (2 * v)), rel=0.04)
 
 
-STOCHASTIC = ["heun with churn", "ancestral (eta 1)", "SDE-DPM-Solver++ (2M)", "reverse diffusion x Langevin"]
+FEW_STEPS = {"consistency": consistency}  # on a consistency model: tests/score/fewstep
+STOCHASTIC = ["consistency", "heun with churn", "ancestral (eta 1)", "SDE-DPM-Solver++ (2M)"]
+STOCHASTIC += ["reverse diffusion x Langevin"]
 
 
 @pytest.mark.parametrize("name", [*STOCHASTIC, "RK45"])
 def test_an_image_depends_on_its_own_stream_alone(name):
     process = VP()
-    sampler = SAMPLERS[name] if name == "RK45" else partial(SAMPLERS[name], num_steps=6)
+    sampler = SAMPLERS[name] if name == "RK45" else partial((SAMPLERS | FEW_STEPS)[name], num_steps=6)
 
     def draw(indices):
         g = PerSample.keyed(7, indices)
@@ -197,11 +200,11 @@ class Refuses(torch.nn.Module):
         return x
 
 
-@pytest.mark.parametrize("name", [*SAMPLERS, "annealed Langevin", "Euler-Maruyama"])
+@pytest.mark.parametrize("name", [*SAMPLERS, *FEW_STEPS, "annealed Langevin", "Euler-Maruyama"])
 def test_no_images_give_none(name):
     """A rank without a share of the images samples like the others."""
     process = VE(0.01, 40.0)
-    more = {
+    more = FEW_STEPS | {
         "annealed Langevin": partial(annealed_langevin, num_steps=3, step_size=1e-5),
         "Euler-Maruyama": partial(predictor_corrector, num_steps=3, discretization=euler_maruyama),
     }

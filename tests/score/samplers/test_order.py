@@ -10,6 +10,7 @@ from lit_gen.rng import keyed_generator
 from lit_gen.score.denoiser import AbstractDenoiser, CountingDenoiser, GaussianDenoiser
 from lit_gen.score.samplers import (
     ascending,
+    consistency,
     ddim,
     dpm_solver_multistep,
     dpm_solver_singlestep,
@@ -122,6 +123,7 @@ def test_ascending_grids_invert_a_solver(process):
 
 
 NFE = {
+    "consistency": (consistency, lambda n: n),
     "euler": (euler, lambda n: n),
     "ddim": (ddim, lambda n: n),
     "heun": (heun, lambda n: 2 * n - 1),
@@ -144,7 +146,7 @@ def test_number_of_evaluations_and_end(name, num_steps):
     assert counted.calls == evaluations(num_steps)
     assert counted.evaluations == len(x) * counted.calls
     assert out.dtype == torch.float64
-    if name != "predictor_corrector":
+    if name not in ("predictor_corrector", "consistency"):  # whose noise is another one again
         steps = []
         solver(denoiser, x, num_steps=num_steps, trace=lambda step, x_t, x0_hat: steps.append((step, x0_hat)))
         assert torch.equal(steps[-1][1], out)
