@@ -67,7 +67,8 @@ class EMA(Callback):
     (https://arxiv.org/abs/2011.13456), which forgets the initial weights soon, or `decay` from the start with
     `warmup=False`; or a rule `decay(n)` with n from 1: `HalfLife`, `Power`. Several EMA callbacks may run
     side by side; the first one listed is the one that evaluations use. Saved under its own key;
-    `lit_gen.models.load` reads it.
+    `lit_gen.models.load` reads it. It moves at each step that `every` divides, by
+    decay_n^every (py-meanflow has 16).
 
     `keep_every` batches (of a `Power` average; 0: never) the average is stored as
     `averages/<std>_<batch>.safetensors` of the run folder, from which `lit-gen average` makes an
@@ -77,13 +78,19 @@ class EMA(Callback):
     requires = HasAverage
 
     def __init__(
-        self, decay: float | Callable[[int], float] = 0.9999, warmup: bool = True, keep_every: int = 0
+        self,
+        decay: float | Callable[[int], float] = 0.9999,
+        warmup: bool = True,
+        keep_every: int = 0,
+        every: int = 1,
     ):
         if not callable(decay) and not 0 <= decay < 1:
             raise ConfigError(f"EMA decay={decay}: must lie in [0, 1), for instance 0.999.")
         if keep_every < 0 or (keep_every and not isinstance(decay, Power)):
             raise ConfigError(f"EMA keep_every={keep_every}: 0 or more, and only for a Power average.")
-        self.decay, self.warmup, self.keep_every = decay, warmup, keep_every
+        if every < 1:
+            raise ConfigError(f"EMA every={every}: 1 or more optimizer steps.")
+        self.decay, self.warmup, self.keep_every, self.every = decay, warmup, keep_every, every
         self.num_updates = 0
         self.shadow: dict[str, Tensor] = {}
         self._seen_steps = 0
@@ -131,7 +138,9 @@ class EMA(Callback):
     def update(self, weights: dict[str, Tensor]) -> None:
         """One step towards the weights, given by name."""
         self.num_updates += 1
-        decay = self.decay_of(self.num_updates)
+        if self.num_updates % self.every:
+            return
+        decay = self.decay_of(self.num_updates) ** self.every
         shadow = [local(average) for average in self.shadow.values()]
         own = [local(weights[name]) for name in self.shadow]
         torch._foreach_lerp_(shadow, own, 1 - decay)  # pyright: ignore[reportPrivateImportUsage] no public name

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_gen.errors import ConfigError
-from lit_gen.pretrained import edm, ncsn, score_sde, unpickle
+from lit_gen.pretrained import edm, meanflow, ncsn, score_sde, unpickle
 from lit_gen.pretrained.keymap import Info
 from lit_gen.score.networks import ADM, DDPM, EDM2, NCSN, NCSNpp, NCSNv2
 
@@ -18,7 +18,8 @@ OfficialNetwork = ADM | DDPM | EDM2 | NCSN | NCSNpp | NCSNv2
 def load(
     path: str | Path, net: Any = None, *, ema: bool = True, image_size: int | None = None, **network: Any
 ) -> tuple[OfficialNetwork, Info]:
-    """(network in eval mode, info) of a score_sde, ncsn, ncsnv2, EDM or EDM2 file.
+    """(network in eval mode, info) of a score_sde, ncsn, ncsnv2, EDM, EDM2, or
+    py-meanflow file.
 
     `net` takes the weights if given; otherwise the architecture is read off the tensors. `image_size` is for
     files that cannot tell it, and so are other arguments of the network, or an official `config` of score_sde
@@ -32,6 +33,8 @@ def load(
     try:
         if isinstance(content, list | tuple):
             return ncsn.read(content, net, ema=ema, **size, **network)
+        if meanflow.is_meanflow(content):
+            return meanflow.read(content, net, ema=ema, **network)
         if isinstance(content, dict) and isinstance(content.get("model"), dict):
             return score_sde.read(content, net, ema=ema, **size, **network)
         return edm.read(content, net, **network)  # its names hold the resolution

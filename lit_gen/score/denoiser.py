@@ -81,15 +81,23 @@ class Denoiser(AbstractDenoiser):
     def forward(self, x_t: Tensor, t: Tensor, label: Label = None, augment_label: Label = None) -> Tensor:
         if len(x_t) == 0:
             return x_t.clone()  # kernels and networks that refuse an empty batch are spared it
+        c_skip, c_out, f = self._terms(x_t, t, label, augment_label)
+        return per_image(c_skip, x_t) * x_t + per_image(c_out, x_t) * f
+
+    def _terms(
+        self, x_t: Tensor, t: Tensor, label: Label, augment_label: Label, **told: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """c_skip, c_out, and the network's output in the dtype of `x_t`; `told` is for the network too, each
+        () or (B,)."""
         c_skip, c_out, c_in, c_noise = self.precondition(self.process, t)
         dtype = next((p.dtype for p in self.net.parameters()), x_t.dtype)
         x_in = (per_image(c_in, x_t) * x_t).to(dtype)
         half = self.network_dtype
         others = label.without("label").parts() if isinstance(label, Condition) else {}
+        others |= {name: per_row(value, x_in) for name, value in told.items()}
         with nullcontext() if half is None else torch.autocast(x_in.device.type, half):
             f = self.net(x_in, per_row(c_noise, x_in), class_of(label), augment_label, **others)
-            f = f[:, : x_t.shape[1]]
-        return per_image(c_skip, x_t) * x_t + per_image(c_out, x_t) * f.to(x_t)
+        return c_skip, c_out, f[:, : x_t.shape[1]].to(x_t)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ training has seen: the losses here do not depend on it, those of `fewstep` have 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,12 @@ Weight = Callable[[Process, Tensor], Tensor]
 """`weight(process, t)`: w, of the shape of t."""
 Reduction = Callable[[Tensor], Tensor]
 """(B, ...) -> (B,)."""
+
+
+def differentiates(loss: object) -> str:
+    """What a loss says of a derivative of the network that it takes itself, which neither a compiled nor a
+    sharded network has: the loss's `differentiates`; "" for most."""
+    return getattr(loss, "differentiates", "")
 
 
 def mean_of_pixels(squares: Tensor) -> Tensor:
@@ -256,6 +262,7 @@ class SlicedScoreLoss:
     The default weight is sigma^2, as in NCSN's annealed form. The directions are random signs.
     """
 
+    differentiates: ClassVar[str] = "sliced score matching takes a second derivative"
     noise_distribution: NoiseDistribution
     weight: Weight = variance
     variance_reduced: bool = True

@@ -21,8 +21,9 @@ from lit_gen.score.denoiser import (
     check_precision,
     network_precision,
 )
+from lit_gen.score.fewstep.meanflow import MeanFlowDenoiser, MeanFlowLoss
 from lit_gen.score.fewstep.teacher import Distillation
-from lit_gen.score.losses import DenoisingLoss, SlicedScoreLoss
+from lit_gen.score.losses import DenoisingLoss, differentiates
 from lit_gen.score.networks.layers import VectorEmbedding
 from lit_gen.score.precondition import Precondition
 from lit_gen.score.sde import Process
@@ -121,7 +122,13 @@ class ScoreModule(SingleOptimizerModule):
         self._check_conditions(net, augment)
         check_precision("model.sampling_precision", sampling_precision)
         self.sampling_precision = sampling_precision
-        self.denoiser = Denoiser(net, process, precondition)
+        kind = Denoiser if getattr(net, "second_time", "none") == "none" else MeanFlowDenoiser
+        self.denoiser = kind(net, process, precondition)
+        if isinstance(loss, MeanFlowLoss) and kind is Denoiser:
+            raise ConfigError(
+                f"model/loss=meanflow: the network, a {type(net).__name__}, is told one time. Take "
+                "model/net=ddpmpp or ncsnpp with model.net.second_time=added, or concatenated as published."
+            )
         if freeze is not None:
             _freeze(net, freeze)
         self.loss, self.sampler = loss, sampler
@@ -135,10 +142,10 @@ class ScoreModule(SingleOptimizerModule):
         if channels_last is True or (channels_last == "auto" and torch.cuda.is_available()):
             for network in (net, *self._teachers()):
                 network.to(memory_format=torch.channels_last)
-        if compile is True and isinstance(loss, SlicedScoreLoss):
+        if compile is True and differentiates(loss):
             raise ConfigError(
-                "model.compile=true: sliced score matching takes a second derivative, which a compiled "
-                "network does not have. Leave it at auto or false."
+                f"model.compile=true: {differentiates(loss)}, which a compiled network does not have. Leave "
+                "it at auto or false."
             )
 
     def _check_conditions(self, net: nn.Module, augment: Any) -> None:
@@ -210,16 +217,16 @@ class ScoreModule(SingleOptimizerModule):
         return self.denoiser.net
 
     def compiled_networks(self) -> Iterable[nn.Module]:
-        return () if isinstance(self.loss, SlicedScoreLoss) else (self.denoiser.net, *self._teachers())
+        return () if differentiates(self.loss) else (self.denoiser.net, *self._teachers())
 
     def _teachers(self) -> tuple[nn.Module, ...]:
         return self.loss.networks() if isinstance(self.loss, Distillation) else ()
 
     def sharded_networks(self) -> Iterable[nn.Module]:
-        if isinstance(self.loss, SlicedScoreLoss):
+        if differentiates(self.loss):
             raise ConfigError(
-                "trainer=fsdp: sliced score matching takes a second derivative, which sharded weights do not "
-                "have. Take trainer=ddp, or another loss (model/loss=dsm)."
+                f"trainer=fsdp: {differentiates(self.loss)}, which sharded weights do not have. Take "
+                "trainer=ddp, or another loss (model/loss=dsm)."
             )
         if self._channels_last is True:
             raise ConfigError(

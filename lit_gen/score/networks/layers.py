@@ -109,7 +109,9 @@ class NoiseMLP(nn.Module):
 
     The layout of NCSN++, DDPM++ and DDPM: `embedding` of the noise label, to which the projected class row
     (scaled by sqrt(num_classes), EDM's unit variance), augmentation label and vector are added, then two
-    layers.
+    layers. A `second_time` (B,), None for zeros, is embedded too (MeanFlow,
+    https://arxiv.org/abs/2505.13447): "concatenated" with the first embedding, before the rest is added, or
+    "added" to it through a layer that starts at zero.
     """
 
     def __init__(
@@ -121,9 +123,15 @@ class NoiseMLP(nn.Module):
         augment_dim: int = 0,
         activation: str = "silu",
         vector_dim: int = 0,
+        second_time: str = "none",
     ):
         super().__init__()
+        if second_time not in ("none", "concatenated", "added"):
+            raise ConfigError(f"second_time={second_time!r}: take none, concatenated, or added.")
         self.act = activation_of(activation)
+        self.second_embedding = PositionalEmbedding(channels) if second_time == "added" else None
+        c_in, self.concatenates = channels, second_time == "concatenated"
+        channels *= 1 + self.concatenates
         self.embedding, self.num_classes, self.augment_dim = embedding, num_classes, augment_dim
         self.label = linear(num_classes, channels) if num_classes else None
         self.augment = linear(augment_dim, channels, bias=False) if augment_dim else None
@@ -132,6 +140,10 @@ class NoiseMLP(nn.Module):
         self.vector = None  # after the others, whose first weights are then those without it
         if vector_dim:
             self.vector = VectorEmbedding(vector_dim, linear(2 * vector_dim, channels, bias=False))
+        self.second = None
+        if second_time == "added":
+            self.second = nn.Linear(c_in, channels, bias=False)
+            nn.init.zeros_(self.second.weight)
 
     def forward(
         self,
@@ -139,10 +151,12 @@ class NoiseMLP(nn.Module):
         label: Tensor | None,
         augment_label: Tensor | None,
         vector: Tensor | None = None,
+        second_time: Tensor | None = None,
     ) -> Tensor:
         refuse_labels(label, self.num_classes, augment_label, self.augment_dim)
         refuse_vector(vector, self.vector)
         emb = self.embedding(noise_label).to(self.hidden.weight.dtype)
+        emb = self._with_second_time(emb, torch.zeros_like(noise_label), second_time)
         if self.label is not None:
             emb = emb + self.label(class_rows(label, self.num_classes, emb) * math.sqrt(self.num_classes))
         if self.augment is not None:
@@ -150,6 +164,17 @@ class NoiseMLP(nn.Module):
         if self.vector is not None:
             emb = emb + self.vector(vector, emb)
         return self.act(self.out(self.act(self.hidden(emb))))
+
+    def _with_second_time(self, emb: Tensor, zeros: Tensor, second_time: Tensor | None) -> Tensor:
+        """The embedding of the first time beside, or plus, that of the second."""
+        second = zeros if second_time is None else second_time
+        if self.concatenates:
+            return torch.cat([emb, self.embedding(second).to(emb.dtype)], 1)
+        if self.second_embedding is not None and self.second is not None:
+            return emb + self.second(self.second_embedding(second).to(emb.dtype))
+        if second_time is not None:
+            raise ConfigError("second_time given to a network that has none: build it with second_time.")
+        return emb
 
 
 class Level(nn.Module):

@@ -58,13 +58,14 @@ class NCSNpp(nn.Module):
         conditional: bool = True,  # False: the network ignores its noise label
         vector_dim: int = 0,  # numbers of a condition's vector; 0: none
         condition_channels: int = 0,  # channels of a condition's image; 0: none
+        second_time: str = "none",  # how a second time enters: "concatenated" or "added", see layers.NoiseMLP
     ):
         super().__init__()
         self.resolutions = layers.levels_of(image_size, len(channel_mult))
         _check_choices(
             embedding=embedding, input_pyramid=input_pyramid, output_pyramid=output_pyramid, block=block
         )
-        _check_unconditional(conditional, num_classes, augment_dim, vector_dim)
+        _check_unconditional(conditional, num_classes, augment_dim, vector_dim, second_time != "none")
         self.channels, self.out_channels, self.num_blocks = channels, out_channels or channels, num_blocks
         self.num_classes, self.augment_dim = num_classes, augment_dim
         self.vector_dim, self.condition_channels = vector_dim, condition_channels
@@ -72,12 +73,13 @@ class NCSNpp(nn.Module):
         self.input_pyramid, self.output_pyramid = input_pyramid, output_pyramid
         self.block, self.activation, self.checkpoint_blocks = block, activation, checkpoint_blocks
         self.embedding, self.rescale, self.conditional = embedding, rescale, conditional
+        self.second_time = second_time
         c_emb = emb_mult * base_channels if conditional else 0
         self.noise = None
         if conditional:
             waves = _waves(embedding, base_channels, embedding_mult, fourier_scale)
             self.noise = layers.NoiseMLP(
-                waves, waves.channels, c_emb, num_classes, augment_dim, activation, vector_dim
+                waves, waves.channels, c_emb, num_classes, augment_dim, activation, vector_dim, second_time
             )
         self.resample = layers.Resample(fir)
 
@@ -140,18 +142,19 @@ class NCSNpp(nn.Module):
         augment_label: Tensor | None = None,
         vector: Tensor | None = None,
         image: Tensor | None = None,
+        second_time: Tensor | None = None,
     ) -> Tensor:
         """x (B, C, H, W) and noise_label (B,) -> (B, out_channels, H, W).
 
         label: int64 (B,), -1 for no class, or float (B, num_classes); None is no class. augment_label: float
         (B, augment_dim); None is not augmented. vector: float (B, vector_dim) in the units of the data, NaN
         for what is not known; None is nothing known. image: the condition's, see `layers.with_condition`.
-        Raises ConfigError for shapes that do not fit.
+        second_time: float (B,); None is zeros. Raises ConfigError for shapes that do not fit.
         """
         layers.check_input(x, self.channels, len(self.resolutions))
         x = layers.with_condition(x, image, self.condition_channels)
         pyramid = x = layers.laid_out_as(self.stem.weight, x)
-        emb = self._embed(noise_label, label, augment_label, vector)
+        emb = self._embed(noise_label, label, augment_label, vector, second_time)
         h = self.stem(x)
         skips = [h]
         for level in self.encoder:
@@ -176,11 +179,10 @@ class NCSNpp(nn.Module):
         assert out is not None  # the last level has a head
         return out
 
-    def _embed(
-        self, noise_label: Tensor, label: Tensor | None, augment_label: Tensor | None, vector: Tensor | None
-    ) -> Tensor | None:
+    def _embed(self, noise_label: Tensor, *told: Tensor | None) -> Tensor | None:
         if self.noise is not None:
-            return self.noise(noise_label, label, augment_label, vector)
+            return self.noise(noise_label, *told)
+        label, augment_label, vector, _ = told
         layers.refuse_labels(label, 0, augment_label, 0)
         layers.refuse_vector(vector, None)
         return None
@@ -302,8 +304,8 @@ def _attention(channels: int) -> layers.Attention:
 def _check_unconditional(conditional: bool, *sizes: int) -> None:
     """Raises ConfigError for what a network that ignores its noise label would ignore too."""
     if not conditional and any(sizes):
-        told = "num_classes={}, augment_dim={}, and vector_dim={}".format(*sizes)
-        raise ConfigError(f"{told} need conditional=True: labels and vectors enter with the noise level.")
+        told = "num_classes={}, augment_dim={}, vector_dim={}, and a second time ({})".format(*sizes)
+        raise ConfigError(f"{told} need conditional=True: all these enter with the noise level.")
 
 
 def _check_choices(**choices: str) -> None:
