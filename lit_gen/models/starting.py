@@ -27,11 +27,8 @@ __all__ = ["Start", "start_from"]
 # Tensors that depend on the number of classes, conditions, or channels: their names, the axis along which
 # they may differ, and what it counts. Those of axis None may have any shape, and be absent.
 _EDGES = (
-    (
-        re.compile(r"(^|\.)(label|augment|vector|second)\."),
-        None,
-        "classes, conditions, or a second time",
-    ),
+    (re.compile(r"(^|\.)(label|augment|vector)\."), None, "classes or other conditions"),
+    (re.compile(r"(^|\.)second\."), None, "a second time"),
     (re.compile(r"(^|\.)stem\.weight$|\.pyramid\.conv\.weight$"), 1, "input channels"),
     (re.compile(r"(^|\.)head(\.2)?\.|decoder\.out\.|\.cls_logits\."), 0, "output channels or classes"),
 )
