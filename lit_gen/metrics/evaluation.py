@@ -15,6 +15,7 @@ from lit_gen.errors import ConfigError
 from lit_gen.metrics.copying import ENOUGH, copying
 from lit_gen.metrics.distributed import all_gather, all_reduce_sum, from_rank_zero, world_size
 from lit_gen.metrics.extractors import Extractor, ExtractorId
+from lit_gen.metrics.fls import feature_likelihood
 from lit_gen.metrics.frechet import FeatureStatistics
 from lit_gen.metrics.functional import (
     Estimate,
@@ -31,12 +32,15 @@ __all__ = ["METRICS", "NEED_TRAINING", "Evaluation", "Predictions", "Summary", "
 
 METRICS = (
     "fd", "fdtrain", "fdinf", "kd", "cmmd", "precision", "recall", "density", "coverage", "is", "vendi",
-    "authpct", "ct", "fdclass",
+    "authpct", "ct", "fls", "fdclass",
 )  # fmt: skip
 """What `compare` can compute, by the first part of the metrics' names."""
-NEED_TRAINING = {"fdtrain", "authpct", "ct"}
+NEED_TRAINING = {"fdtrain", "authpct", "ct", "fls"}
 """Those that need the training images."""
+WHEN_CHOSEN = {"fls"}
+"""Those that are slow, and computed only where they are chosen by name."""
 
+NEIGHBORS = ("precision", "recall", "density", "coverage")
 ABSENT = torch.iinfo(torch.int64).max
 CLASSES = 1024  # of a classifier, at most
 
@@ -235,11 +239,12 @@ def compare(
     `fd` Frechet distance, `fdinf` FID-infinity (from 4 d images on), `kd` unbiased kernel distance, `cmmd`
     for CLIP's features, `precision`, `recall`, `density`, `coverage`, `is` Inception Score (if the network
     has a head), `vendi` Vendi score, `fdclass` the mean over classes of the distances within each, and
-    `fdclass<c>`; with `training`, `fdtrain` the Frechet distance to that set, `authpct` against it, and `ct`
-    C_T (from 61 images on). Of a reference whose moments alone are known: fd, fdtrain, fdinf, is,
-    vendi, and authpct. `only` chooses among them (`METRICS`); one chosen that the summaries do not allow is a
-    ConfigError. The names' n counts the generated images that the metric saw. Computed on rank 0, the same
-    numbers everywhere.
+    `fdclass<c>`; with `training`, `fdtrain` the Frechet distance to that set, `authpct` against it, `ct` C_T
+    (from 61 images on), and, only where it is chosen, `fls` the feature likelihood score, its Gaussians
+    fitted to one half of the training images and its baseline the other. Of a reference whose moments alone
+    are known: fd, fdtrain, fdinf, is, vendi, and authpct. `only` chooses among them (`METRICS`); one chosen
+    that the summaries do not allow is a ConfigError. The names' n counts the generated images that the metric
+    saw. Computed on rank 0, the same numbers everywhere.
     """
     check_metrics(only)
     ids = [s.id for s in (reference, training) if isinstance(s, Summary)]
@@ -259,30 +264,13 @@ def _compare(
     real = None if isinstance(reference, Moments) else reference.features
     classes = None if isinstance(reference, Moments) else reference.classes
     fake, n, m, key = generated.features, generated.n, len(generated.features), generated.id.key
-    images = "the reference's images, not their statistics alone"
-    few = None if real is None else min(len(real), len(fake))
-    absent = {
-        "fdinf": m < 4 * generated.id.d and f"{4 * generated.id.d} generated images, there are {m}",
-        "kd": real is None and images,
-        "cmmd": (real is None and images)
-        or (not generated.id.name.startswith("clip-") and "CLIP's features"),
-        **dict.fromkeys(
-            ("precision", "recall", "density", "coverage"),
-            images if few is None else few <= k and f"more than k={k} images in both sets, there are {few}",
-        ),
-        "is": generated.logits is None and "a network with a head",
-        **dict.fromkeys(NEED_TRAINING, training is None and "the training images"),
-        "fdclass": not (classes and generated.classes) and "both sets in the same classes",
-    }
-    if training is not None:
-        least = 0 if few is None else min(few, len(training.features))
-        absent["ct"] = (real is None and images) or (
-            least <= ENOUGH and f"more than {ENOUGH} images in each set, there are {least}"
-        )
+    absent = _absent(generated, real, training, bool(classes and generated.classes), k)
     for name in only:
         if why := absent.get(name):
             raise ConfigError(f"{name} needs {why}.")
-    wanted = [name for name in METRICS if not absent.get(name) and (not only or name in only)]
+    wanted = [
+        name for name in METRICS if not absent.get(name) and name in (only or set(METRICS) - WHEN_CHOSEN)
+    ]
     results = {}
     if "fd" in wanted:
         results[key("fd", n)] = frechet_estimate(moments, generated.moments, fake)
@@ -295,7 +283,7 @@ def _compare(
             results[key("kd", m)] = kernel_distance(real, fake)
         if "cmmd" in wanted:
             results[key("cmmd", m)] = cmmd(normalize(real), normalize(fake))
-        if neighbours := {"precision", "recall", "density", "coverage"} & set(wanted):
+        if neighbours := set(NEIGHBORS) & set(wanted):
             for name, estimate in precision_recall_density_coverage(real, fake, k).items():
                 if name in neighbours:
                     results[key(name, m)] = estimate
@@ -307,9 +295,35 @@ def _compare(
         results[key("authpct", m)] = authenticity(training.features, fake)
     if "ct" in wanted and training is not None and real is not None:
         results[key("ct", m)] = copying(training.features, real, fake)
+    if "fls" in wanted and training is not None and real is not None:
+        half = len(training.features) // 2  # their order is a random one
+        halves = training.features[:half], training.features[half:]
+        results[key("fls", m)] = Estimate(feature_likelihood(*halves, real, fake).score, None)
     if "fdclass" in wanted and classes and generated.classes:
         results |= _by_class(classes, generated.classes, generated)
     return results
+
+
+def _absent(
+    generated: Summary, real: Tensor | None, training: Summary | None, both_in_classes: bool, k: int
+) -> dict[str, str | bool]:
+    """What the metrics lack that cannot be computed, False for those that can; others are not in it."""
+    m, images = len(generated.features), "the reference's images, not their statistics alone"
+    few = 0 if real is None else min(len(real), m)
+    fewest = 0 if training is None else min(few, len(training.features))
+    reference = dict.fromkeys(("kd", "cmmd", *NEIGHBORS, "ct", "fls"), images) if real is None else {}
+    known = dict.fromkeys(NEED_TRAINING, "the training images") if training is None else {}
+    return {
+        "fdinf": m < 4 * generated.id.d and f"{4 * generated.id.d} generated images, there are {m}",
+        "cmmd": not generated.id.name.startswith("clip-") and "CLIP's features",
+        **dict.fromkeys(NEIGHBORS, few <= k and f"more than k={k} images in both sets, there are {few}"),
+        "is": generated.logits is None and "a network with a head",
+        "ct": fewest <= ENOUGH and f"more than {ENOUGH} images in each set, there are {fewest}",
+        "fls": fewest < 4 and f"at least 4 images in each set, there are {fewest}",
+        "fdclass": not both_in_classes and "both sets in the same classes",
+        **reference,
+        **known,
+    }
 
 
 def _by_class(

@@ -8,6 +8,7 @@ import torch
 from lit_gen.errors import ConfigError
 from lit_gen.metrics import Evaluation, compare, digits64, frechet_distance, moments
 from lit_gen.metrics.copying import copying
+from lit_gen.metrics.fls import feature_likelihood
 from lit_gen.metrics.functional import inception_score
 from lit_gen.metrics.kernels import kernel_distance
 from lit_gen.metrics.neighbours import authenticity, precision_recall_density_coverage
@@ -119,3 +120,13 @@ def test_neighbors_are_left_out_of_few_images_unless_they_are_asked_for(pixels):
     assert "fd" in names and not names & {"precision", "recall", "density", "coverage"}
     with pytest.raises(ConfigError, match="recall needs more than k=5 images in both sets, there are 4"):
         compare(real, fake, only=["recall"])
+
+
+def test_the_slow_one_is_computed_where_it_is_chosen(pixels):
+    x, y, z = (summary(pixels, images(100, seed)) for seed in range(3))
+    assert not [name for name in compare(x, y, training=z) if name.startswith("fls")]
+    halves = z.features[:50], z.features[50:]
+    expected = feature_likelihood(*halves, x.features, y.features).score
+    assert compare(x, y, training=z, only=["fls"]) == {"fls_pixels_00000000_n100": (expected, None)}
+    with pytest.raises(ConfigError, match="fls needs the training images"):
+        compare(x, y, only=["fls"])

@@ -110,7 +110,7 @@ def test_a_stored_summary_gives_the_same_results(tmp_path):
     others = IMAGES.flip(-1)
     fake = summary(lambda: batches_of(others, labels), "flipped")
     a, b = compare(first, fake, training=first), compare(second, fake, training=second)
-    assert repr(a) == repr(b) and len(a) == 13
+    assert repr(a) == repr(b) and len(a) == 16
 
 
 def test_where_the_cache_is(tmp_path, monkeypatch):

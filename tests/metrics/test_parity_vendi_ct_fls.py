@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lit_gen.metrics.copying import cell_statistics, copying, projected, rank_statistic
+from lit_gen.metrics.fls import feature_likelihood
 from lit_gen.metrics.vendi import vendi_of_similarities, vendi_score
 
 pytestmark = pytest.mark.parity
@@ -27,7 +28,7 @@ def cases(name: str) -> dict:
     return json.loads(path.read_text())["cases"] if path.exists() else {}
 
 
-VENDI, CT = cases("vendi"), cases("ct")
+VENDI, CT, FLS = cases("vendi"), cases("ct"), cases("fls")
 
 
 def rows(named: dict, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -97,19 +98,20 @@ def test_vendi_of_similarities(name):
         assert float(1 - (z @ z.T).mean()) == pytest.approx(case["intdiv_K_q1_of_cosine"], abs=1e-9)
 
 
-def triple(case: dict) -> tuple[Tensor, Tensor, Tensor]:
-    training, test, generated = (rows(case["sets"][name]) for name in ("train", "test", "generated"))
+def sets_of(case: dict) -> dict[str, Tensor]:
+    sets = {name: rows(named) for name, named in case["sets"].items()}
     if copies := case.get("copies"):
-        m = copies.get("m", len(generated))
-        noise = np.random.RandomState(copies["seed"]).standard_normal((m, training.shape[1]))
-        generated = training[:m] + copies["noise"] * torch.from_numpy(noise)
-    return training, test, generated
+        m = copies.get("m", len(sets["generated"]))
+        noise = np.random.RandomState(copies["seed"]).standard_normal((m, sets["train"].shape[1]))
+        sets["generated"] = sets["train"][:m] + copies["noise"] * torch.from_numpy(noise)
+    return sets
 
 
 @pytest.mark.parametrize("name", CT)
 def test_copying(name):
     case, stored = CT[name], np.load(FOLDER / "ct_cells.npz")
-    sets = triple(case)
+    named = sets_of(case)
+    sets = named["train"], named["test"], named["generated"]
     assert list(map(len, sets)) == [case["n_train"], case["n_test"], case["n_generated"]]
     cells = tuple(torch.from_numpy(stored[f"{name}_{s}_cells"]) for s in ("train", "test", "generated"))
     counts = [torch.bincount(c.long(), minlength=case["k"]).tolist() for c in cells]
@@ -124,3 +126,22 @@ def test_copying(name):
         assert copying(*sets, cells, tau).value == pytest.approx(expected, abs=1e-9), tau
     if (theirs := case.get("dgm_eval_compute_CTscore_kmeans_seed0")) is not None:
         assert copying(*sets, cells).value == pytest.approx(theirs, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", FLS)
+def test_feature_likelihood(name):
+    case = FLS[name]
+    sets = sets_of(case)
+    if case["copies"]:
+        sets["generated"] = sets["generated"].float()
+    got = feature_likelihood(*(sets[s] for s in ("train", "baseline", "test", "generated")))
+    one_center = 100 / len(sets["generated"])
+    for precision, tolerance in (("float64", 1e-6), ("float32", 3e-6)):
+        expected = case[precision]
+        assert got.score == pytest.approx(expected["fls"], rel=tolerance)
+        assert got.overfit == pytest.approx(expected["fls_overfit"], abs=1.01 * one_center)
+        assert got.nll == pytest.approx(expected["generated_nll_on_test"], rel=tolerance)
+        losses = [(key, value) for key, value in expected.items() if key.startswith("losses_at_")]
+        for key, values in losses:
+            steps = map(int, key.removeprefix("losses_at_").split("_"))
+            assert [got.losses[i] for i in steps] == pytest.approx(values, rel=tolerance)
