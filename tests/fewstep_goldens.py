@@ -115,9 +115,10 @@ def close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
     assert (actual.detach() - expected).abs().max() <= tolerance * expected.abs().max()
 
 
-def gradients_match(case: Case, net: Official, tolerance: float) -> None:
-    """Of the loss that has been backpropagated: whole tensors, all norms, and that of all together."""
-    found = net.gradients()
+def gradients_match(case: Case, net: Official, tolerance: float, **others: Tensor | None) -> None:
+    """Of the loss that has been backpropagated: whole tensors, all norms, and that of all together; `others`
+    are gradients of parameters outside of `net`, by official name."""
+    found = net.gradients() | others
     for key, expected in case.io.items():
         if key.startswith("grad:"):
             gradient = found[key.removeprefix("grad:")]
@@ -126,6 +127,6 @@ def gradients_match(case: Case, net: Official, tolerance: float) -> None:
     norms = {name: 0.0 if g is None else g.norm().item() for name, g in found.items()}
     total = torch.tensor(list(norms.values()), dtype=torch.float64).norm().item()
     for name, expected in case.json["grad_l2"].items():
-        if "logvar" not in name:
+        if name in found or "logvar" not in name:
             assert abs(norms[name] - (expected or 0.0)) <= tolerance * total, name
     assert abs(total - case.json["grad_global_l2"]) <= tolerance * total

@@ -212,20 +212,16 @@ class DenoisingLoss:
         return self.weight(denoiser.process, t) * self.reduction((x0_hat - x_0).square())
 
 
-class UncertaintyLoss(nn.Module):
-    """w / e^u ||x0_hat - x_0||^2 + u with a learned u(s) of the noise level s: every level counts the same
-    (EDM2, Karras et al. 2024, Equation 21, https://arxiv.org/abs/2312.02696).
-
-    u is a linear map of `features` random Fourier features of ln(s) / 4, zero at first. Its parameters are
-    trained with the network's and not needed to sample.
+class Uncertainty(nn.Module):
+    """u(s), a learned number for every noise level s: a linear map of `features` random Fourier features of
+    ln(s) / 4, zero at first. Its parameters are trained with the network's and not needed to sample.
     """
 
     frequencies: Tensor
     phases: Tensor
 
-    def __init__(self, loss: DenoisingLoss, features: int = 128, seed: int = 0):
+    def __init__(self, features: int = 128, seed: int = 0):
         super().__init__()
-        self.loss = loss
         generator = torch.Generator().manual_seed(seed)
         self.register_buffer("frequencies", torch.randn(features, generator=generator))
         self.register_buffer("phases", torch.rand(features, generator=generator))
@@ -237,6 +233,16 @@ class UncertaintyLoss(nn.Module):
         waves = (2 * torch.pi * (c_noise[..., None] * self.frequencies + self.phases)).cos()
         # Not a matrix product, which autocast would take in half precision.
         return wide((waves * self.out).sum(-1) * (2 / len(self.out)) ** 0.5)
+
+
+class UncertaintyLoss(Uncertainty):
+    """w / e^u ||x0_hat - x_0||^2 + u: every noise level counts the same (EDM2, Karras et al. 2024, Equation
+    21, https://arxiv.org/abs/2312.02696).
+    """
+
+    def __init__(self, loss: DenoisingLoss, features: int = 128, seed: int = 0):
+        super().__init__(features, seed)
+        self.loss = loss
 
     def draw(
         self, process: Process, x_0: Tensor, generator: Generator = None, step: int = 0

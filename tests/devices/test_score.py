@@ -17,6 +17,7 @@ from lit_gen.score import likelihood, losses, precondition, restoration, sampler
 from lit_gen.score.classifier import ClassifierModule
 from lit_gen.score.denoiser import ClippedDenoiser, CountingDenoiser, Denoiser, ReparameterizedDenoiser
 from lit_gen.score.fewstep.consistency import ConsistencyLoss, Stages
+from lit_gen.score.fewstep.scm import ContinuousConsistencyLoss
 from lit_gen.score.guidance import ClassifierGuidance, Guidance, classifier_free_guidance
 from lit_gen.score.module import ScoreModule
 from lit_gen.score.networks.adm import ADM
@@ -96,6 +97,8 @@ LOSSES = {
     "uncertainty": losses.UncertaintyLoss(losses.edm_loss()),
     "consistency": ConsistencyLoss(losses.TruncatedLogNormal(), Stages(None, q=4.0)),
     "distillation": ConsistencyLoss(losses.LogNormal(), Stages(None, q=4.0), distill=True),
+    "sCT": ContinuousConsistencyLoss(losses.TruncatedLogNormal()),
+    "sCD": ContinuousConsistencyLoss(losses.TruncatedLogNormal(), distill=True),
     "sliced": losses.SlicedScoreLoss(losses.UniformTime()),
     "sliced, not variance-reduced": losses.SlicedScoreLoss(losses.UniformTime(), variance_reduced=False),
 }
