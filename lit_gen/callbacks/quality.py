@@ -176,9 +176,7 @@ class SampleQuality(Periodic):
             samples_per_second=round(drawn / seconds, 1),
         )
         results.row(self.prefix + name, f"{value:.4f}")
-        results.row(
-            "  to the training split (papers report this one, of 50,000 samples)", f"{to_training:.4f}"
-        )
+        results.row("  FD to the training split (papers report this)", f"{to_training:.4f}")
         results.row("  train-test FD (training split against test split)", f"{train_test:.4f}")
         results.row("samples/s", f"{drawn / seconds:.0f}")
         if self.classifier is not None:

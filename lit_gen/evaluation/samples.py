@@ -312,7 +312,7 @@ def with_error(estimate: Estimate) -> str:
     value, se = estimate
     if not math.isfinite(value):
         return "none"
-    if not se:
+    if not se or se < 1e-9 * max(1.0, abs(value)):  # none, or rounding alone
         return f"{value:.4g}"
     decimals = max(0, 1 - math.floor(math.log10(se)))
     return f"{value:.{decimals}f} ± {se:.{decimals}f}"
@@ -321,9 +321,8 @@ def with_error(estimate: Estimate) -> str:
 def _print(record: dict[str, Any], results: dict[str, Estimate], out: Path) -> None:
     rows = []
     for name, estimate in results.items():
-        reported = name.startswith("fdtrain_")
-        label = f"{name} (to the training images; papers report this one, of 50,000)" if reported else name
-        rows.append((label, with_error(estimate)))
+        told = " (papers report this)" if name.startswith("fdtrain_") else ""
+        rows.append((name + told, with_error(estimate)))
         if name == record["key"] and "fd_train_test" in record:
             rows.append(("  train-test FD (training against reference)", f"{record['fd_train_test']:.4f}"))
     if "confident_fraction" in record:

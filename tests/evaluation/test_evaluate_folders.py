@@ -243,6 +243,7 @@ def _config(experiment):
         (Estimate(0.0051634, 0.00082), "0.00516 ± 0.00082"),
         (Estimate(1234.56, 21.0), "1235 ± 21"),
         (Estimate(0.5, None), "0.5"),
+        (Estimate(0.0, 7.5e-15), "0"),
         (Estimate(float("nan"), None), "none"),
     ],
 )
