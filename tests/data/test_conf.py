@@ -78,7 +78,7 @@ def test_every_file_resolves_once_its_path_is_given():
             config.path = "given"  # others may be made of it
         nodes = [config, *(config.get(part) for part in ("train", "images", "test"))]
         for node, key in product(nodes, ("path", "name")):
-            if node is not None and OmegaConf.is_missing(node, key):
+            if OmegaConf.is_config(node) and OmegaConf.is_missing(node, key):
                 node[key] = "given"
         if OmegaConf.is_missing(config, "num_classes"):
             config.num_classes = 10
