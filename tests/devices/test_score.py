@@ -17,6 +17,7 @@ from lit_gen.score import likelihood, losses, precondition, restoration, sampler
 from lit_gen.score.classifier import ClassifierModule
 from lit_gen.score.denoiser import ClippedDenoiser, CountingDenoiser, Denoiser, ReparameterizedDenoiser
 from lit_gen.score.fewstep.consistency import ConsistencyLoss, Stages
+from lit_gen.score.fewstep.meanflow import MeanFlowDenoiser, MeanFlowLoss
 from lit_gen.score.fewstep.scm import ContinuousConsistencyLoss
 from lit_gen.score.guidance import ClassifierGuidance, Guidance, classifier_free_guidance
 from lit_gen.score.module import ScoreModule
@@ -57,6 +58,7 @@ NETWORKS = {
     "ncsnpp": partial(NCSNpp, **UNET, **FOURIER, input_pyramid="residual"),
     "ncsnpp256": partial(NCSNpp, **UNET, **FOURIER, input_pyramid="skip", output_pyramid="skip"),
     "ncsnpp strided": partial(NCSNpp, **UNET, input_pyramid="strided"),
+    "two times": partial(NCSNpp, **UNET, second_time="added"),
     "ddpm": partial(DDPM, **UNET),
     "adm": partial(ADM, **UNET),
     "edm2": partial(EDM2, **UNET),
@@ -99,6 +101,7 @@ LOSSES = {
     "distillation": ConsistencyLoss(losses.LogNormal(), Stages(None, q=4.0), distill=True),
     "sCT": ContinuousConsistencyLoss(losses.TruncatedLogNormal()),
     "sCD": ContinuousConsistencyLoss(losses.TruncatedLogNormal(), distill=True),
+    "meanflow": MeanFlowLoss(),
     "sliced": losses.SlicedScoreLoss(losses.UniformTime()),
     "sliced, not variance-reduced": losses.SlicedScoreLoss(losses.UniformTime(), variance_reduced=False),
 }
@@ -156,7 +159,7 @@ def trained_without_waiting(cuda, module, data) -> None:
     assert all(p.grad is not None for p in module.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize("net", NETWORKS)
+@pytest.mark.parametrize("net", [net for net in NETWORKS if net != "two times"])
 def test_networks(cuda, net):
     trained_without_waiting(cuda, score_module(cuda, net), batch(cuda))
 
@@ -180,9 +183,15 @@ def test_preconditionings(cuda, row):
     trained_without_waiting(cuda, score_module(cuda, "tiny", "ddpm", row, "min-snr"), batch(cuda))
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss != "meanflow"])
 def test_losses(cuda, loss):
     trained_without_waiting(cuda, score_module(cuda, "tiny", "vp", "noise", loss), batch(cuda))
+
+
+@pytest.mark.parametrize("row", ["edm", "flow"])
+def test_meanflow(cuda, row):
+    """A forward derivative in float32 beside a value in bfloat16, with one dropout mask."""
+    trained_without_waiting(cuda, score_module(cuda, "two times", "flow", row, "meanflow"), batch(cuda))
 
 
 @pytest.mark.parametrize("augment", [ConditionalAugment(), EVERYTHING], ids=["EDM", "everything"])
@@ -282,6 +291,13 @@ def sampled_without_waiting(cuda, wrapped, sample, label=None):
 )
 def test_samplers(cuda, process, sampler):
     sampled_without_waiting(cuda, denoiser(cuda, process), SAMPLERS[sampler])
+
+
+@pytest.mark.parametrize("renoise", [False, True])
+def test_sampling_by_meanflow(cuda, renoise):
+    net = cuda.put(NETWORKS["two times"]()).eval().requires_grad_(False)
+    model = MeanFlowDenoiser(net, PROCESSES["flow"], ROWS["flow"])
+    sampled_without_waiting(cuda, model, partial(samplers.meanflow, num_steps=3, renoise=renoise))
 
 
 @pytest.mark.parametrize("process", ["edm", "ddpm", "ve", "subvp", "flow", "cosine"])

@@ -2,13 +2,17 @@
 
 import copy
 import math
+import shutil
 
 import pytest
 import torch
 from hydra.errors import InstantiationException
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
+from lit_gen import checkpoints, models
+from lit_gen.commands import train as training
 from lit_gen.errors import ConfigError
 from lit_gen.rng import PerSample
 from lit_gen.score.condition import Condition
@@ -253,3 +257,75 @@ def test_networks_with_a_second_time_can_be_copied_and_read():
     assert torch.equal(again(x, c, second_time=h), net(x, c, second_time=h))
     assert torch.equal(net(x, c), net(x, c, second_time=torch.zeros(2)))
     assert not torch.equal(net(x, c), net(x, c, second_time=h))
+
+
+# Training
+
+FEW = ["callbacks.quality.every=100", "callbacks.grid.every=100", "callbacks.validation.every=3"]
+FEW += ["trainer.max_steps=4", "callbacks.checkpoint.every=2", "callbacks.quality.final_images=32"]
+
+
+def test_a_training_starts_from_a_diffusion_model_and_resumes_to_the_same_bits(compose, tiny, tmp_path):
+    small = [o for o in tiny if "callbacks" not in o and "max_steps" not in o]
+
+    def trained(folder, *options):
+        logger = ["trainer=cpu", "logger=csv", f"logger.csv.save_dir={folder}"]
+        training.train(compose(*small, *FEW, *options, *logger), folder, [])
+        return checkpoints.read(checkpoints.folder(folder) / "last.ckpt")
+
+    start = trained(tmp_path / "start", "trainer.max_steps=2")
+    averages = next(state for name, state in start["callbacks"].items() if name.startswith("EMA"))["shadow"]
+    folder = tmp_path / "whole"
+    options = ["experiment=digits_meanflow", "sampler.num_steps=2", f"weights={tmp_path / 'start'}"]
+    whole = trained(folder, *options)["state_dict"]
+    assert whole["denoiser.net.noise.second.weight"].abs().max() > 0
+    assert not torch.equal(whole["denoiser.net.stem.weight"], averages["stem.weight"])
+    again = checkpoints.folder(tmp_path / "again")
+    again.mkdir(parents=True)
+    shutil.copy(folder / "config.yaml", again.parent)
+    shutil.copy(checkpoints.folder(folder) / "previous.ckpt", again / "last.ckpt")
+    assert checkpoints.read(again / "last.ckpt")["batches_seen"] == 2
+    training.train(compose(f"resume={again.parent}"), again.parent, [])
+    resumed = checkpoints.read(again / "last.ckpt")["state_dict"]
+    for name, w in whole.items():
+        assert torch.equal(resumed[name], w), name
+    module, _, _ = models.load(folder, "last", device="cpu")
+    assert isinstance(module.denoiser, MeanFlowDenoiser) and module.sample([0, 1]).shape == (2, 1, 8, 8)
+
+
+class Step(nn.Module):
+    """A training step as Lightning hands it to DistributedDataParallel."""
+
+    def __init__(self, denoiser):
+        super().__init__()
+        self.denoiser = denoiser
+
+    def forward(self, *args):
+        return MeanFlowLoss()(self.denoiser, *args).mean()
+
+
+def gradients(rank: int | None = None):
+    denoiser = MeanFlowDenoiser(network().double().train(), Flow(), EDMPrecondition(0.7))
+    x_0 = wide_randn(6, 1, 8, 8)
+    draws = (x_0, *MeanFlowLoss().draw(Flow(), x_0, torch.Generator().manual_seed(0)))
+    step = Step(denoiser)
+    for module in denoiser.modules():
+        if "dropout" in vars(module):
+            module.dropout = 0.0  # each process draws its own
+    if rank is None:
+        step(*draws).backward()
+    else:
+        parallel = DistributedDataParallel(step)  # must outlive the backward pass
+        parallel(*(rows.chunk(2)[rank] for rows in draws)).backward()
+    return [p.grad for p in denoiser.parameters()]
+
+
+def on_rank():
+    return gradients(torch.distributed.get_rank())
+
+
+def test_two_processes_have_the_gradient_of_one(on_ranks):
+    expected = gradients()
+    for found in on_ranks(2, on_rank):
+        for a, b in zip(found, expected, strict=True):
+            assert_close(a, b, rtol=1e-9, atol=1e-12)

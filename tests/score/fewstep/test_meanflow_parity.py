@@ -3,19 +3,13 @@
 Every case of the kinds below is read by its JSON and files alone; see the README beside them.
 """
 
-import json
-import os
-from functools import cached_property
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
+from fewstep_goldens import Case, Replay, cases, close, load, recorded_dropout
 from torch import nn
 
 from lit_gen.callbacks.ema import EMA
 from lit_gen.pretrained import edm, keymap, meanflow
-from lit_gen.rng import PerSample
 from lit_gen.score.fewstep import meanflow as ours
 from lit_gen.score.fewstep.tangent import jvp
 from lit_gen.score.losses import sum_of_pixels
@@ -25,44 +19,21 @@ from lit_gen.score.samplers import meanflow as sampler
 from lit_gen.score.sde import Flow, per_image
 
 pytestmark = pytest.mark.parity
-FOLDER = Path(os.environ.get("LITGEN_GOLDENS") or Path(__file__).parents[2] / "goldens") / "fewstep"
 IGNORED = ("resample_filter", "logvar_linear.weight", "logvar_linear.bias")
-
-
-class Case:
-    def __init__(self, path: Path):
-        self.path, self.json = path, json.loads(path.read_text())
-
-    def __repr__(self):
-        return self.path.stem
-
-    @cached_property
-    def io(self) -> dict[str, torch.Tensor]:
-        return {k: torch.from_numpy(v) for k, v in np.load(self.path.with_suffix(".io.npz")).items()}
-
-    def draws(self, prefix: str = "draw") -> list[torch.Tensor]:
-        return [self.io[k] for k in sorted(self.io) if k.startswith(prefix)]
-
-
-def cases(*kinds):
-    found = map(Case, sorted(FOLDER.glob("*.json")))
-    return [case for case in found if case.json.get("kind") in kinds]
-
-
 LOSSES, TIMES = cases("meanflow_loss"), cases("meanflow_times")
-FASTGEN, SAMPLERS = cases("fastgen_meanflow_loss"), cases("meanflow_sampler", "fastgen_sampler")
+FASTGEN = cases("fastgen_meanflow_loss")
 RUNS = [
     (case, name)
-    for case in SAMPLERS
+    for case in cases("meanflow_sampler", "fastgen_sampler")
     for name, run in case.json["runs"].items()
     if run.get("class", "MeanFlowModel") == "MeanFlowModel"
 ]
 
 
-def close(found, expected, tolerance):
-    assert found.shape == expected.shape
-    scale = float(expected.abs().max())
-    assert float((found.detach() - expected).abs().max()) <= tolerance * max(scale, 1e-30)
+def draws(case: Case, prefix: str = "draw", function: str = "") -> list[torch.Tensor]:
+    """The recorded random numbers, in their order."""
+    found = sorted(k for k in case.io if k.startswith(prefix))
+    return [case.io[k] for k in found if not function or k.endswith(f"_{function}")]
 
 
 class SecondTimeItself(nn.Module):
@@ -78,9 +49,7 @@ class SecondTimeItself(nn.Module):
 
 def model(weights: str, kwargs: dict, second_is_r: bool):
     """(denoiser, network, rules from the official state dict), in float64."""
-    state = {
-        key.partition(".")[2]: value for key, value in torch.load(FOLDER / weights, weights_only=True).items()
-    }
+    state = {key.partition(".")[2]: value for key, value in load(weights).items()}
     _, arguments = edm.network_arguments(state)
     arguments |= {"embedding_mult": kwargs["channel_mult_noise"], "second_time": "concatenated"}
     arguments["fir"] = kwargs["resample_filter"]
@@ -122,39 +91,25 @@ def law(options: dict) -> ours.TwoLogitNormals:
     )
 
 
-class Replay(PerSample):
-    """A generator of recorded draws."""
-
-    def __init__(self, draws):
-        self.draws = draws
-
-    def _stack(self, fill, shape, device, dtype):
-        return next(self.draws).to(dtype)
-
-
-class Dropout:
-    """Replays the recorded masks in order, from the first one in each call of the network."""
-
-    def __init__(self, masks, p):
-        self.masks, self.p, self.next = masks, p, 0
-
-    def __call__(self, x, p=0.5, training=True, inplace=False):
-        if not training or p == 0:
-            return x
-        assert p == self.p
-        mask = self.masks[self.next % len(self.masks)]
-        self.next += 1
-        return x * mask.to(x) / (1 - p)
+def check_tangent(case: Case, denoiser, x_t, t, r, told):
+    """(u, du/dt) along the recorded velocity, with the recorded masks in both calls."""
+    with recorded_dropout(case, calls=2):
+        u, dudt = jvp(
+            lambda *point: denoiser.average_velocity(*point, **told),
+            (x_t, t, r),
+            (case.io["v"], torch.ones_like(t), torch.zeros_like(r)),
+        )
+    close(u, case.io["u"], 1e-9)
+    close(dudt, case.io["dudt"], 1e-9)
+    return u.detach(), dudt
 
 
 @pytest.mark.parametrize("case", LOSSES, ids=repr)
-def test_loss_of_py_meanflow(case, monkeypatch):
+def test_loss_of_py_meanflow(case):
     io, options, kwargs = case.io, case.json["loss_kwargs"], case.json["constructor_kwargs"]
     denoiser, net, rules = model(case.json["weights"], kwargs, second_is_r=False)
     net.train(case.json["mode"] == "train")
-    if masks := case.draws("dropout_keep"):
-        monkeypatch.setattr("torch.nn.functional.dropout", Dropout(masks, kwargs["dropout"]))
-    z, normal, r_normal, uniform = case.draws()
+    z, normal, r_normal, uniform = draws(case)
     t, r = law(options).of(normal, r_normal, uniform)
     close(t, io["t"], 1e-12)
     close(r, io["r"], 1e-12)
@@ -163,15 +118,10 @@ def test_loss_of_py_meanflow(case, monkeypatch):
     v, x_t = z - io["images"], denoiser.process.marginal(io["images"], t, z)
     close(v, io["v"], 1e-12)
     close(x_t, io["x_t"], 1e-12)
-    u, dudt = jvp(
-        lambda *point: denoiser.average_velocity(*point, **told),
-        (x_t, t, r),
-        (v, torch.ones_like(t), torch.zeros_like(r)),
-    )
-    close(u, io["u"], 1e-9)
-    close(dudt, io["dudt"], 1e-9)
+    check_tangent(case, denoiser, x_t, t, r, told)
     loss = ours.MeanFlowLoss(law(options), options["norm_p"], options["norm_eps"])
-    losses = loss(denoiser, io["images"], t, z, r, **told)
+    with recorded_dropout(case, calls=2):
+        losses = loss(denoiser, io["images"], t, z, r, **told)
     close(losses, io["loss"], 1e-9)
     assert float(losses.mean()) == pytest.approx(case.json["loss_total_mean"], rel=1e-9)
     check_gradients(case, losses.mean(), net, rules, "net.")
@@ -180,10 +130,24 @@ def test_loss_of_py_meanflow(case, monkeypatch):
 @pytest.mark.parametrize("case", TIMES, ids=repr)
 def test_times_of_py_meanflow(case):
     for name, options in case.json["sets"].items():
-        t, r = law(options).of(*case.draws(f"{name}_draw"))
+        t, r = law(options).of(*draws(case, f"{name}_draw"))
         close(t, case.io[f"{name}_t"], 1e-12)
         close(r, case.io[f"{name}_r"], 1e-12)
         assert int((t == r).sum()) == options["equal"]
+
+
+def fastgen_times(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ordered times, of which the first rows get r = t."""
+    of_t, of_r = case.json["sample_t"], case.json["sample_r"]
+    if {of_t["time_dist_type"], of_r["time_dist_type"]} != {"logitnormal"} or of_t["min_t"] or of_r["min_t"]:
+        return case.io["t"], case.io["r"]  # laws that MeanFlow has not
+    assert of_t["max_t"] == of_r["max_t"]
+    laws = (of_t["train_p_mean"], of_t["train_p_std"], of_r["train_p_mean"], of_r["train_p_std"])
+    uniform = draws(case, function="rand")[0]
+    law = ours.TwoLogitNormals(*laws, different=1.0, ordered=True, largest=of_t["max_t"])
+    t, r = law.of(*draws(case, function="randn"), uniform)
+    same = int((uniform >= of_t["r_sample_ratio"]).sum())
+    return t, t.where(torch.arange(len(t)) < same, r)
 
 
 @pytest.mark.parametrize("case", FASTGEN, ids=repr)
@@ -192,25 +156,12 @@ def test_loss_of_fastgen(case):
     io, kwargs, options = case.io, case.json["constructor_kwargs"], case.json["loss_config"]
     denoiser, net, rules = model(case.json["weights"], kwargs, second_is_r=True)
     net.train(case.json["mode"] == "train")
-    of_t, of_r = case.json["sample_t"], case.json["sample_r"]
-    assert {of_t["time_dist_type"], of_r["time_dist_type"]} == {"logitnormal"}
-    assert of_t["min_t"] == of_r["min_t"] == 0 and of_t["max_t"] == of_r["max_t"]
-    laws = (of_t["train_p_mean"], of_t["train_p_std"], of_r["train_p_mean"], of_r["train_p_std"])
-    normal, r_normal, uniform, *rest = case.draws()
-    t, r = ours.TwoLogitNormals(*laws, 1.0, True, of_t["max_t"]).of(normal, r_normal, uniform)
-    same = int((uniform >= of_t["r_sample_ratio"]).sum())
-    r = t.where(torch.arange(len(t)) < same, r)
+    t, r = fastgen_times(case)
     close(t, io["t"], 1e-12)
     close(r, io["r"], 1e-12)
     told = {"label": io.get("class_labels_used", io.get("class_labels"))}
     v = io["v"]
-    u, dudt = jvp(
-        lambda *point: denoiser.average_velocity(*point, **told),
-        (io["x_t"], t, r),
-        (v, torch.ones_like(t), torch.zeros_like(r)),
-    )
-    close(u, io["u"], 1e-9)
-    close(dudt, io["dudt"], 1e-9)
+    u, dudt = check_tangent(case, denoiser, io["x_t"], t, r, told)
     if options["loss_type"] != "l2" or not options["norm_method"].startswith("poly_"):
         pytest.skip("u and its derivative agree; this loss is not built: it normalises the tangent")
     if case.json["guidance_scale"] is not None:
@@ -218,14 +169,14 @@ def test_loss_of_fastgen(case):
     target = v - per_image(t - r, v) * case.json["warmup_weight"] * dudt
     close(target, io["tangent_or_target"], 1e-9)
     power = float(options["norm_method"].removeprefix("poly_"))
-    z = rest[-1]
+    (z,) = draws(case, function="randn_like")
     close(z - io["images"], v, 1e-12)
     close(denoiser.process.marginal(io["images"], t, z), io["x_t"], 1e-12)
-    losses = ours.MeanFlowLoss(norm_p=power, norm_eps=options["norm_const"])(
-        denoiser, io["images"], t, z, r, **told
-    )
+    loss = ours.MeanFlowLoss(norm_p=power, norm_eps=options["norm_const"])
+    with recorded_dropout(case, calls=2):
+        losses = loss(denoiser, io["images"], t, z, r, **told)
     close(losses, io["loss"], 1e-9)
-    squares = sum_of_pixels((u.detach() - target).square())
+    squares = sum_of_pixels((u - target).square())
     close((squares + options["norm_const"]) ** -power, io["weight"], 1e-9)
     check_gradients(case, losses.mean(), net, rules, "model.")
 
@@ -240,7 +191,7 @@ def test_samples(case, name):
     *times, last = run["t_list" if fastgen else "t_steps"]
     assert last == 0
     noise = case.io["noise" if fastgen else "latents"]
-    draws = iter(case.draws(f"{name}_noise"))
+    generator = Replay(*draws(case, f"{name}_noise"))
     label = case.io.get(f"{name}_class_labels", case.io.get("class_labels"))
     evaluations = []
     out = sampler(
@@ -250,11 +201,11 @@ def test_samples(case, name):
         times=times,
         renoise=run.get("student_sample_type") == "sde",
         label=label,
-        generator=Replay(draws),
+        generator=generator,
         trace=lambda *a: evaluations.append(a),
     )
     close(out, case.io[f"{name}_out"], 1e-9)
-    assert len(evaluations) == run["nfe"] and next(draws, None) is None
+    assert len(evaluations) == run["nfe"] and not generator.numbers
 
 
 @pytest.mark.parametrize("case", cases("meanflow_ema"), ids=repr)
@@ -272,7 +223,7 @@ def test_average_of_py_meanflow(case):
 
 @pytest.mark.parametrize("case", LOSSES[:1], ids=repr)
 def test_checkpoints_are_read(case):
-    state = torch.load(FOLDER / case.json["weights"], weights_only=True)
+    state = load(case.json["weights"])
     averages = {key.replace("net.", "net_ema.", 1): 2 * value for key, value in state.items()}
     others = {key.replace("net.", "net_ema1.", 1): 3 * value for key, value in state.items()}
     content = {"model": state | averages | others | {"num_updates": torch.tensor(32)}, "epoch": 1}
