@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
@@ -24,7 +25,7 @@ from lit_gen.models.generation import check_label, classes
 from lit_gen.rng import keyed_generator
 from lit_gen.score.condition import Label
 from lit_gen.score.module import ScoreModule
-from lit_gen.score.restoration import Inpainting, box_mask
+from lit_gen.score.restoration import Inpainting, Noise, box_mask
 
 MASKS = ("center", "left", "right", "top", "bottom", "random")
 
@@ -178,6 +179,22 @@ def mask_of(spec: str, size: ImageSize) -> Tensor:
     if not Path(spec).is_file():
         raise ConfigError(f"mask={spec}: must be one of {', '.join(MASKS)}, or a picture.")
     return decode(Path(spec).read_bytes(), spec, channels=1, image_size=(h, w)) > 127
+
+
+def noise_of(given: float | str) -> Noise:
+    """The deviation of the noise: a number, or a map of the numbers in an npy file. Raises ConfigError."""
+    path = Path(str(given)).expanduser()
+    if path.suffix == ".npy" and path.is_file():
+        try:
+            return torch.from_numpy(np.load(path, allow_pickle=False).astype(np.float64))
+        except ValueError as error:
+            raise ConfigError(f"noise_std={given}: this is no npy file of numbers ({error}).") from error
+    try:
+        return float(given)
+    except ValueError:
+        raise ConfigError(
+            f"noise_std={given}: give a number, or an npy file with one for each pixel of the measurement."
+        ) from None
 
 
 def run_data(run_cfg: DictConfig) -> Any:

@@ -11,9 +11,8 @@ from torch import Tensor
 from lit_gen import __version__
 from lit_gen.cli import check_at_least_1, claim, entry_point, show, table
 from lit_gen.devices import divided
-from lit_gen.errors import ConfigError
 from lit_gen.images import grid, save_png
-from lit_gen.inputs import pictures
+from lit_gen.inputs import noise_of, pictures
 from lit_gen.instantiate import instantiate
 from lit_gen.metrics.distributed import from_rank_zero
 from lit_gen.metrics.restored import Perceptual, quality
@@ -21,9 +20,7 @@ from lit_gen.models import open_model, restore_images
 from lit_gen.rng import PerSample, keyed_generator, randn
 from lit_gen.runs import write_json
 from lit_gen.score.condition import class_of
-from lit_gen.score.restoration import repaint, replacement
-
-LARGEST_GAIN = 2.0  # of noise on a measurement that is taken as exact
+from lit_gen.score.restoration import Noise, deviation
 
 
 def restore(cfg: DictConfig, out: Path) -> dict[str, Any] | None:
@@ -35,8 +32,7 @@ def restore(cfg: DictConfig, out: Path) -> dict[str, Any] | None:
     Restoration k of image i depends on (seed, i, k) alone. Raises ConfigError for what does not fit together.
     """
     check_at_least_1(cfg, "num", "samples", "batch_size")
-    if cfg.noise_std < 0:
-        raise ConfigError(f"noise_std={cfg.noise_std}: a standard deviation cannot be negative.")
+    noise_std = noise_of(cfg.noise_std)
     from_rank_zero(
         lambda: claim(out, "restorations", "sheet.png", "images", "images.npz", "restoration.json")
     )
@@ -45,11 +41,10 @@ def restore(cfg: DictConfig, out: Path) -> dict[str, Any] | None:
     OmegaConf.update(cfg, "image_size", h if h == w else [h, w])
     operator, method = instantiate(cfg.operator), instantiate(cfg.method)
     originals, labels = pictures(cfg, run_cfg, module)
-    _check_noise(cfg, operator, method, module.image_shape)
     lpips = Perceptual(cfg.lpips, min(h, w), channels)
-    measured = _measure(operator, pixels.to_model(originals), cfg.noise_std, cfg.seed)
+    measured = _measure(operator, pixels.to_model(originals), noise_std, cfg.seed)
     restored = restore_images(
-        module, operator, measured, method, cfg.samples, cfg.seed, cfg.batch_size, labels
+        module, operator, measured, method, cfg.samples, cfg.seed, cfg.batch_size, labels, noise_std
     )
     if restored is None:
         return None  # rank 0 has them
@@ -86,28 +81,14 @@ def restore(cfg: DictConfig, out: Path) -> dict[str, Any] | None:
     return record
 
 
-def _measure(operator: Any, x: Tensor, noise_std: float, seed: int) -> Tensor:
+def _measure(operator: Any, x: Tensor, noise_std: Noise, seed: int) -> Tensor:
     """y = A x + noise_std n, the noise n of image i drawn from (seed, i)."""
     y = operator(x)
-    if noise_std == 0:
+    std = deviation(noise_std, y[:1])
+    if not isinstance(std, Tensor) and std == 0:
         return y
     keyed = PerSample([keyed_generator(seed, "measurement", i) for i in range(len(y))])
-    return y + noise_std * randn(y.shape, keyed)
-
-
-def _check_noise(cfg: DictConfig, operator: Any, method: Any, image_shape: tuple[int, ...]) -> None:
-    """Raises ConfigError for a method that takes the measurement as exact, where undoing the operator would
-    blow its noise up."""
-    if cfg.noise_std == 0 or getattr(method, "func", method) not in (repaint, replacement):
-        return
-    noise = torch.randn(operator(torch.zeros(1, *image_shape)).shape, generator=keyed_generator(0, "gain"))
-    gain = float(operator.pseudo_inverse(noise).square().mean().sqrt())
-    if gain > LARGEST_GAIN:
-        raise ConfigError(
-            f"noise_std={cfg.noise_std}: method={method.func.__name__} takes what was measured as exact, "
-            f"and undoing this operator would make the noise {gain:.0f} times larger. Take method=dps "
-            "or method=pigdm, which model the noise."
-        )
+    return y + (std * randn(y.shape, keyed)).to(y)
 
 
 def _write(out: Path, rows: Tensor, record: dict[str, Any]) -> None:

@@ -122,7 +122,7 @@ class RestoreSchema(GeneratorSchema):
     samples: int
     operator: Any
     mask: str
-    noise_std: float
+    noise_std: Any
     method: Any
     lpips: str | None
     precision: str | None

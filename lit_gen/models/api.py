@@ -30,7 +30,7 @@ from lit_gen.models.loading import load as load_run
 from lit_gen.models.loading import open_model, open_translator
 from lit_gen.score.condition import Condition
 from lit_gen.score.module import ScoreModule
-from lit_gen.score.restoration import LinearOperator
+from lit_gen.score.restoration import LinearOperator, Noise
 
 Sampler = Callable[..., Tensor]
 
@@ -88,7 +88,7 @@ class SampledModel:
         operator: LinearOperator,
         *,
         method: str | Callable[..., Tensor] = "pigdm",
-        noise_std: float = 0.0,
+        noise_std: Noise = 0.0,
         samples: int = 1,
         seed: int = 0,
         label: int | Tensor | Condition | None = None,
@@ -96,17 +96,19 @@ class SampledModel:
         **options: Any,
     ) -> Tensor:
         """Restorations (N, samples, C, H, W), stored as the training images were, of measurements
-        `operator(x) + noise_std * noise`, float
-        (N, ...), of images x in [-1, 1].
+        `operator(x) + noise_std * noise`, float (N, ...), of images x in [-1, 1]. `noise_std` is a number, or
+        a map that broadcasts to one measurement.
 
         `method` is the name of one in conf/method, with `options` of that file, or a function as in
-        `lit_gen.score.restoration`. `label`: the class of all images, int64 (N,), or a `Condition` of N
-        rows. Raises ConfigError for a method or option that there is not.
+        `lit_gen.score.restoration`. `label`: the class of all images, int64 (N,), or a `Condition` of N rows.
+        Raises ConfigError for a method or option that there is not, and for noise that the method refuses.
         """
-        chosen = _function("restore", "method", method, options, noise_std=noise_std)
+        chosen = _function("restore", "method", method, options)
         if isinstance(label, int):
             label = classes(label, len(measured))
-        restored = restore_images(self.module, operator, measured, chosen, samples, seed, batch_size, label)
+        restored = restore_images(
+            self.module, operator, measured, chosen, samples, seed, batch_size, label, noise_std
+        )
         assert restored is not None  # one process has all
         return restored
 
@@ -213,11 +215,11 @@ def _composed(command: str, overrides: list[str], values: dict[str, Any]) -> Dic
     return cfg
 
 
-def _function(command: str, group: str, given: Any, options: dict[str, Any], **values: Any) -> Any:
+def _function(command: str, group: str, given: Any, options: dict[str, Any]) -> Any:
     """What is given as a name, as that option of a configuration group, with options of its own; a function
     as it is."""
     if isinstance(given, str):
-        return _chosen(command, group, given, options, **values)
+        return _chosen(command, group, given, options)
     if options:
         raise ConfigError(
             f"{', '.join(options)}: options go with the name of a {group}, one of conf/{group}; give them "
@@ -226,10 +228,10 @@ def _function(command: str, group: str, given: Any, options: dict[str, Any], **v
     return given
 
 
-def _chosen(command: str, group: str, name: str, options: dict[str, Any], **values: Any) -> Any:
+def _chosen(command: str, group: str, name: str, options: dict[str, Any]) -> Any:
     """The object of an option of a configuration group, with options of its own."""
     _check_choice(group, name)
-    cfg = _composed(command, [f"{group}={name}"], values)
+    cfg = _composed(command, [f"{group}={name}"], {})
     with open_dict(cfg):
         cfg[group].update(options)
     return instantiate(cfg[group])

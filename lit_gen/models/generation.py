@@ -15,7 +15,7 @@ from lit_gen.rng import PerSample, keyed_generator
 from lit_gen.score.condition import Condition, Label, rows_of
 from lit_gen.score.denoiser import bound, network_precision
 from lit_gen.score.module import ScoreModule
-from lit_gen.score.restoration import LinearOperator
+from lit_gen.score.restoration import LinearOperator, Noise, deviation
 
 Told = Callable[[Sequence[int]], Condition]
 """Indices of images -> what the model is told of them, a row each."""
@@ -77,16 +77,21 @@ def restore_images(
     seed: int = 0,
     batch_size: int = 64,
     labels: Label = None,
+    noise_std: Noise = 0.0,
 ) -> Tensor | None:
     """(N, K, C, H, W) as the data are stored (`module.pixels`): K = `samples` restorations of each of the N
     measurements `measured` (N, ...).
 
-    `labels`, int64 (N,) or a `Condition`, are what a conditional model is told. Of several ranks each
-    restores whole batches, and rank 0 has all; the others get None.
+    `labels`, int64 (N,) or a `Condition`, are what a conditional model is told. `noise_std` is the deviation
+    of the noise on the measurements, or a map that broadcasts to one of them; 0 says nothing, and a method
+    may have its own. Raises ConfigError for what the method refuses. Of several ranks each restores whole
+    batches, and rank 0 has all; the others get None.
     """
     module.refuse_latents("Restoration")
     rows = [(i, k) for i in range(len(measured)) for k in range(samples)]
     process, device, parts = module.denoiser.process, module.device, []
+    noise_std = deviation(noise_std, measured[:1])
+    known = {"noise_std": noise_std} if isinstance(noise_std, Tensor) or noise_std > 0 else {}
     batches = own_batches(len(rows), batch_size)
     for own in tqdm(batches, "restoring", unit="batch", disable=rank() > 0):
         part = rows[own.start : own.stop]
@@ -96,7 +101,7 @@ def restore_images(
         y = measured[which].to(device)
         denoiser, label = bound(module.denoiser, rows_of(labels, which, device))
         with network_precision(denoiser, module.sampling_precision):
-            x_0 = method(denoiser, x, operator, y, label=label, generator=generator)
+            x_0 = method(denoiser, x, operator, y, label=label, generator=generator, **known)
         parts.append(module.pixels.from_model(x_0).cpu())
     restored = gather_batches(parts, len(rows), batch_size)
     return None if restored is None else restored.unflatten(0, (len(measured), samples))

@@ -2,12 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 from torchvision.models import alexnet
 
 from lit_gen.commands import restore as restoring
+from lit_gen.data.decode import decode
 from lit_gen.data.digits import digits
 from lit_gen.errors import ConfigError
 from lit_gen.images import save_png
@@ -69,6 +71,10 @@ METHODS = {
     "repaint": ["method.num_steps=3", "method.num_resamples=2"],
     "dps": ["method.num_steps=3"],
     "pigdm": ["method.num_steps=3"],
+    "mmps": ["method.num_steps=3"],
+    "ddrm": ["method.num_steps=3"],
+    "ddnm": ["method.num_steps=3", "method.travel_repeats=2"],
+    "diffpir": ["method.num_steps=3"],
 }
 OPERATORS = ("inpaint", "super_resolution", "blur", "motion_blur", "denoise")
 
@@ -103,6 +109,39 @@ def test_noise_that_would_be_blown_up_is_refused(tiny_run, compose, tmp_path, me
         restore("noise_std=0.1", "operator=blur")
     restore("noise_std=0.1", "operator=inpaint")
     restore("operator=blur")
+
+
+def test_a_map_of_noise(tiny_run, compose, tmp_path):
+    """Its pixels of 0 are measured exactly, the others are not; what it does not fit is refused in words."""
+    std = np.zeros((8, 8))
+    std[:, 4:] = 0.5
+    np.save(tmp_path / "map.npy", std)
+
+    def restore(*more):
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        given = [f"run={tiny_run}", "device=cpu", "num=2", "samples=1", "operator=denoise", *more]
+        restoring.restore(compose(*given, f"out={out}", config_name="restore"), out)
+        names = ("original", "degraded", "restored_0")
+        return [decode((out / "images" / f"0000_{n}.png").read_bytes(), n, channels=1).int() for n in names]
+
+    given = f"noise_std={tmp_path}/map.npy"
+    original, degraded, restored = restore(given, "method=ddnm", "method.num_steps=5")
+    assert (
+        torch.equal(degraded[..., :4], original[..., :4]) and (degraded - original)[..., 4:].abs().max() > 30
+    )
+    assert (restored - original)[..., :4].abs().max() <= 1 < (restored - original)[..., 4:].abs().max()
+    for more, words in (
+        ((given, "method=repaint"), "is a map: method=repaint takes"),
+        ((given, "operator=blur", "method=ddrm"), "is a map, and Blur mixes pixels"),
+        (
+            (given, "operator=super_resolution"),
+            r"map \(8, 8\), which does not fit a measurement \(1, 1, 2, 2\)",
+        ),
+        (("noise_std=none.npy",), "noise_std=none.npy: give a number, or an npy file"),
+        (("noise_std=-1",), "noise_std=-1"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            restore(*more)
 
 
 def test_colour_needs_colours(tiny_run, compose, tmp_path):

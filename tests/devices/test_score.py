@@ -355,6 +355,13 @@ METHODS = {
     "repaint": partial(restoration.repaint, num_steps=4, jump_length=2, num_resamples=2),
     "dps": partial(restoration.dps, num_steps=3),
     "pigdm": partial(restoration.pigdm, num_steps=3),
+    "mmps": partial(restoration.mmps, num_steps=3, iterations=2),
+    "mmps, cg": partial(restoration.mmps, num_steps=3, iterations=2, solver=restoration.cg),
+    "ddrm": partial(restoration.ddrm, num_steps=3),
+    "ddrm, noise": partial(restoration.ddrm, num_steps=3, noise_std=0.3),
+    "ddnm": partial(restoration.ddnm, num_steps=3),
+    "ddnm, noise": partial(restoration.ddnm, num_steps=3, travel_repeats=2, noise_std=0.3),
+    "diffpir": partial(restoration.diffpir, num_steps=3, inner_steps=2, noise_std=0.3),
 }
 
 

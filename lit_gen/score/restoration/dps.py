@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
+from lit_gen.errors import ConfigError
 from lit_gen.rng import Generator, randn
 from lit_gen.score.denoiser import AbstractDenoiser
+from lit_gen.score.restoration.noise import Noise, deviation
 from lit_gen.score.restoration.operators import LinearOperator
 from lit_gen.score.samplers.grids import Grid, uniform_time
 from lit_gen.score.samplers.ode import Trace
@@ -20,6 +22,7 @@ def dps(
     operator: LinearOperator,
     y: Tensor,
     *,
+    noise_std: Noise = 0.0,  # a number cancels: the steps have the length that zeta says
     num_steps: int = 1000,
     zeta: float = 1.0,  # length of the gradient steps; 0.3 to 1 in the paper
     grid: Grid = uniform_time,
@@ -31,9 +34,11 @@ def dps(
 
     Ancestral steps, each followed by zeta times the gradient of ||y - A x0_hat(x_t)|| (the official code's;
     Algorithm 1 has twice that). Runs in variance-preserving coordinates x_t / sqrt(alpha^2 + sigma^2), in
-    which the paper's zeta is meant. Differentiates the network: about three times the cost of a sampler.
+    which the paper's zeta is meant. Differentiates the network: about three times the cost of a sampler. A
+    noise map weighs the pixels of y - A x0_hat by the inverse of their deviations.
     """
     process, y = denoiser.process, wide(y)
+    weights = _weights(noise_std, y)
     times = grid(process, num_steps)
     levels = process.noise_level(times)
     x = wide(x) / (process.alpha(times[0]) * (1 + levels[0].square()).sqrt())
@@ -44,7 +49,7 @@ def dps(
             x = x.requires_grad_()
             x_t = x * (unit * process.alpha(t))
             x0_hat = denoiser(x_t, t, label)
-            distance = (y - operator(x0_hat)).flatten(1).norm(dim=1)
+            distance = (weights * (y - operator(x0_hat))).flatten(1).norm(dim=1)
             (gradient,) = torch.autograd.grad(distance.sum(), x)
         x, x0_hat = x.detach(), x0_hat.detach()
         if trace is not None:
@@ -54,3 +59,18 @@ def dps(
         ahead = x0_hat + (s_next / s).square() * (x * unit - x0_hat) + fresh * z
         x = ahead / unit_next - zeta * gradient
     return x * (process.alpha(times[-1]) * units[-1])
+
+
+def _weights(noise_std: Noise, y: Tensor) -> Tensor | float:
+    """1 / noise_std over the whole of y, scaled to a mean square of 1; 1 for a number. Raises ConfigError for
+    maps with pixels that have no noise."""
+    std = deviation(noise_std, y)
+    if not isinstance(std, Tensor):
+        return 1.0
+    if not bool((std > 0).all()):
+        raise ConfigError(
+            "noise_std is a map with pixels that have no noise: method=dps, which weighs pixels by its "
+            "inverse, would see these alone. Give them a little noise, or take method=pigdm or method=mmps."
+        )
+    weights = std.reciprocal().expand(y.shape)
+    return weights / weights.square().flatten(1).mean(1).sqrt().reshape(-1, *(1,) * (y.ndim - 1))

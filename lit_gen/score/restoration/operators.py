@@ -1,13 +1,14 @@
-"""Degradations y = A x as linear operators on images (B, C, H, W), each with its adjoint and the inverse of a
-I + b A A^T.
+"""Degradations y = A x as linear operators on images (B, C, H, W), each with its adjoint, the inverse of a I
++ b A A^T, and its singular value decomposition.
 
-All are so simple that A A^T is diagonal, in pixels or in frequencies, and nothing here iterates. What an
-operator holds (a mask, weights, a spectrum) moves to the device of the first images and stays there, so that
-a sampler's loop does not wait for copies.
+All but `Matrix` are so simple that A A^T is diagonal, in pixels or in frequencies, and nothing here iterates.
+What an operator holds (a mask, weights, a spectrum) moves to the device of the first images and stays there,
+so that a sampler's loop does not wait for copies.
 """
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ __all__ = [
     "Denoising",
     "Inpainting",
     "LinearOperator",
+    "Matrix",
     "SuperResolution",
     "box_mask",
     "gaussian_kernel",
@@ -30,7 +32,15 @@ __all__ = [
 
 
 class LinearOperator(ABC):
-    """The interface: A, A^T and (a I + b A A^T)^-1, for real numbers a >= 0 and b > 0."""
+    """The interface: A, A^T, (a I + b A A^T)^-1 for real numbers a >= 0 and b > 0, and A = U S V^T.
+
+    Images have one coordinate V^T x for each singular value, those that are 0 included: `coordinates`,
+    `image`, `singular_values`. Which basis V has within equal singular values is up to the operator.
+    `pixelwise` says that A A^T is diagonal in the pixels of y: then U is the identity there, and `a` may be a
+    value for each.
+    """
+
+    pixelwise: bool = True
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
@@ -44,9 +54,28 @@ class LinearOperator(ABC):
     def solve(self, y: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:
         """(a I + b A A^T)^-1 y; 0 where a = 0 and A A^T vanishes. `a` and `b` broadcast to y."""
 
+    @abstractmethod
+    def coordinates(self, x: Tensor) -> Tensor:
+        """V^T x, (B, ...) with as many numbers as x."""
+
+    @abstractmethod
+    def image(self, v: Tensor) -> Tensor:
+        """V v, the inverse of `coordinates`."""
+
+    @abstractmethod
+    def singular_values(self, v: Tensor) -> Tensor:
+        """At least 0, in an order of the operator's own; they broadcast to the coordinates `v`."""
+
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         """A^+ y = A^T (A A^T)^+ y: the least image that explains y best."""
         return self.adjoint(self.solve(y, 0.0, 1.0))
+
+    def measured_coordinates(self, y: Tensor) -> Tensor:
+        """U^T y where the coordinates of images have it, and 0 where a singular value is 0: for y = A x it is
+        S V^T x."""
+        v = self.coordinates(self.adjoint(y))  # U^T y = S^+ V^T A^T y
+        s = self.singular_values(v)
+        return torch.where(s > 0, v / _positive(s), 0.0)
 
 
 class Denoising(LinearOperator):
@@ -60,6 +89,15 @@ class Denoising(LinearOperator):
 
     def solve(self, y: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:
         return y / (a + b)
+
+    def coordinates(self, x: Tensor) -> Tensor:
+        return x
+
+    def image(self, v: Tensor) -> Tensor:
+        return v
+
+    def singular_values(self, v: Tensor) -> Tensor:
+        return v.new_ones(())
 
 
 class Inpainting(LinearOperator):
@@ -80,6 +118,15 @@ class Inpainting(LinearOperator):
 
     def solve(self, y: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:
         return torch.where(self._mask_beside(y), y / (a + b), _over(y, a))
+
+    def coordinates(self, x: Tensor) -> Tensor:
+        return x
+
+    def image(self, v: Tensor) -> Tensor:
+        return v
+
+    def singular_values(self, v: Tensor) -> Tensor:
+        return self._mask_beside(v).to(v.dtype)
 
     def _mask_beside(self, x: Tensor) -> Tensor:
         self.mask = self.mask.to(x.device)
@@ -106,6 +153,15 @@ class Colorization(LinearOperator):
     def solve(self, y: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:
         return y / (a + b * self.square)
 
+    def coordinates(self, x: Tensor) -> Tensor:
+        return _reflected(x, self._weights_beside(x) / math.sqrt(self.square), 1)
+
+    def image(self, v: Tensor) -> Tensor:
+        return self.coordinates(v)
+
+    def singular_values(self, v: Tensor) -> Tensor:
+        return _first(math.sqrt(self.square), v, 1)
+
     def _weights_beside(self, x: Tensor) -> Tensor:
         self.weights = self.weights.to(x.device, wide_dtype(x.device))
         return self.weights.to(x.dtype)
@@ -130,12 +186,31 @@ class SuperResolution(LinearOperator):
     def solve(self, y: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:
         return y / (a + b / self.factor**2)
 
+    def coordinates(self, x: Tensor) -> Tensor:
+        """(B, C, factor^2, h, w), the mean of each block first."""
+        f, (h, w) = self.factor, x.shape[-2:]
+        blocks = x.unflatten(3, (w // f, f)).unflatten(2, (h // f, f))  # (B, C, h, f, w, f)
+        return self._reflected(blocks.permute(0, 1, 3, 5, 2, 4).flatten(2, 3))
+
+    def image(self, v: Tensor) -> Tensor:
+        blocks = self._reflected(v).unflatten(2, (self.factor, self.factor))
+        return blocks.permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)
+
+    def singular_values(self, v: Tensor) -> Tensor:
+        return _first(1 / self.factor, v, 2)
+
+    def _reflected(self, blocks: Tensor) -> Tensor:
+        return _reflected(blocks, blocks.new_full((self.factor**2,), 1 / self.factor), 2)
+
 
 class Blur(LinearOperator):
     """Convolution with `kernel` (h, w), of odd sides and sum 1, around the image's edges (circular).
 
-    Frequencies that the kernel damps below `cutoff` count as lost in the pseudo-inverse.
+    Frequencies that the kernel damps below `cutoff` count as lost. The singular vectors are those of
+    Hartley's transform, cos + sin of each frequency, and the singular values the moduli of the spectrum.
     """
+
+    pixelwise = False
 
     def __init__(self, kernel: Tensor, cutoff: float = 1e-6):
         if kernel.ndim != 2 or any(side % 2 == 0 for side in kernel.shape):
@@ -150,10 +225,25 @@ class Blur(LinearOperator):
         return self._filter(y, self._spectrum(y).conj())
 
     def solve(self, y: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:
-        power = self._spectrum(y).abs().square()
-        power = torch.where(power < self.cutoff**2, 0.0, power)
-        total = a + b * power
+        total = a + b * self._moduli(y).square()
         return self._filter(y, torch.where(total > 0, 1 / _positive(total), 0.0))
+
+    def coordinates(self, x: Tensor) -> Tensor:
+        """(B, C, H, W), one for each frequency."""
+        if len(x) == 0:
+            return x
+        spectrum = torch.fft.fft2(wide(x), norm="ortho")
+        return (spectrum.real - spectrum.imag).to(x)
+
+    def image(self, v: Tensor) -> Tensor:
+        return self.coordinates(v)
+
+    def singular_values(self, v: Tensor) -> Tensor:
+        return self._moduli(v).to(v.dtype)
+
+    def _moduli(self, x: Tensor) -> Tensor:
+        moduli = self._spectrum(x).abs()
+        return torch.where(moduli < self.cutoff, 0.0, moduli)
 
     def _spectrum(self, x: Tensor) -> Tensor:
         (h, w), (height, width) = self.kernel.shape, x.shape[-2:]
@@ -162,14 +252,63 @@ class Blur(LinearOperator):
         at = x.shape[-2:], x.device
         if at not in self._spectra:
             padded = F.pad(self.kernel, (0, width - w, 0, height - h)).roll((-(h // 2), -(w // 2)), (0, 1))
-            self._spectra[at] = torch.fft.rfft2(padded.to(x.device, wide_dtype(x.device)))
+            self._spectra[at] = torch.fft.fft2(padded.to(x.device, wide_dtype(x.device)))
         return self._spectra[at]
 
     @staticmethod
     def _filter(x: Tensor, spectrum: Tensor) -> Tensor:
         if len(x) == 0:
             return x  # some FFT libraries refuse it
-        return torch.fft.irfft2(torch.fft.rfft2(wide(x)) * spectrum, s=x.shape[-2:]).to(x)
+        half = spectrum[..., : x.shape[-1] // 2 + 1]
+        return torch.fft.irfft2(torch.fft.rfft2(wide(x)) * half, s=x.shape[-2:]).to(x)
+
+
+class Matrix(LinearOperator):
+    """Any `matrix` (M, D) on images of `shape` (C, H, W), D = C H W, flattened; y is (B, M).
+
+    Decomposed once, at a cost that grows with the cube of D: for small images, and as a reference.
+    """
+
+    pixelwise = False
+
+    def __init__(self, matrix: Tensor, shape: Sequence[int]):
+        if matrix.ndim != 2 or matrix.shape[1] != math.prod(shape):
+            raise ConfigError(
+                f"A matrix on images {tuple(shape)} has {math.prod(shape)} columns, "
+                f"got {tuple(matrix.shape)}."
+            )
+        self.shape, self.matrix = tuple(shape), wide(matrix)
+        self.left, values, self.right = torch.linalg.svd(self.matrix)
+        values = torch.where(
+            values > values[0] * max(matrix.shape) * torch.finfo(values.dtype).eps, values, 0
+        )
+        self.values = F.pad(values, (0, max(matrix.shape) - len(values)))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ self._beside(x).matrix.T.to(x.dtype)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return (y @ self._beside(y).matrix.to(y.dtype)).unflatten(1, self.shape)
+
+    def solve(self, y: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:
+        left = self._beside(y).left.to(y.dtype)
+        total = a + b * self.values[: len(left)].square()
+        return (y @ left * torch.where(total > 0, 1 / _positive(total), 0.0).to(y.dtype)) @ left.T
+
+    def coordinates(self, x: Tensor) -> Tensor:
+        """(B, D)."""
+        return x.flatten(1) @ self._beside(x).right.T.to(x.dtype)
+
+    def image(self, v: Tensor) -> Tensor:
+        return (v @ self._beside(v).right.to(v.dtype)).unflatten(1, self.shape)
+
+    def singular_values(self, v: Tensor) -> Tensor:
+        return self._beside(v).values[: v.shape[1]].to(v.dtype)
+
+    def _beside(self, x: Tensor) -> "Matrix":
+        parts = (self.matrix, self.left, self.values, self.right)
+        self.matrix, self.left, self.values, self.right = (part.to(x.device) for part in parts)
+        return self
 
 
 def gaussian_kernel(std: float, size: int | None = None) -> Tensor:
@@ -201,6 +340,23 @@ def box_mask(height: int, width: int, top: int, left: int, box_height: int, box_
     mask = torch.ones(1, height, width, dtype=torch.bool)
     mask[:, top : top + box_height, left : left + box_width] = False
     return mask
+
+
+def _reflected(x: Tensor, unit: Tensor, axis: int) -> Tensor:
+    """x along `axis` in an orthonormal basis that begins with `unit`: I - 2 w w^T with w the direction of e_1
+    - unit, which is its own inverse (Householder)."""
+    w = -unit
+    w[0] += 1
+    w = w / _positive(w.norm())
+    rows = x.movedim(axis, -1)
+    return (rows - 2 * (rows * w).sum(-1, keepdim=True) * w).movedim(-1, axis)
+
+
+def _first(value: float, v: Tensor, axis: int) -> Tensor:
+    """`value` for the first along `axis` of v, 0 for the others."""
+    values = v.new_zeros(v.shape[axis], *(1,) * (v.ndim - axis - 1))
+    values[0] = value
+    return values
 
 
 def _over(y: Tensor, a: Tensor | float) -> Tensor:

@@ -10,6 +10,7 @@ from lit_gen.errors import ConfigError
 from lit_gen.rng import Generator
 from lit_gen.score.condition import Label
 from lit_gen.score.denoiser import AbstractDenoiser
+from lit_gen.score.restoration.noise import Noise, deviation
 from lit_gen.score.restoration.operators import LinearOperator
 from lit_gen.score.samplers.ddim import ddim
 from lit_gen.score.samplers.ode import Trace
@@ -30,16 +31,14 @@ class PosteriorDenoiser(AbstractDenoiser):
         denoiser: AbstractDenoiser,
         operator: LinearOperator,
         y: Tensor,
-        noise_std: float = 0.0,
+        noise_std: Noise = 0.0,
         sigma_data: float = 0.5,
     ):
         super().__init__()
-        if noise_std < 0 or sigma_data <= 0:
-            raise ConfigError(
-                f"noise_std must not be negative and sigma_data positive, got {noise_std}, {sigma_data}."
-            )
-        self.denoiser, self.process, self.operator, self.y = denoiser, denoiser.process, operator, y
-        self.noise_std, self.sigma_data = noise_std, sigma_data
+        if sigma_data <= 0:
+            raise ConfigError(f"sigma_data={sigma_data}: must be positive.")
+        self.denoiser, self.process, self.operator, self.y = denoiser, denoiser.process, operator, wide(y)
+        self.variance, self.sigma_data = deviation(noise_std, self.y, operator) ** 2, sigma_data
 
     def forward(self, x_t: Tensor, t: Tensor, label: Label = None) -> Tensor:
         level = self.process.noise_level(t)
@@ -47,9 +46,9 @@ class PosteriorDenoiser(AbstractDenoiser):
         with torch.enable_grad():
             x = wide(x_t).detach().requires_grad_()
             x0_hat = self.denoiser(x, t, label)
-            rest = wide(self.y) - self.operator(x0_hat.detach())
+            rest = self.y - self.operator(x0_hat.detach())
             pull = self.operator.adjoint(
-                self.operator.solve(rest, self.noise_std**2, per_image(r.square(), rest))
+                self.operator.solve(rest, self.variance, per_image(r.square(), rest))
             )
             (gradient,) = torch.autograd.grad(x0_hat, x, pull)
         gain = self.process.sigma(t).square() / self.process.alpha(t)
@@ -62,7 +61,7 @@ def pigdm(
     operator: LinearOperator,
     y: Tensor,
     *,
-    noise_std: float = 0.0,
+    noise_std: Noise = 0.0,
     sigma_data: float = 0.5,
     num_steps: int = 100,
     sampler: Callable[..., Tensor] = ddim,

@@ -8,6 +8,7 @@ from torch import Tensor
 from lit_gen.errors import ConfigError
 from lit_gen.rng import Generator, randn
 from lit_gen.score.denoiser import AbstractDenoiser
+from lit_gen.score.restoration.noise import Noise, check_exact
 from lit_gen.score.restoration.operators import LinearOperator
 from lit_gen.score.restoration.replacement import Replace
 from lit_gen.score.samplers.grids import Grid, uniform_time
@@ -38,6 +39,7 @@ def repaint(
     operator: LinearOperator,
     y: Tensor,
     *,
+    noise_std: Noise = 0.0,
     num_steps: int = 250,
     jump_length: int = 10,
     num_resamples: int = 10,
@@ -49,12 +51,14 @@ def repaint(
     """x_0 (B, C, H, W) in float64 with A x_0 = y from `x` at t_max, on any process and with any operator.
 
     Ancestral steps with the seen part replaced, and jumps back to more noise in between, which let the unseen
-    part come to terms with it. About num_steps num_resamples evaluations. For measurements without noise.
+    part come to terms with it. About num_steps num_resamples evaluations. For measurements without noise:
+    raises ConfigError for what A^+ would blow up.
     """
     if jump_length < 1 or num_resamples < 1:
         raise ConfigError(
             f"jump_length and num_resamples must be at least 1, got {jump_length}, {num_resamples}."
         )
+    check_exact(noise_std, operator, x, "repaint")
     process, x = denoiser.process, wide(x)
     times, replace = grid(process, num_steps), Replace(denoiser.process, operator, y, generator)
     path = walk(num_steps, jump_length, num_resamples)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from lit_gen.rng import Generator, randn
 from lit_gen.score.denoiser import AbstractDenoiser
+from lit_gen.score.restoration.noise import Noise, check_exact
 from lit_gen.score.restoration.operators import LinearOperator
 from lit_gen.score.samplers.ode import Trace
 from lit_gen.score.samplers.predictor_corrector import predictor_corrector
@@ -38,6 +39,7 @@ def replacement(
     operator: LinearOperator,
     y: Tensor,
     *,
+    noise_std: Noise = 0.0,
     num_steps: int = 1000,
     sampler: Callable[..., Tensor] = predictor_corrector,
     label: Tensor | None = None,
@@ -46,8 +48,9 @@ def replacement(
 ) -> Tensor:
     """x_0 (B, C, H, W) in float64 with A x_0 = y from `x` at t_max: a sampler that takes `constrain`, put
     right after every move. For measurements without noise; the seen and the unseen part know little of one
-    another (see `repaint`).
+    another (see `repaint`). Raises ConfigError for noise that A^+ would blow up.
     """
+    check_exact(noise_std, operator, x, "replacement")
     constrain = Replace(denoiser.process, operator, y, generator)
     watched = {"label": label, "generator": generator, "trace": trace}
     return sampler(denoiser, x, num_steps=num_steps, constrain=constrain, **watched)

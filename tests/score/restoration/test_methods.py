@@ -17,8 +17,12 @@ from lit_gen.score.restoration import (
     PosteriorDenoiser,
     Replace,
     SuperResolution,
+    ddnm,
+    ddrm,
+    diffpir,
     dps,
     gaussian_kernel,
+    mmps,
     pigdm,
     repaint,
     replacement,
@@ -175,6 +179,10 @@ def test_an_image_depends_on_its_own_stream_alone():
         partial(dps, num_steps=6),
         partial(replacement, num_steps=6),
         partial(pigdm, num_steps=6),
+        partial(mmps, num_steps=6, iterations=2),
+        partial(ddrm, num_steps=6),
+        partial(ddnm, num_steps=6, noise_std=0.1),
+        partial(diffpir, num_steps=6),
     ):
 
         def draw(indices, method=method):
@@ -191,8 +199,8 @@ def test_walk_of_repaint():
     assert walk(3, 2, 2) == [0, 1, 2, 1, 0, 1, 2, 3, 2, 3]
     with pytest.raises(ConfigError, match="at least 1, got 0, 2"):
         repaint(None, torch.zeros(1), None, torch.zeros(1), jump_length=0, num_resamples=2)
-    with pytest.raises(ConfigError, match=r"got -1\.0, 0\.5"):
-        PosteriorDenoiser(GaussianDenoiser(VP(), MEAN, torch.tensor(1.0)), Denoising(), MEAN, noise_std=-1.0)
+    with pytest.raises(ConfigError, match=r"sigma_data=0\.0"):
+        PosteriorDenoiser(GaussianDenoiser(VP(), MEAN, torch.tensor(1.0)), Denoising(), MEAN, sigma_data=0.0)
 
 
 def test_latents_encode_and_interpolate():
@@ -219,7 +227,7 @@ def test_no_images_are_restored_to_none(A):
     process = VP()
     denoiser = GaussianDenoiser(process, torch.zeros(SHAPE), torch.tensor(0.25))
     x = torch.zeros(0, *SHAPE)
-    for method in (replacement, repaint, dps, pigdm):
+    for method in (replacement, repaint, dps, pigdm, mmps, ddrm, ddnm, diffpir):
         out = method(denoiser, x, A, A(x), num_steps=2, generator=PerSample([]))
         assert out.shape == x.shape and out.dtype == torch.float64
     assert encode(denoiser, x).shape == x.shape

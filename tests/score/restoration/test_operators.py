@@ -11,6 +11,7 @@ from lit_gen.score.restoration import (
     Colorization,
     Denoising,
     Inpainting,
+    Matrix,
     SuperResolution,
     box_mask,
     gaussian_kernel,
@@ -29,11 +30,15 @@ OPERATORS = {
     "box blur": Blur(torch.ones(3, 5) / 15),  # some frequencies vanish
     "motion blur": Blur(motion_kernel(5, 30.0)),
 }
-each_operator = pytest.mark.parametrize("A", OPERATORS.values(), ids=OPERATORS)
 
 
 def randn(*shape, seed="x"):
     return torch.randn(shape, generator=keyed_generator(seed), dtype=torch.float64)
+
+
+OPERATORS["matrix"] = Matrix(randn(40, 3 * 12 * 8, seed="matrix"), (3, 12, 8))
+OPERATORS["matrix, tall"] = Matrix(randn(300, 4, seed="a") @ randn(4, 288, seed="b"), (3, 12, 8))
+each_operator = pytest.mark.parametrize("A", OPERATORS.values(), ids=OPERATORS)
 
 
 @each_operator
@@ -47,7 +52,7 @@ def test_adjoint(A):
 @each_operator
 def test_solve_inverts_a_i_plus_b_a_at(A):
     y = randn(*A(randn(*SHAPE)).shape, seed="y")
-    b = torch.tensor([2.0, 0.3], dtype=torch.float64).reshape(2, 1, 1, 1)
+    b = torch.tensor([2.0, 0.3], dtype=torch.float64).reshape(2, *(1,) * (y.ndim - 1))
     v = A.solve(y, 0.1, b)
     assert_close(0.1 * v + b * A(A.adjoint(v)), y, rtol=1e-6, atol=1e-8)
 
@@ -65,11 +70,50 @@ def test_pseudo_inverse_is_moore_and_penroses(A):
     assert_close((A(plus(again)) * y).sum(), (again * A(plus(y))).sum(), **close)
 
 
+def basis() -> torch.Tensor:
+    """The unit images (D, C, H, W)."""
+    return torch.eye(288, dtype=torch.float64).view(288, *SHAPE[1:])
+
+
+@each_operator
+def test_singular_value_decomposition(A):
+    """U S V^T is the dense matrix of A, with V orthogonal, U orthonormal where S is positive, and LAPACK's
+    singular values."""
+    images = basis()
+    dense = A(images).flatten(1).T  # (M, D)
+    v = A.coordinates(images)
+    V = v.flatten(1)  # row i: V^T e_i
+    s = A.singular_values(v).expand(v.shape)[0].flatten()
+    assert_close(V @ V.T, torch.eye(288, dtype=torch.float64), rtol=0, atol=1e-12)
+    assert_close(A.image(v), images, rtol=0, atol=1e-12)
+    y = torch.eye(len(dense), dtype=torch.float64).view(-1, *A(images).shape[1:])
+    U = A.measured_coordinates(y).flatten(1)  # row j: U^T e_j
+    assert_close(U @ (s[:, None] * V.T), dense, rtol=0, atol=1e-8)
+    assert_close(U.T @ U, (s > 0).double().diag(), rtol=0, atol=1e-8)
+    expected = torch.linalg.svdvals(dense)
+    assert_close(s.sort(descending=True).values[: len(expected)], expected, rtol=1e-9, atol=1e-9)
+
+
+@each_operator
+def test_what_a_pixelwise_operator_measures_has_the_noise_of_its_pixels(A):
+    """There U is the identity: a map of deviations, and a solution with a map, are those of each pixel."""
+    y = randn(*A(randn(*SHAPE)).shape, seed="y")
+    u, s = A.measured_coordinates(y), A.singular_values(A.coordinates(randn(*SHAPE)))
+    seen = (s > 0).expand(u.shape)
+    nearest = (u[seen][:, None] - y.flatten()).abs().min(1).values
+    assert bool((nearest < 1e-12).all()) == A.pixelwise
+    if A.pixelwise:
+        a = 0.1 + y.square()
+        v = A.solve(y, a, 2.0)
+        assert_close(a * v + 2 * A(A.adjoint(v)), y, rtol=1e-9, atol=1e-9)
+
+
 @each_operator
 def test_dtype_is_kept(A):
     x = randn(*SHAPE).float()
-    y = A(x)
+    y, v = A(x), A.coordinates(x)
     assert y.dtype == A.adjoint(y).dtype == A.pseudo_inverse(y).dtype == torch.float32
+    assert v.dtype == A.image(v).dtype == A.singular_values(v).dtype == torch.float32
 
 
 def test_what_operators_do():
@@ -112,6 +156,7 @@ def test_kernels():
         (lambda: Blur(torch.ones(2, 3)), "two odd sides"),
         (lambda: Blur(torch.ones(9, 9))(torch.zeros(1, 1, 8, 8)), "larger than the image"),
         (lambda: Colorization()(torch.zeros(1, 1, 8, 8)), "weighs 3 channels"),
+        (lambda: Matrix(torch.zeros(3, 4), (1, 2, 3)), r"has 6 columns, got \(3, 4\)"),
     ],
 )
 def test_errors(build, words):
