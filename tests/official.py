@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from lit_gen.pretrained import edm, keymap, ncsn, score_sde
+from lit_gen.pretrained import edm, keymap, ncsn, score_sde, transformers
 from lit_gen.pretrained.keymap import Layout, Rule
 from lit_gen.score.networks.edm2 import MPFourier, MPLinear
 
@@ -52,6 +52,11 @@ def score_sde_state(net: nn.Module) -> dict[str, Tensor]:
     That of an unconditional network lacks what the official one has and does not use.
     """
     return {f"module.{key}": tensor for key, tensor in invert(net, score_sde.rules(net)).items()}
+
+
+def transformer_state(net: nn.Module) -> dict[str, Tensor]:
+    """The state dict of U-ViT's, DiT's, or SiT's network."""
+    return invert(net, transformers.rules(net))
 
 
 class Uncertainty(nn.Module):

@@ -19,7 +19,7 @@ from lit_gen.commands.consolidate import consolidate
 from lit_gen.config.experiment import build
 from lit_gen.errors import ConfigError
 from lit_gen.module import clip_gradients
-from lit_gen.score.networks import ADM, DDPM, EDM2, NCSN, NCSNpp, NCSNv2, NoisyClassifier
+from lit_gen.score.networks import ADM, DDPM, EDM2, NCSN, DiT, NCSNpp, NCSNv2, NoisyClassifier, UViT
 
 FSDP = ["trainer=fsdp", "trainer.accelerator=cpu", "logger=csv"]
 # Whatever draws random numbers in a step; scalar parameters, and others outside of the network.
@@ -167,6 +167,8 @@ NETWORKS = [
     lambda: EDM2(**SMALL, channel_mult=(1, 2), attention_resolutions=(4,), checkpoint_blocks=True),
     lambda: NCSNpp(**SMALL, channel_mult=(1, 2), input_pyramid="residual", fir=(1, 3, 3, 1)),
     lambda: NCSNpp(**SMALL, channel_mult=(1, 2), input_pyramid="skip", output_pyramid="skip"),
+    lambda: UViT(8, 3, 2, 16, 4, 2),
+    lambda: DiT(8, 3, 2, 16, 2, 2, checkpoint_blocks=True),
     lambda: NCSN(image_size=8, base_channels=8, num_levels=3),
     lambda: NCSNv2(image_size=8, base_channels=8),
     lambda: NoisyClassifier(**SMALL, num_classes=3, channel_mult=(1, 2), attention_resolutions=(4,)),

@@ -99,6 +99,7 @@ def _module(cfg: DictConfig, net: pretrained.OfficialNetwork, info: pretrained.I
         sampler=partial(heun, num_steps=18),
         image_shape=(net.channels, size, size),
         num_classes=net.num_classes,
+        label_dropout=0.1 if getattr(net, "null_class", False) else cfg.model.label_dropout,
     )
 
 

@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from lit_gen.errors import ConfigError
-from lit_gen.pretrained import edm, meanflow, ncsn, score_sde, unpickle
+from lit_gen.pretrained import edm, meanflow, ncsn, score_sde, transformers, unpickle
 from lit_gen.pretrained.keymap import Info
-from lit_gen.score.networks import ADM, DDPM, EDM2, NCSN, NCSNpp, NCSNv2
+from lit_gen.score.networks import ADM, DDPM, EDM2, NCSN, DiT, NCSNpp, NCSNv2, UViT
 
 __all__ = ["Info", "OfficialNetwork", "load"]
 
-OfficialNetwork = ADM | DDPM | EDM2 | NCSN | NCSNpp | NCSNv2
+OfficialNetwork = ADM | DDPM | DiT | EDM2 | NCSN | NCSNpp | NCSNv2 | UViT
 
 
 def load(
     path: str | Path, net: Any = None, *, ema: bool = True, image_size: int | None = None, **network: Any
 ) -> tuple[OfficialNetwork, Info]:
-    """(network in eval mode, info) of a score_sde, ncsn, ncsnv2, EDM, EDM2, or
-    py-meanflow file.
+    """(network in eval mode, info) of a score_sde, ncsn, ncsnv2, EDM, EDM2, py-meanflow, U-ViT, DiT, or SiT
+    file.
 
     `net` takes the weights if given; otherwise the architecture is read off the tensors. `image_size` is for
     files that cannot tell it, and so are other arguments of the network, or an official `config` of score_sde
@@ -35,6 +35,8 @@ def load(
             return ncsn.read(content, net, ema=ema, **size, **network)
         if meanflow.is_meanflow(content):
             return meanflow.read(content, net, ema=ema, **network)
+        if transformers.knows(content):
+            return transformers.read(content, net, ema=ema, **size, **network)
         if isinstance(content, dict) and isinstance(content.get("model"), dict):
             return score_sde.read(content, net, ema=ema, **size, **network)
         return edm.read(content, net, **network)  # its names hold the resolution

@@ -14,7 +14,7 @@ from lit_gen.errors import ConfigError
 class Info:
     """What a reader learned besides the weights."""
 
-    release: str  # "score_sde", "ncsn", "ncsnv2", "edm", "edm2", or "py-meanflow"
+    release: str  # "score_sde", "ncsn", "ncsnv2", "edm", "edm2", "py-meanflow", "uvit", or "dit"
     network: dict[str, Any]  # constructor arguments of the network
     weights: str = "model"  # "ema" if they are a moving average
     step: int | None = None  # optimizer steps so far, where the file says so

@@ -154,7 +154,8 @@ class ScoreModule(SingleOptimizerModule):
             if own != of_net:
                 raise ConfigError(
                     f"model.{name}={own}, and the network, a {type(net).__name__}, has {of_net}: give both "
-                    "the same, or take a network that has conditions (ddpmpp, ncsnpp, ddpm, adm, edm2)."
+                    "the same, or take a network that has conditions (ddpmpp, ncsnpp, ddpm, adm, edm2, uvit, "
+                    "dit)."
                 )
         known = {"vector": self.vector_dim, "image": self.condition_channels}
         for name, p in self.condition_dropout.items():

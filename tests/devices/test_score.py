@@ -24,10 +24,12 @@ from lit_gen.score.module import ScoreModule
 from lit_gen.score.networks.adm import ADM
 from lit_gen.score.networks.classifier import NoisyClassifier
 from lit_gen.score.networks.ddpm import DDPM
+from lit_gen.score.networks.dit import DiT
 from lit_gen.score.networks.edm2 import EDM2
 from lit_gen.score.networks.ncsn import NCSN
 from lit_gen.score.networks.ncsnpp import NCSNpp
 from lit_gen.score.networks.ncsnv2 import NCSNv2
+from lit_gen.score.networks.uvit import UViT
 
 SHAPE, B = (3, 16, 16), 4
 
@@ -62,6 +64,8 @@ NETWORKS = {
     "ddpm": partial(DDPM, **UNET),
     "adm": partial(ADM, **UNET),
     "edm2": partial(EDM2, **UNET),
+    "uvit": partial(UViT, 16, 3, 4, 16, 4, 2),
+    "dit": partial(DiT, 16, 3, 4, 16, 2, 2),
     "ncsn": partial(NCSN, 16, 3, 16),
     "ncsnv2": partial(NCSNv2, 16, 3, 16),
 }
@@ -164,10 +168,10 @@ def test_networks(cuda, net):
     trained_without_waiting(cuda, score_module(cuda, net), batch(cuda))
 
 
-OTHERS_WITH_CLASSES = [pytest.param(net, marks=pytest.mark.slow) for net in ("ncsnpp", "ddpm", "adm")]
+OTHERS_WITH_CLASSES = [pytest.param(net, marks=pytest.mark.slow) for net in ("ncsnpp", "ddpm", "adm", "uvit")]
 
 
-@pytest.mark.parametrize("net", ["ddpmpp", "edm2", *OTHERS_WITH_CLASSES])
+@pytest.mark.parametrize("net", ["ddpmpp", "edm2", "dit", *OTHERS_WITH_CLASSES])
 def test_classes_and_a_step_that_logs(cuda, net):
     module = score_module(cuda, net, num_classes=10, label_dropout=0.1, log_every=1)
     trained_without_waiting(cuda, module, batch(cuda, 10))

@@ -13,14 +13,26 @@ from lit_gen.score import Condition, ConditionedDenoiser, Denoiser, edm_loss, lo
 from lit_gen.score.denoiser import GaussianMixtureDenoiser
 from lit_gen.score.guidance import Unconditional, classifier_free_guidance
 from lit_gen.score.module import ScoreModule
-from lit_gen.score.networks import ADM, DDPM, EDM2, NCSNpp, layers
+from lit_gen.score.networks import ADM, DDPM, EDM2, DiT, NCSNpp, UViT, layers
 from lit_gen.score.precondition import EDMPrecondition
 from lit_gen.score.restoration import SuperResolution, pigdm
 from lit_gen.score.samplers import heun, rk45
 from lit_gen.score.sde import EDM
 
 SMALL = {"image_size": 8, "channels": 1, "base_channels": 32, "channel_mult": (1, 2), "num_blocks": 1}
-each_network = pytest.mark.parametrize("network", [NCSNpp, DDPM, ADM, EDM2])
+
+
+def transformer(kind, num_classes=0, vector_dim=0, condition_channels=0, **unet):
+    return kind(
+        *(8, 1, 2, 32, 2, 2),
+        num_classes=num_classes,
+        vector_dim=vector_dim,
+        condition_channels=condition_channels,
+    )
+
+
+TRANSFORMERS = [partial(transformer, kind) for kind in (UViT, DiT)]
+each_network = pytest.mark.parametrize("network", [NCSNpp, DDPM, ADM, EDM2, *TRANSFORMERS])
 
 
 def randomized(net):

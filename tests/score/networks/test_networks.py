@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from lit_gen.errors import ConfigError
 from lit_gen.score.networks.adm import ADM
 from lit_gen.score.networks.ddpm import DDPM
+from lit_gen.score.networks.dit import DiT
 from lit_gen.score.networks.edm2 import (
     EDM2,
     MPConv,
@@ -34,6 +35,8 @@ from lit_gen.score.networks.ncsn import NCSN
 from lit_gen.score.networks.ncsnpp import _PYRAMIDS, NCSNpp
 from lit_gen.score.networks.ncsnv2 import NCSNv2
 from lit_gen.score.networks.refinenet import instance_norm_plus
+from lit_gen.score.networks.tokens import sinusoids
+from lit_gen.score.networks.uvit import UViT
 
 VE = {"embedding": "fourier", "fir": (1, 3, 3, 1), "input_pyramid": "residual"}
 PX256 = VE | {
@@ -83,10 +86,17 @@ SMALL = {
     "ddpm plain": lambda **k: DDPM(8, 1, 16, (1, 2), 1, activation="elu", resample_conv=False, **k),
     "adm": lambda **k: ADM(8, 1, 16, (1, 2), 1, (4,), num_classes=3, augment_dim=9, **k),
     "edm2": lambda **k: EDM2(8, 1, 16, (1, 2), num_blocks=1, attention_resolutions=(4,), num_classes=3, **k),
+    "uvit": lambda **k: UViT(8, 1, 2, 16, 5, 2, num_classes=3, **k),
+    "uvit null": lambda **k: UViT(
+        8, 1, 4, 18, 2, 3, qkv_bias=True, time_mlp=True, conv=False, num_classes=3, null_class=True, **k
+    ),
+    "dit": lambda **k: DiT(8, 1, 2, 16, 2, 2, num_classes=3, **k),
+    "dit zeros": lambda **k: DiT(8, 1, 2, 16, 2, 2, num_classes=3, null_class=False, **k),
     "ncsn": lambda: NCSN(8, 1, 8),
     "ncsnv2": lambda: NCSNv2(8, 1, 8),
     "ncsnv2 deepest": lambda: NCSNv2(16, 1, 8, depth=6),
 }
+TRANSFORMERS = ["uvit", "uvit null", "dit", "dit zeros"]
 UNETS = ["ncsnpp", "ddpmpp", "256px", "cat", "strided", "ddpm", "ddpm plain", "adm", "edm2"]
 
 
@@ -287,9 +297,9 @@ def test_float64_agrees_with_float32(name):
     torch.testing.assert_close(out.float(), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", UNETS)
+@pytest.mark.parametrize("name", UNETS + TRANSFORMERS)
 def test_recomputed_blocks_have_the_same_gradients(name):
-    net, inputs = small(name, dropout=0.3)
+    net, inputs = small(name, **({} if name in TRANSFORMERS else {"dropout": 0.3}))
     net.train()
     grads = []
     for recompute in (False, True):
@@ -302,7 +312,7 @@ def test_recomputed_blocks_have_the_same_gradients(name):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["ncsnpp", "adm", "edm2"])
+@pytest.mark.parametrize("name", ["ncsnpp", "adm", "edm2", *TRANSFORMERS])
 def test_labels_as_indices_rows_and_none(name):
     net, inputs = small(name)
     rows = torch.tensor([[1.0, 0, 0], [0, 0, 1], [0, 0, 0]])
@@ -317,7 +327,7 @@ def test_labels_as_indices_rows_and_none(name):
         assert not torch.allclose(plain, by_index)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [name for name in SMALL if name not in TRANSFORMERS])
 def test_heights_and_widths_may_differ(name):
     """With filters symmetric about the diagonal, a transposed image gives the transposed output."""
     net, inputs = small(name)
@@ -330,6 +340,28 @@ def test_heights_and_widths_may_differ(name):
     out = net(**inputs | {"x": tall})
     assert out.shape == tall.shape
     torch.testing.assert_close(net(**inputs | {"x": tall.mT}), out.mT, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("cls", [UViT, DiT])
+def test_tokens_of_oblong_images(cls):
+    """With filters symmetric about the diagonal and the positions transposed, a transposed image gives the
+    transposed output."""
+    torch.manual_seed(0)
+    tall, broad = (cls(size, 1, 2, 16, 2, 2) for size in ([12, 8], [8, 12]))
+    state = {key: torch.randn_like(value) * 0.3 for key, value in tall.state_dict().items()}
+    state["stem.weight"] = (state["stem.weight"] + state["stem.weight"].mT) / 2
+    for key in ("head.weight", "head.bias"):  # the rows of a patch are its pixels, row by row
+        pixels = state[key].unflatten(0, (2, 2))
+        state[key] = (pixels + pixels.transpose(0, 1)).flatten(0, 1) / 2
+    if cls is UViT:
+        state["smooth.weight"] = (state["smooth.weight"] + state["smooth.weight"].mT) / 2
+    tall.load_state_dict(state)
+    extras = state["positions"].shape[1] - 24
+    turned = state["positions"][:, extras:].unflatten(1, (6, 4)).transpose(1, 2).flatten(1, 2)
+    state["positions"] = torch.cat([state["positions"][:, :extras], turned], 1)
+    broad.load_state_dict(state)
+    x, c = torch.randn(2, 1, 12, 8), torch.ones(2)
+    torch.testing.assert_close(broad(x.mT, c), tall(x, c).mT, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("cls", [NCSNpp, DDPM, ADM, EDM2, NCSN, NCSNv2])
@@ -427,7 +459,8 @@ def test_compiles_without_graph_breaks(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["ncsnpp", "ddpm", "adm", "edm2", "ncsnv2", pytest.param("ncsn", marks=pytest.mark.slow)]
+    "name",
+    ["ncsnpp", "ddpm", "adm", "edm2", "ncsnv2", "uvit", "dit", pytest.param("ncsn", marks=pytest.mark.slow)],
 )
 def test_traces_as_one_graph(name):
     """As torch.compile does it before generating code: a graph break or a look at a tensor's value would
@@ -437,6 +470,65 @@ def test_traces_as_one_graph(name):
     torch.compiler.reset()
     compiled = torch.compile(net, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(**inputs), net(**inputs))
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_forward_derivatives(name):
+    """The directional derivative of every input at once, against a central difference in float64."""
+    net, inputs = small(name)
+    net.double()
+    at, toward = ([v.double() for v in pair] for pair in zip(*directions(inputs), strict=True))
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        _, tangent = torch.func.jvp(lambda x, c: net(x, c, inputs["label"]), tuple(at), tuple(toward))
+    near = [[a + h * d for a, d in zip(at, toward, strict=True)] for h in (1e-5, -1e-5)]
+    after, before = (net(*place, inputs["label"]) for place in near)
+    torch.testing.assert_close(tangent, (after - before) / 2e-5, rtol=1e-6, atol=1e-8)
+
+
+def directions(inputs):
+    torch.manual_seed(1)
+    return [(inputs[key], torch.randn_like(inputs[key])) for key in ("x", "noise_label")]
+
+
+def test_transformers_start_as_published():
+    """U-ViT: nothing at zero but biases. DiT: each block changes nothing, and the output is zero."""
+    torch.manual_seed(0)
+    uvit, dit = UViT(8, 3, 2, 64, 4, 4, num_classes=50), DiT(8, 3, 2, 64, 2, 4, num_classes=50)
+    x, c, label = torch.randn(2, 3, 8, 8), torch.ones(2), torch.tensor([0, -1])
+    assert torch.equal(dit(x, c, label), torch.zeros_like(x))
+    assert torch.equal(dit.blocks[0](torch.ones(1, 16, 64), torch.ones(1, 64)), torch.ones(1, 16, 64))
+    stds = {"encoder.0.attention.qkv.weight": 0.02, "head.weight": 0.02, "positions": 0.02, "label.weight": 1}
+    for name, std in stds.items():
+        assert uvit.state_dict()[name].std().item() == pytest.approx(std, rel=0.05), name
+    for name, std in {"label.weight": 0.02, "time.0.weight": 0.02, "time.2.weight": 0.02}.items():
+        assert dit.state_dict()[name].std().item() == pytest.approx(std, rel=0.05), name
+    for layer, fans in ((dit.blocks[0].attention.qkv, 64 + 192), (dit.stem, 12 + 64)):
+        bound = math.sqrt(6 / fans)
+        assert 0.98 * bound < layer.weight.abs().max().item() <= bound
+    biases = [p for name, p in [*uvit.named_parameters(), *dit.named_parameters()] if name.endswith("bias")]
+    assert sum(bool(p.any()) for p in biases) == 2  # those of U-ViT's two convolutions, torch's own start
+    assert not [name for name, p in uvit.named_parameters() if p.ndim > 1 and not p.any()]
+
+
+def test_sinusoids_of_transformers():
+    waves = sinusoids(torch.tensor([0.0, 3.0], dtype=torch.float64), 9)
+    for i in range(4):
+        assert waves[1, i].item() == pytest.approx(math.cos(3 * 10000 ** (-i / 4)), abs=1e-15)
+        assert waves[1, 4 + i].item() == pytest.approx(math.sin(3 * 10000 ** (-i / 4)), abs=1e-15)
+    assert waves[0].tolist() == [1] * 4 + [0] * 5 and waves[1, 8] == 0
+
+
+@pytest.mark.parametrize("cls", [UViT, DiT])
+def test_sizes_that_are_no_patches(cls):
+    with pytest.raises(ConfigError, match=r"image_size=\[9, 8\] cannot be cut into patches of patch_size=2"):
+        cls([9, 8])
+    with pytest.raises(ConfigError, match="width=64 cannot be shared out over heads=5"):
+        cls(8, 1, 2, 64, 2, 5)
+    net = cls(8, 1, 2, 16, 2, 2)
+    with pytest.raises(ConfigError, match=r"takes \(B, 1, 8, 8\)"):
+        net(torch.zeros(1, 1, 16, 8), torch.zeros(1))
+    with pytest.raises(ConfigError, match="num_classes=0"):
+        net(torch.zeros(2, 1, 8, 8), torch.zeros(2), torch.tensor([0, 1]))
 
 
 def test_second_derivatives_for_sliced_score_matching():
