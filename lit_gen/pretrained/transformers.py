@@ -94,7 +94,7 @@ def network_arguments(state: dict[str, Tensor], **network: Any) -> tuple[type[Di
         raise ConfigError("the checkpoint's layers are not those of U-ViT, DiT, or SiT.")
     heads = network.get("heads") or _HEADS.get(width)
     if heads is None:
-        raise ConfigError(f"no released network is {width} wide, so that its heads are not known: give heads.")
+        raise ConfigError(f"no released network is {width} wide, its heads are unknown: give heads.")
     table = "y_embedder.embedding_table.weight" if cls is DiT else "label_emb.weight"
     rows, inner = len(state.get(table, ())), len(state[f"{first}.mlp.fc1.weight"])
     null_class = bool(network.get("null_class", cls is DiT or rows == 1001))

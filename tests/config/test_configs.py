@@ -38,6 +38,7 @@ LAPTOP = [
     "digits_flow",
     "digits_ncsnv2",
     "digits_subvp",
+    "digits_uvit",
     "digits_ve",
     "digits_vp",
 ]
