@@ -18,6 +18,7 @@ training has seen: the losses here do not depend on it, those of `fewstep` have 
 | v-MSE, x_0-MSE                              | UniformTime        | velocity, constant |
 | min-SNR-gamma                               | UniformStep        | MinSNR             |
 | flow matching                               | UniformTime        | flow               |
+| SiT, on any interpolant                     | UniformTime        | path_velocity      |
 """
 
 import math
@@ -180,6 +181,16 @@ def velocity(process: Process, t: Tensor) -> Tensor:
 def flow(process: Process, t: Tensor) -> Tensor:
     """(alpha + sigma)^2 / sigma^2: the squared error of z - x_0, which is flow matching on `Flow`."""
     return (1 + process.noise_level(t).reciprocal()).square()
+
+
+def path_velocity(process: Process, t: Tensor) -> Tensor:
+    """((alpha sigma' - sigma alpha') / sigma)^2: the squared error of dx_t/dt on any process (SiT); that of
+    the noise with SiT's weight "velocity".
+    """
+    sigma = process.sigma(t)
+    d_alpha, d_sigma = process.slopes(t)
+    # At sigma 0 the error of x_0 is exactly 0.
+    return ((process.alpha(t) * d_sigma - sigma * d_alpha) / sigma.clamp(min=1e-12)).square()
 
 
 @dataclass(frozen=True)

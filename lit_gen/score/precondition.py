@@ -30,9 +30,11 @@ __all__ = [
     "PredictFlow",
     "PredictImage",
     "PredictNoise",
+    "PredictPathVelocity",
     "PredictScaledScore",
     "PredictScore",
     "PredictVelocity",
+    "RemainingTime",
     "ScaledTime",
     "StepIndex",
 ]
@@ -50,6 +52,14 @@ class ScaledTime:
 
     def __call__(self, process: Process, t: Tensor) -> Tensor:
         return self.scale * t
+
+
+@dataclass(frozen=True)
+class RemainingTime:
+    """1 - t, the time of SiT, which is 0 in noise and 1 in data."""
+
+    def __call__(self, process: Process, t: Tensor) -> Tensor:
+        return 1 - t
 
 
 @dataclass(frozen=True)
@@ -190,3 +200,18 @@ class PredictFlow:
         alpha, sigma = process.alpha(t), process.sigma(t)
         total = alpha + sigma
         return 1 / total, -sigma / total, torch.ones_like(alpha), self.label(process, t)
+
+
+@dataclass(frozen=True)
+class PredictPathVelocity:
+    """The network predicts -dx_t/dt = -(alpha' x_0 + sigma' z), SiT's velocity from noise to data on any
+    process (Ma et al. 2024, https://arxiv.org/abs/2401.08740, Equation 5); on `Flow`, x_0 - z.
+    """
+
+    label: Label = RemainingTime()
+
+    def __call__(self, process: Process, t: Tensor) -> Coefficients:
+        alpha, sigma = process.alpha(t), process.sigma(t)
+        d_alpha, d_sigma = process.slopes(t)
+        rate = alpha * d_sigma - sigma * d_alpha
+        return d_sigma / rate, sigma / rate, torch.ones_like(alpha), self.label(process, t)

@@ -18,6 +18,7 @@ from lit_gen.rng import Generator, randn
 
 __all__ = [
     "EDM",
+    "GVP",
     "VE",
     "VP",
     "DiscreteVP",
@@ -100,6 +101,11 @@ class Process(ABC):
     @abstractmethod
     def diffusion(self, t: Tensor) -> Tensor:
         """g(t) in dx = f(t) x dt + g(t) dw; g^2 = d(sigma^2)/dt - 2 f sigma^2."""
+
+    def slopes(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(d alpha / dt, d sigma / dt), finite wherever the process may start or end."""
+        f, sigma = self.drift(t), self.sigma(t)
+        return f * self.alpha(t), f * sigma + self.diffusion(t).square() / (2 * sigma)
 
     def marginal(self, x_0: Tensor, t: Tensor, z: Tensor) -> Tensor:
         """x_t for an image (B, ...) and its noise z of the same shape."""
@@ -303,10 +309,11 @@ class SubVP(Process):
 
 
 @dataclass(frozen=True)
-class Flow(Process):
-    """Rectified flow: x_t = (1 - t) x_0 + t z (Liu et al. 2022, https://arxiv.org/abs/2209.03003).
+class _Interpolant(Process):
+    """From x_0 at t = 0 to z at t = 1 (Albergo & Vanden-Eijnden 2022, https://arxiv.org/abs/2209.15571).
 
-    Starts short of t = 1, where the noise level is infinite.
+    Starts short of t = 1 by default, where the noise level is infinite: only `probability_flow`,
+    `runge_kutta`, and `interpolant_sde`, which step x_t itself, can start there.
     """
 
     t_min: float = 1e-3
@@ -314,14 +321,20 @@ class Flow(Process):
 
     def __post_init__(self):
         _increasing(self.t_min, self.t_max, "t_min, t_max")
-        if self.t_max >= 1:
+        if self.t_max > 1:
             raise ConfigError(
-                f"t_max of Flow must be below 1, where nothing is left of the image; got {self.t_max}."
+                f"t_max of {type(self).__name__} must be at most 1, where nothing is left of the image; got "
+                f"{self.t_max}."
             )
 
     @property
     def prior_std(self) -> float:
-        return self.t_max
+        return float(self.sigma(torch.tensor(self.t_max, dtype=torch.float64)))
+
+
+@dataclass(frozen=True)
+class Flow(_Interpolant):
+    """Rectified flow: x_t = (1 - t) x_0 + t z (Liu et al. 2022, https://arxiv.org/abs/2209.03003)."""
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1 - wide(t)
@@ -340,6 +353,38 @@ class Flow(Process):
 
     def diffusion(self, t: Tensor) -> Tensor:
         return (2 * self.noise_level(t)).sqrt()
+
+    def slopes(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        one = torch.ones_like(wide(t))
+        return -one, one
+
+
+@dataclass(frozen=True)
+class GVP(_Interpolant):
+    """The "generalized VP" interpolant: x_t = cos(pi t / 2) x_0 + sin(pi t / 2) z, whose variance is
+    preserved (SiT, Ma et al. 2024, https://arxiv.org/abs/2401.08740, Section 3.1).
+    """
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return (wide(t) * (math.pi / 2)).cos()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return (wide(t) * (math.pi / 2)).sin()
+
+    def noise_level(self, t: Tensor) -> Tensor:
+        return (wide(t) * (math.pi / 2)).tan()
+
+    def time(self, noise_level: Tensor) -> Tensor:
+        return wide(noise_level).atan() * (2 / math.pi)
+
+    def drift(self, t: Tensor) -> Tensor:
+        return self.noise_level(t) * (-math.pi / 2)
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        return (math.pi * self.noise_level(t)).sqrt()
+
+    def slopes(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return self.sigma(t) * (-math.pi / 2), self.alpha(t) * (math.pi / 2)
 
 
 class DiscreteVP(_VariancePreserving):

@@ -7,6 +7,7 @@ from lit_gen.score.samplers.ddim import *
 from lit_gen.score.samplers.dpm_solver import *
 from lit_gen.score.samplers.grids import *
 from lit_gen.score.samplers.heun import *
+from lit_gen.score.samplers.interpolant import *
 from lit_gen.score.samplers.langevin import *
 from lit_gen.score.samplers.meanflow import *
 from lit_gen.score.samplers.ode import *

@@ -15,7 +15,7 @@ from lit_gen.errors import ConfigError
 from lit_gen.precision import full_float32
 from lit_gen.rng import Generator
 from lit_gen.score.denoiser import AbstractDenoiser, half_precision
-from lit_gen.score.samplers.ode import Trace
+from lit_gen.score.samplers.ode import Trace, require_signal
 from lit_gen.score.sde import Process, per_image, wide
 
 __all__ = ["encode", "integrate", "rk45"]
@@ -150,6 +150,7 @@ def log_level_flow(
 def log_levels(process: Process, *times: float) -> list[tuple[float, float]]:
     """(ln s, alpha sqrt(1 + s^2)) at each time."""
     t = torch.tensor(times, dtype=torch.float64)
+    require_signal(process, t)
     s = process.noise_level(t)
     return list(zip(s.log().tolist(), (process.alpha(t) * (1 + s.square()).sqrt()).tolist(), strict=True))
 
