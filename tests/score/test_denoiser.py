@@ -21,15 +21,16 @@ from lit_gen.score.precondition import (
     PredictFlow,
     PredictImage,
     PredictNoise,
+    PredictPathVelocity,
     PredictScaledScore,
     PredictScore,
     PredictVelocity,
     ScaledTime,
     StepIndex,
 )
-from lit_gen.score.sde import EDM, VE, VP, DiscreteVP, Flow, SubVP, linear_betas, per_image
+from lit_gen.score.sde import EDM, GVP, VE, VP, DiscreteVP, Flow, SubVP, linear_betas, per_image
 
-PROCESSES = [EDM(), VE(), VP(), SubVP(), Flow(), DiscreteVP(linear_betas())]
+PROCESSES = [EDM(), VE(), VP(), SubVP(), Flow(), GVP(), DiscreteVP(linear_betas())]
 each_process = pytest.mark.parametrize("process", PROCESSES, ids=lambda p: type(p).__name__)
 
 
@@ -62,6 +63,9 @@ TARGETS = {
     PredictImage: lambda p, t, x_0, z: x_0,
     PredictVelocity: lambda p, t, x_0, z: per_image(p.alpha(t), z) * z - per_image(p.sigma(t), z) * x_0,
     PredictFlow: lambda p, t, x_0, z: z - x_0,
+    PredictPathVelocity: lambda p, t, x_0, z: (
+        -sum(per_image(c, z) * v for c, v in zip(p.slopes(t), (x_0, z), strict=True))
+    ),
 }
 
 

@@ -24,6 +24,7 @@ from lit_gen.score.losses import (
     half_sum_of_pixels,
     likelihood,
     mean_of_pixels,
+    path_velocity,
     snr,
     sum_of_pixels,
     velocity,
@@ -33,10 +34,11 @@ from lit_gen.score.precondition import (
     PredictFlow,
     PredictImage,
     PredictNoise,
+    PredictPathVelocity,
     PredictScore,
     PredictVelocity,
 )
-from lit_gen.score.sde import EDM, VE, VP, DiscreteVP, Flow, SubVP, cosine_betas, per_image
+from lit_gen.score.sde import EDM, GVP, VE, VP, DiscreteVP, Flow, SubVP, cosine_betas, per_image
 
 GENERATOR = keyed_generator
 
@@ -58,6 +60,11 @@ def x_0():
     return torch.randn(6, 3, 4, 4, generator=GENERATOR("losses", 0), dtype=torch.float64)
 
 
+def path_velocity_target(p, t, x_0, z):
+    d_alpha, d_sigma = p.slopes(t)
+    return -_c(d_alpha, z) * x_0 - _c(d_sigma, z) * z
+
+
 # A weight makes the squared error of x_0 that of what the network predicts: (process, row, weight, target).
 OWN_UNITS = [
     (VP(), PredictNoise(), snr, lambda p, t, x_0, z: z),
@@ -65,6 +72,7 @@ OWN_UNITS = [
     (VP(), PredictImage(), constant, lambda p, t, x_0, z: x_0),
     (VP(), PredictVelocity(), velocity, lambda p, t, x_0, z: _c(p.alpha(t), z) * z - _c(p.sigma(t), z) * x_0),
     (Flow(), PredictFlow(), flow, lambda p, t, x_0, z: z - x_0),
+    *((p, PredictPathVelocity(), path_velocity, path_velocity_target) for p in (Flow(), GVP(), VP(), VE())),
     (
         VE(),
         PredictScore(),

@@ -8,6 +8,7 @@ from lit_gen.errors import ConfigError
 from lit_gen.rng import keyed_generator
 from lit_gen.score.sde import (
     EDM,
+    GVP,
     VE,
     VP,
     DiscreteVP,
@@ -26,6 +27,7 @@ PROCESSES = {
     "VP": VP(),
     "SubVP": SubVP(),
     "Flow": Flow(),
+    "GVP": GVP(),
     "linear": DiscreteVP(linear_betas()),
     "cosine": DiscreteVP(cosine_betas()),
     "sigmoid": DiscreteVP(sigmoid_betas(200)),
@@ -65,6 +67,15 @@ def test_drift_and_diffusion_are_the_derivatives_of_the_marginals(process):
     assert_close(
         process.diffusion(t).square(), slope - 2 * f * process.sigma(t).square(), rtol=1e-7, atol=1e-14
     )
+
+
+@each_process
+def test_slopes_are_the_derivatives_of_alpha_and_sigma(process):
+    t = times(process).requires_grad_()
+    for ours, of in zip(
+        process.slopes(t.detach()), (process.alpha(t) + 0 * t, process.sigma(t)), strict=True
+    ):
+        assert_close(ours, torch.autograd.grad(of.sum(), t)[0], rtol=1e-7, atol=1e-12)
 
 
 @each_process
@@ -138,7 +149,7 @@ def test_prior(process):
         (lambda: EDM(1.0, 0.5), "t_min, t_max"),
         (lambda: VE(sigma_min=0.0), "sigma_min, sigma_max"),
         (lambda: VP(beta_min=3.0, beta_max=2.0), "beta_min, beta_max"),
-        (lambda: Flow(t_max=1.0), "below 1"),
+        (lambda: Flow(t_max=1.1), "at most 1"),
         (lambda: DiscreteVP([0.1, 1.0]), "between 0 and 1"),
     ],
 )

@@ -32,13 +32,16 @@ def diffusion_form(process: Process, t: Tensor, form: str = "sigma", scale: floa
         raise ConfigError(f"form={form!r} of interpolant_sde: take one of {', '.join(FORMS)}.")
     if form == "decreasing":
         return (1 - scale * cosine).square() / 4
-    return scale * {
-        "sigma": lambda: process.sigma(t),
-        "sbdm": lambda: process.diffusion(t).square() / 2,
-        "linear": lambda: t,
-        "increasing_decreasing": lambda: 1 - cosine.square(),
-        "constant": lambda: torch.ones_like(t),
-    }[form]()
+    return (
+        scale
+        * {
+            "sigma": lambda: process.sigma(t),
+            "sbdm": lambda: process.diffusion(t).square() / 2,
+            "linear": lambda: t,
+            "increasing_decreasing": lambda: 1 - cosine.square(),
+            "constant": lambda: torch.ones_like(t),
+        }[form]()
+    )
 
 
 @torch.no_grad()
@@ -78,7 +81,9 @@ def interpolant_sde(
     def drift(x: Tensor, t: Tensor, x0_hat: Tensor) -> Tensor:
         sigma = per_image(process.sigma(t), x)
         score = torch.where(sigma > 0, -noise_to(process, x, t, x0_hat) / sigma, 0.0)
-        return per_image(diffusion_form(process, t, form, scale), x) * score - velocity_to(process, x, t, x0_hat)
+        return per_image(diffusion_form(process, t, form, scale), x) * score - velocity_to(
+            process, x, t, x0_hat
+        )
 
     def look(x: Tensor, t: Tensor, step: int) -> Tensor:
         x0_hat = denoiser(x, t, label)
