@@ -28,6 +28,7 @@ COUNTS = {
     "cifar10_ncsnpp_deep_ve": 107_587_075 - 128,
     "cifar10_ncsnpp_ve": 62_758_787,
     "cifar10_ncsnv2": 29_694_083,
+    "cifar10_scm": 55_732_739,
     "ffhq64_edm_ve": 62_761_091,
     "ffhq64_edm_vp": 61_805_571,
 }
