@@ -256,14 +256,14 @@ def test_likelihood(golden):
 @pytest.mark.parametrize("process", [Flow(0.0, 1.0), GVP(0.0, 1.0), VP()], ids=lambda p: type(p).__name__)
 @pytest.mark.parametrize("order", [3, 4])
 def test_order_of_runge_kutta(process, order):
-    """Half the step, an eighth or a sixteenth of the error."""
+    """Half the step, at most an eighth or a sixteenth of the error."""
     denoiser = GaussianDenoiser(process, torch.full((1, 2, 2), 0.3), torch.tensor(0.4))
     x = torch.randn(2, 1, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     grid = partial(uniform_time, denoise=False)
     run = partial(runge_kutta, denoiser, x, grid=grid, denoise=False)
     exact = run(num_steps=400)
     errors = [(run(num_steps=n, order=order) - exact).norm().item() for n in (30, 60)]
-    assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.3)
+    assert errors[1] < 1e-4 and errors[0] / errors[1] > 2 ** (order - 0.3)
 
 
 @pytest.mark.parametrize(
