@@ -22,6 +22,7 @@ COUNTS = {
     "cifar10_ddpm": 35_218_947,
     "cifar10_ddpmpp_subvp": 61_804_419,
     "cifar10_ddpmpp_vp": 61_804_419,
+    "cifar10_ect": 55_732_739,
     "cifar10_edm_cond": 55_735_299,
     "cifar10_edm_ve": 56_397_827,
     "cifar10_edm_vp": 55_733_891,
@@ -43,6 +44,9 @@ LAPTOP = [
     "digits_ve",
     "digits_vp",
 ]
+
+CALLS = {"ConsistencyLoss": 2}
+"""Forward passes of a loss for each image, where it is not one; one of them has a backward pass."""
 
 TEST_IMAGES = {
     "cifar10": 10_000,
@@ -188,9 +192,10 @@ def network_rows(config) -> dict[str, int]:
         return evaluations(sampler, process) if sampler else own
 
     test_images = next(n for name, n in TEST_IMAGES.items() if config.name.startswith(name))
+    forward = CALLS.get(config.model.loss._target_.rpartition(".")[2], 1)
     rows = {
-        "training": steps * config.data.batch_size * 3,
-        "validation": steps // calls.validation.every * test_images,
+        "training": steps * config.data.batch_size * (forward + 2),
+        "validation": steps // calls.validation.every * test_images * forward,
         "grids": steps // calls.grid.every * calls.grid.num * while_training(calls.grid),
         "trajectories": calls.grid.trajectories * own,
     }

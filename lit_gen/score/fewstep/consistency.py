@@ -85,8 +85,9 @@ class ConsistencyLoss(Distillation):
         weight: Weight = inverse_gap,
         distill: bool = False,
         guidance: float = 1.0,
+        tune: bool = False,
     ):
-        super().__init__(distill, guidance)
+        super().__init__(distill, guidance, tune)
         if c is not None and c < 0:
             raise ConfigError(f"model.loss.c={c}: must be at least 0, or null for the squared distance.")
         self.noise_distribution, self.pairs, self.c, self.weight = noise_distribution, pairs, c, weight

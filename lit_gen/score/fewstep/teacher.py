@@ -16,6 +16,8 @@ class Distillation(nn.Module):
     """A loss with a `teacher` if it is to `distill`: a frozen copy of the denoiser as it was when the
     training started, in eval mode, which is stored in the checkpoints with the loss.
 
+    With `tune` the training must start from a trained model, with a teacher or without.
+
     `guidance` other than 1 has the teacher guided by itself without conditions (Ho & Salimans 2022,
     https://arxiv.org/abs/2207.12598), as `lit_gen.score.guidance.Guidance` with this weight. Raises
     ConfigError for guidance without a teacher.
@@ -23,16 +25,15 @@ class Distillation(nn.Module):
 
     started: Tensor
 
-    def __init__(self, distill: bool = False, guidance: float = 1.0):
+    def __init__(self, distill: bool = False, guidance: float = 1.0, tune: bool = False):
         super().__init__()
         if guidance != 1 and not distill:
             raise ConfigError(
                 f"model.loss.guidance={guidance} is of the teacher: set model.loss.distill=true."
             )
-        self.distill, self.guidance = distill, guidance
+        self.distill, self.guidance, self.tune = distill, guidance, tune
         self.teacher: Denoiser | None = None
-        if distill:
-            self.register_buffer("started", torch.tensor(False))
+        self.register_buffer("started", torch.tensor(False))  # from weights; kept for resumed runs
 
     def make_room(self, denoiser: Denoiser) -> None:
         """Takes a copy of the denoiser, whose weights are not those of the teacher yet."""
@@ -43,14 +44,15 @@ class Distillation(nn.Module):
         """The teacher gets the weights of `net`, with which the training starts."""
         if self.teacher is not None:
             self.teacher.net.load_state_dict(net.state_dict())
-            self.started.fill_(True)
+        self.started.fill_(True)
 
-    def check_teacher(self) -> None:
-        """Raises ConfigError if the teacher has no weights, as in a training that starts from nothing."""
-        if self.distill and not self.started:
+    def check_start(self) -> None:
+        """Raises ConfigError if the training starts from nothing and must not."""
+        if (self.distill or self.tune) and not self.started:
+            option = "distill" if self.distill else "tune"
             raise ConfigError(
-                "model.loss.distill=true takes the model that the training starts from as its teacher: give "
-                "weights=<run folder, checkpoint, or official file>, or set model.loss.distill=false."
+                f"model.loss.{option}=true starts from a trained model: give weights=<run folder, "
+                f"checkpoint, or official file>, or set model.loss.{option}=false to train from nothing."
             )
 
     def networks(self) -> tuple[nn.Module, ...]:

@@ -247,8 +247,9 @@ def test_the_teacher_is_the_start_and_resumes(compose, tiny, tmp_path):
         training.train(compose(*options, *logger), folder, [])
         return checkpoints.read(checkpoints.folder(folder) / "last.ckpt")
 
-    with pytest.raises(ConfigError, match=r"distill=true takes the model that the training starts from"):
-        trained(tmp_path / "nothing", *small, *DISTILLED, *FEW)
+    for option, others in (("distill", DISTILLED), ("tune", DISTILLED[:1])):
+        with pytest.raises(ConfigError, match=rf"model\.loss\.{option}=true starts from a trained model"):
+            trained(tmp_path / option, *small, *others, *FEW)
     start = trained(tmp_path / "start", *small, *FEW)
     averages = next(state for name, state in start["callbacks"].items() if name.startswith("EMA"))["shadow"]
     weights = f"weights={tmp_path / 'start'}"
