@@ -34,7 +34,7 @@ def diffpir(
     noise_std: Noise = 0.0,
     num_steps: int = 100,
     prior_weight: float = 1.0,  # lambda; the official code's, with the noise of images in [0, 1]
-    zeta: float = 0.1,  # fresh instead of predicted noise; the scripts take 1 for inpainting, else 0.1
+    zeta: float = 1.0,  # fresh instead of predicted noise; the scripts take 1 for inpainting, else 0.1
     eta: float = 0.0,  # fresh noise as in DDIM, by the betas of a discrete process
     guidance_scale: float = 1.0,  # of the way from the denoised image to the one that explains y
     inner_steps: int = 1,

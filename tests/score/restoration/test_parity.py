@@ -84,10 +84,18 @@ def operators(name: str) -> list:
     return found
 
 
-def process_of(case: dict, t_min: float, t_max: float) -> Process:
+def process_of(case: dict, given: dict, t: torch.Tensor) -> Process:
+    """Of the times `t`; the levels of VE are told from its recorded sigmas, log sigma being linear in t."""
+    t_min, t_max = float(t.min()) / 2, float(t.max())
+
+    def exponential():
+        slope = (given["sigma"][-1] / given["sigma"][0]).log() / (t[-1] - t[0])
+        lowest = given["sigma"][0] * (-slope * t[0]).exp()
+        return VE(float(lowest), float(lowest * slope.exp()), t_min, t_max)
+
     kinds = {
-        "VP": lambda: VP(case["beta_min"], case["beta_max"], t_min, t_max),
-        "VE": lambda: VE(case["sigma_min"], case["sigma_max"], t_min, t_max),
+        "VP": lambda: VP(case.get("beta_min", 0.1), case.get("beta_max", 20.0), t_min, t_max),
+        "VE": exponential,
         "Flow": lambda: Flow(t_min, t_max),
     }
     return kinds[case["process"]]()
@@ -291,7 +299,7 @@ def given_matrix(name: str) -> torch.Tensor:
 def test_mmps_and_azulas_diffpir(name):
     case, given = load(name), arrays(name)
     times = given["t"]
-    process = process_of(case, float(times.min()) / 2, float(times.max()))
+    process = process_of(case, given, times)
     assert_close(process.alpha(times), given["alpha"], rtol=1e-9, atol=1e-12)
     assert_close(process.sigma(times), given["sigma"], rtol=1e-9, atol=1e-12)
     denoiser = prior(case, process)
@@ -338,8 +346,8 @@ def azulas(operator, y, case, given, i, key):
 def test_mmps_in_ddim(name):
     """azula's eta multiplies the variance: ours is its root."""
     case, given = load(name), arrays(name)
-    process = process_of(case, case["stop"], case["start"])
     times = given["times"]
+    process = process_of(case, given, times)
     evenly = torch.linspace(case["start"], case["stop"], case["steps"] + 1, dtype=torch.float64)
     assert_close(times, evenly, rtol=1e-6, atol=1e-6)
     for key in ("alpha", "sigma"):
