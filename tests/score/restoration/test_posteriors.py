@@ -96,7 +96,7 @@ def stds(A):
 def test_noise_of_the_state_is_that_of_its_time(A, method):
     """Whatever y is and how noisy: x_t ~ N(alpha x_0, sigma^2 I) if the denoiser knows x_0 (DDRM's
     Proposition 3.1, and how DDNM+ chooses its scales), in coordinates noisier and quieter than y."""
-    n, process = 20_000, EDM()
+    n, process = 8_000, EDM()
     x_0 = MEAN.expand(n, *SHAPE)
     for std in stds(A):
         clean = A(x_0)
@@ -110,8 +110,8 @@ def test_noise_of_the_state_is_that_of_its_time(A, method):
             g = keyed_generator("restore")
             out = method(Known(process, MEAN), x, A, y, noise_std=std, generator=g, **options)
             z = ((out - x_0) / levels[-1]).flatten(1)
-            assert z.mean(0).abs().max() < 0.05
-            assert (z.T @ z / n - torch.eye(D)).abs().max() < 0.06, levels
+            assert z.mean(0).abs().max() < 0.06
+            assert (z.T @ z / n - torch.eye(D)).abs().max() < 0.09, levels
 
 
 @each_operator
