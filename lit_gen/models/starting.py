@@ -81,10 +81,10 @@ def start_from(
     """Puts weights into the networks of a module that is about to be trained, and into what averages them.
 
     `weights` is a run folder (its best checkpoint) or checkpoint of lit_gen, or an official file of EDM,
-    EDM2, score_sde, ncsn, U-ViT, DiT, SiT, or FUNIT (gen_*.pt; dis_*.pt of the same number beside it is read
-    too); `config` is the module's configuration, `model`. `ema` takes the averaged weights where there are
-    some. What depends on the number of classes, conditions, or channels keeps its random start where those
-    differ. Raises ConfigError for weights of another family or size.
+    EDM2, score_sde, ncsn, U-ViT, DiT, SiT, py-meanflow, or FUNIT (gen_*.pt; dis_*.pt of the same number
+    beside it is read too); `config` is the module's configuration, `model`. `ema` takes the averaged weights
+    where there are some. What depends on the number of classes, conditions, or channels, and on a second
+    time, keeps its first values where those differ. Raises ConfigError for weights of another family or size.
     """
     path = Path(weights)
     source = _of_run(module, path, config, ema) if _is_ours(path) else _official(module, path, config, ema)

@@ -26,6 +26,8 @@ COUNTS = {
     "cifar10_edm_cond": 55_735_299,
     "cifar10_edm_ve": 56_397_827,
     "cifar10_edm_vp": 55_733_891,
+    "cifar10_meanflow": 55_932_419,
+    "cifar10_meanflow_edm": 55_750_275,
     "cifar10_ncsnpp_deep_ve": 107_587_075 - 128,
     "cifar10_ncsnpp_ve": 62_758_787,
     "cifar10_ncsnv2": 29_694_083,
@@ -45,8 +47,9 @@ LAPTOP = [
     "digits_vp",
 ]
 
-CALLS = {"ConsistencyLoss": 2}
-"""Forward passes of a loss for each image, where it is not one; one of them has a backward pass."""
+CALLS = {"ConsistencyLoss": 2, "MeanFlowLoss": 3}
+"""Forward passes of a loss for each image, where it is not one; one of them has a backward pass, and a derivative
+counts twice."""
 
 TEST_IMAGES = {
     "cifar10": 10_000,
