@@ -48,8 +48,8 @@ LAPTOP = [
 ]
 
 CALLS = {"ConsistencyLoss": 2, "MeanFlowLoss": 3}
-"""Forward passes of a loss for each image, where it is not one; one of them has a backward pass, and a derivative
-counts twice."""
+"""Forward passes of a loss for each image, where it is not one, a derivative counting two; one has a backward
+pass."""
 
 TEST_IMAGES = {
     "cifar10": 10_000,
