@@ -1,11 +1,15 @@
 """From images to latents to samples, by commands: an autoencoder, what it encodes, a model of that."""
 
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from official import invert
 from PIL import Image
+from safetensors.torch import save_file
 from test_resume import assert_same, state
 
 import lit_gen
@@ -17,6 +21,8 @@ from lit_gen.commands.prepare import prepare
 from lit_gen.commands.sample import sample
 from lit_gen.data.latents import data_module
 from lit_gen.errors import ConfigError
+from lit_gen.instantiate import instantiate
+from lit_gen.pretrained import diffusers
 from lit_gen.rng import PerSample
 
 pytest.importorskip("litdata")
@@ -216,3 +222,29 @@ def test_resume_is_bit_identical(kind, request, train, tmp_path):
     found["config"] = expected["config"]
     assert checkpoints.folder(folder) and expected["batches_seen"] == 4
     assert_same(found, expected)
+
+
+def test_an_autoencoder_starts_from_a_run_and_from_a_file_of_diffusers(autoencoder, compose, tmp_path):
+    trained, cfg, _ = models.load(autoencoder, device="cpu")
+    net = trained.network
+    (tmp_path / "config.json").write_text('{"norm_num_groups": 4}')
+    save_file(invert(net, diffusers.rules(net, "diffusers")), tmp_path / "vae.safetensors")
+    for source, new in ((tmp_path / "vae.safetensors", True), (autoencoder, False)):
+        module = instantiate(cfg.model)
+        start = models.start_from(module, source, cfg.model)
+        assert all(torch.equal(t, net.state_dict()[k]) for k, t in module.network.state_dict().items())
+        assert any(name.startswith("discriminator.") for name in start.new) == new
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_autoencoder_of_one(autoencoder, tmp_path):
+    """Both networks' gradients are averaged, and the draws are those of the whole batch."""
+    options = [*AUTOENCODER, "trainer=ddp_cpu", f"hydra.run.dir={tmp_path}"]
+    done = subprocess.run([sys.executable, "-m", "lit_gen.train", *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    one, two = runs.history(autoencoder), runs.history(tmp_path)
+    for name in [n for n in one if not n.startswith(("throughput", "memory", "summary"))]:
+        assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-5), name
+    expected = state(autoencoder)["state_dict"]
+    for key, tensor in state(tmp_path)["state_dict"].items():
+        torch.testing.assert_close(tensor, expected[key], rtol=1e-3, atol=1e-4)

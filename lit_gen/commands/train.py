@@ -89,7 +89,16 @@ def _resumed(cfg: DictConfig, folder: Path, overrides: list[str], main: bool) ->
     for problem in bad:
         log.warning("%s Resuming from %s instead.", problem, path)
     was, now = up_to_date(state["config"]["model"]), config_dict(saved.model)
-    for part in ("_target_", "net", "process", "precondition", "generator", "discriminator", "freeze"):
+    for part in (
+        "_target_",
+        "net",
+        "network",
+        "process",
+        "precondition",
+        "generator",
+        "discriminator",
+        "freeze",
+    ):
         if was.get(part) != now.get(part):
             raise ConfigError(
                 f"{path} holds another model: model.{part} is {was.get(part)} there and {now.get(part)} here."

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from lit_gen import pretrained
+from lit_gen.autoencoder.module import AutoencoderModule
 from lit_gen.callbacks.contracts import HasAverage
 from lit_gen.errors import ConfigError
 from lit_gen.funit.module import FUNITModule
 from lit_gen.instantiate import config_dict
 from lit_gen.models.loading import FAMILIES, contradicting_levels, load
-from lit_gen.pretrained import unpickle
+from lit_gen.pretrained import diffusers, unpickle
 from lit_gen.pretrained.funit import load_discriminator, load_generator
 from lit_gen.score.fewstep.teacher import Distillation
 from lit_gen.score.module import ScoreModule
@@ -81,10 +82,11 @@ def start_from(
     """Puts weights into the networks of a module that is about to be trained, and into what averages them.
 
     `weights` is a run folder (its best checkpoint) or checkpoint of lit_gen, or an official file of EDM,
-    EDM2, score_sde, ncsn, U-ViT, DiT, SiT, py-meanflow, or FUNIT (gen_*.pt; dis_*.pt of the same number
-    beside it is read too); `config` is the module's configuration, `model`. `ema` takes the averaged weights
-    where there are some. What depends on the number of classes, conditions, or channels, and on a second
-    time, keeps its first values where those differ. Raises ConfigError for weights of another family or size.
+    EDM2, score_sde, ncsn, U-ViT, DiT, SiT, py-meanflow, FUNIT (gen_*.pt; dis_*.pt of the same number beside
+    it is read too), or an autoencoder of diffusers or Stable Diffusion; `config` is the module's
+    configuration, `model`. `ema` takes the averaged weights where there are some. What depends on the number
+    of classes, conditions, or channels, and on a second time, keeps its first values where those differ.
+    Raises ConfigError for weights of another family or size.
     """
     path = Path(weights)
     source = _of_run(module, path, config, ema) if _is_ours(path) else _official(module, path, config, ema)
@@ -116,6 +118,9 @@ def _networks(module: nn.Module) -> dict[str, nn.Module]:
     """What weights are read for, by the name in the configuration."""
     if isinstance(module, FUNITModule):
         return {"generator": module.generator, "discriminator": module.discriminator}
+    if isinstance(module, AutoencoderModule):
+        own: dict[str, nn.Module] = {"network": module.network}
+        return own if module.discriminator is None else own | {"discriminator": module.discriminator}
     if not isinstance(module, HasAverage):
         raise ConfigError(
             f"weights= is for models with an ema_network(), which {type(module).__name__} lacks."
@@ -138,7 +143,7 @@ def _of_run(module: nn.Module, path: Path, config: Mapping[str, Any], ema: bool)
     networks = _networks(other)
     if isinstance(other, FUNITModule):
         networks["generator"] = other.generator_ema
-    if set(networks) - {"loss"} != set(_networks(module)) - {"loss"}:
+    if set(networks) - set(_OPTIONAL) != set(_networks(module)) - set(_OPTIONAL):
         raise ConfigError(
             f"weights={path} is a run of {type(other).__name__}; this training is of {type(module).__name__}."
         )
@@ -161,6 +166,9 @@ def _official(module: nn.Module, path: Path, config: Mapping[str, Any], ema: boo
         if beside != path and beside.is_file():
             networks["discriminator"] = load_discriminator(beside)
         return _Source(path, networks, {}, ema, [])
+    if isinstance(module, AutoencoderModule):
+        network, _ = diffusers.load(path)
+        return _Source(path, {"network": network}, {"network": network.options}, False, [])
     if not isinstance(module, ScoreModule):
         raise ConfigError(
             f"weights={path}: official files are of score models and FUNIT; for "
