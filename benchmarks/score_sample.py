@@ -1,8 +1,10 @@
 """Quality and cost of samplers on a trained run of digits: Frechet distance, network evaluations, CPU time.
 
     python benchmarks/score_sample.py <run folder> [--seeds 5] [--only "2M"] [--no-peer]
+    python benchmarks/score_sample.py <run folder> --few-steps <run folder> ... --figure fd_against_nfe.png
 
-Every sampler draws as many images as the training split has, from the same seeds; the distance is to the test
+The first run is a diffusion model; those of --few-steps are of digits_ect, digits_meanflow, digits_scm. Every
+sampler draws as many images as the training split has, from the same seeds; the distance is to the test
 split. One thread. The peer is EDM's own sampler (Algorithm 1, 18 steps) as its code has it, around the
 network in the plain operations of `score_step.Reference`, on the same weights; its images must be ours.
 """
@@ -13,8 +15,9 @@ import time
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
+import matplotlib.pyplot as plt
 import torch
 from score_step import Reference
 from torch import Tensor
@@ -24,7 +27,6 @@ from lit_gen.instantiate import instantiate
 from lit_gen.metrics import Moments, digits64, frechet_distance, moments
 from lit_gen.models import sample_images
 from lit_gen.rng import PerSample
-from lit_gen.score.denoiser import CountingDenoiser
 from lit_gen.score.samplers import (
     dpm_solver_multistep,
     dpm_solver_singlestep,
@@ -35,28 +37,29 @@ from lit_gen.score.samplers import (
     unipc,
 )
 
-SAMPLERS: dict[str, Callable[..., Tensor]] = {
-    "Heun, 18 steps": partial(heun, num_steps=18),
-    "Heun, 18 steps, S_churn 10": partial(heun, num_steps=18, S_churn=10),
-    "Heun, 8 steps": partial(heun, num_steps=8),
-    "Euler (DDIM), 15 steps": partial(euler, num_steps=15),
-    "DPM-Solver++ (2M), 8 steps": partial(dpm_solver_multistep, num_steps=8),
-    "DPM-Solver++ (2M), 10 steps": partial(dpm_solver_multistep, num_steps=10),
-    "DPM-Solver++ (2M), 12 steps": partial(dpm_solver_multistep, num_steps=12),
-    "DPM-Solver++ (2M), 15 steps": partial(dpm_solver_multistep, num_steps=15),
-    "DPM-Solver++ (2M), 10 steps, geometric grid": partial(
-        dpm_solver_multistep, num_steps=10, grid=geometric
-    ),
-    "DPM-Solver++ (2M), 15 steps, geometric grid": partial(
-        dpm_solver_multistep, num_steps=15, grid=geometric
-    ),
-    "DPM-Solver++ (3M), 15 steps": partial(dpm_solver_multistep, num_steps=15, order=3),
-    "DPM-Solver++ (3S), 15 steps": partial(dpm_solver_singlestep, num_steps=15),
-    "UniPC-2, 10 steps": partial(unipc, num_steps=10),
-    "UniPC-2, 15 steps": partial(unipc, num_steps=15),
+FAMILIES: dict[str, tuple[Callable[..., Tensor], tuple[int, ...]]] = {
+    "Heun": (heun, (18, 3, 5, 8)),
+    "Heun, S_churn 10": (partial(heun, S_churn=10), (18,)),
+    "Euler (DDIM)": (euler, (5, 10, 15, 35)),
+    "DPM-Solver++ (2M)": (dpm_solver_multistep, (5, 8, 10, 12, 15)),
+    "DPM-Solver++ (2M), geometric grid": (partial(dpm_solver_multistep, grid=geometric), (5, 8, 10, 15)),
+    "DPM-Solver++ (3M)": (partial(dpm_solver_multistep, order=3), (15,)),
+    "DPM-Solver++ (3S)": (dpm_solver_singlestep, (15,)),
+    "UniPC-2": (unipc, (5, 8, 10, 15)),
 }
-"""Karras' grid unless another is named; deterministic but for S_churn."""
-REFERENCE = "Heun, 18 steps"
+"""Samplers of a diffusion model and their numbers of steps, the reference first; Karras' grid unless another
+is named; deterministic but for S_churn."""
+FEW = (1, 2, 3, 4)
+"""Numbers of steps of a few-step model, by the sampler of its own run."""
+
+
+class Row(NamedTuple):
+    family: str
+    steps: int
+    evaluations: int
+    mean: float
+    spread: float
+    milliseconds: float
 
 
 class Bench:
@@ -72,16 +75,43 @@ class Bench:
 
     def measure(self, sampler: Callable[..., Tensor], seeds: range) -> tuple[list[float], int, float]:
         """A distance each seed, evaluations, CPU milliseconds an image."""
-        counted = self.module.denoiser = CountingDenoiser(denoiser := self.module.denoiser)
+        evaluations = 0
+
+        def count(*_: object) -> None:
+            nonlocal evaluations
+            evaluations += 1
+
+        hook = self.module.denoiser.net.register_forward_hook(count)
         self.module.sample(range(2), 0, sampler)
-        self.module.denoiser = denoiser
+        hook.remove()
         distances, seconds = [], 0.0
         for seed in seeds:
             start = time.process_time()
             images = sample_images(self.module, range(self.num), seed, self.batch_size, sampler)
             seconds += time.process_time() - start
             distances.append(float(frechet_distance(self.reference, moments(self.extractor(images)))))
-        return distances, counted.calls, 1000 * seconds / len(distances) / self.num
+        return distances, evaluations, 1000 * seconds / len(distances) / self.num
+
+
+def figure(rows: list[Row], few: set[str], path: str) -> None:
+    """Distances against evaluations, a line for each family."""
+    plt.figure(figsize=(7.5, 4.5))
+    for family in dict.fromkeys(row.family for row in rows):
+        points = sorted((row.evaluations, row.mean, row.spread) for row in rows if row.family == family)
+        nfe, mean, spread = zip(*points, strict=True)
+        style = {"linewidth": 2, "marker": "s"} if family in few else {"linewidth": 1, "marker": "o"}
+        plt.errorbar(nfe, mean, spread, label=family, markersize=4, capsize=2, **style)
+    plt.axhline(rows[0].mean, color="black", linewidth=0.8, linestyle=":")
+    plt.loglog()
+    ticks = [1, 2, 3, 4, 5, 8, 10, 15, 35]
+    plt.xticks(ticks, [str(tick) for tick in ticks])
+    plt.minorticks_off()
+    plt.xlabel("network evaluations per image")
+    plt.ylabel("Fréchet distance to the test images")
+    plt.grid(alpha=0.3)
+    plt.legend(fontsize=7)
+    plt.tight_layout()
+    plt.savefig(path, dpi=110)
 
 
 @torch.no_grad()
@@ -137,7 +167,9 @@ def peer(bench: Bench, rounds: int = 3) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("run", help="run folder or checkpoint of a digits experiment")
+    parser.add_argument("run", help="run folder or checkpoint of a digits experiment, a diffusion model")
+    parser.add_argument("--few-steps", nargs="*", default=[], help="runs of few-step models")
+    parser.add_argument("--figure", help="where to draw distance against evaluations")
     parser.add_argument("--num", type=int, help="images each seed; as many as the training split has")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=480)
@@ -146,19 +178,28 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     bench = Bench(arguments.run, arguments.num, arguments.batch)
-    print(f"| sampler | NFE | FD, mean ± s.d. of {arguments.seeds} seeds | to Heun's | CPU ms/image |")
-    print("|---|---|---|---|---|")
-    base = None
-    for name, sampler in SAMPLERS.items():
-        if name != REFERENCE and arguments.only not in name:
-            continue
-        distances, calls, cost = bench.measure(sampler, range(1, arguments.seeds + 1))
-        mean = statistics.mean(distances)
-        spread = statistics.stdev(distances) if len(distances) > 1 else 0.0
-        base = base or mean
-        print(
-            f"| {name} | {calls} | {mean:.4f} ± {spread:.4f} | {mean / base:.2f} | {cost:.2f} |", flush=True
-        )
+    jobs = [(bench, name, *family) for name, family in FAMILIES.items()]
+    for run in arguments.few_steps:
+        other = Bench(run, arguments.num, arguments.batch)
+        jobs.append((other, str(models.load(run, device="cpu")[1].name), other.module.sampler, FEW))
+    few = {name for _, name, *_ in jobs[len(FAMILIES) :]}
+    print(f"| family | steps | NFE | FD, mean ± s.d. of {arguments.seeds} seeds | ratio | CPU ms/image |")
+    print("|---|---|---|---|---|---|")
+    rows: list[Row] = []
+    for side, family, sampler, counts in jobs:
+        for steps in counts:
+            if rows and arguments.only not in family:
+                continue
+            seeds = range(1, arguments.seeds + 1)
+            distances, calls, cost = side.measure(partial(sampler, num_steps=steps), seeds)
+            spread = statistics.stdev(distances) if len(distances) > 1 else 0.0
+            row = Row(family, steps, calls, statistics.mean(distances), spread, cost)
+            rows.append(row)
+            cells = (family, steps, calls, f"{row.mean:.4f} ± {spread:.4f}")
+            cells += (f"{row.mean / rows[0].mean:.2f}", f"{cost:.2f}")
+            print("|", " | ".join(map(str, cells)), "|", flush=True)
+    if arguments.figure:
+        figure(rows, few, arguments.figure)
     if not arguments.no_peer:
         print("\n" + peer(bench))
 
