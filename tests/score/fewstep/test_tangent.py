@@ -6,11 +6,23 @@ from torch.testing import assert_close
 
 from lit_gen.score.denoiser import Denoiser
 from lit_gen.score.fewstep.tangent import jvp, replayed
+from lit_gen.score.networks.dit import DiT
+from lit_gen.score.networks.uvit import UViT
 from lit_gen.score.precondition import EDMPrecondition
 from lit_gen.score.sde import EDM
+from tests.score.networks import test_networks
 from tests.score.networks.test_networks import SMALL, small
 
 TIMED = ("ncsnpp", "ddpmpp", "256px", "cat", "adm", "edm2")  # the noise level has an effect, a smooth one
+TRANSFORMERS = {
+    "uvit": lambda: UViT(8, 1, 2, 16, 2, 2, time_mlp=True, num_classes=3),
+    "dit": lambda: DiT(8, 1, 2, 16, 2, 2, num_classes=3),
+}
+
+
+@pytest.fixture(autouse=True)
+def transformers_too(monkeypatch):
+    monkeypatch.setattr(test_networks, "SMALL", SMALL | TRANSFORMERS)
 
 
 def along(name, **options):
@@ -32,7 +44,7 @@ def central(function, primals, tangents, h=1e-5):
     return (8 * difference(h) - difference(2 * h)) / (12 * h)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [*SMALL, *TRANSFORMERS])
 @pytest.mark.parametrize("training", [False, True])
 def test_tangent_is_the_derivative(name, training):
     net, function, primals, tangents = along(name)
@@ -49,7 +61,7 @@ def test_tangent_is_the_derivative(name, training):
     assert_close(tangent, expected, rtol=0, atol=1e-7 * largest)
     assert_close(value, function(*primals), rtol=0, atol=1e-9 if name == "edm2" else 0)
     assert value.requires_grad and not tangent.requires_grad
-    if name in TIMED:
+    if name in (*TIMED, *TRANSFORMERS):
         in_time = torch.zeros_like(primals[0]), tangents[1]
         along_t = jvp(function, primals, in_time)[1]
         with torch.no_grad():
