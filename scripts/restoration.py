@@ -82,9 +82,9 @@ def main(run: str, out: str = ".", num: str = "200", *names: str) -> None:
         y = y + std * torch.randn(y.shape, generator=keyed_generator(0, "measurement"))
         seen = to_uint8(y if y.shape == originals.shape else operator.pseudo_inverse(y))
         print(f"\n{title}\n\n| method | PSNR (dB) | SSIM | FD | CPU s |\n|---|---|---|---|---|")
-        columns = [originals]
+        columns, given = [], [("original", originals, 0.0), ("measurement", seen, 0.0)]
         made_by = restored(model, y, operator, std, labels, list(names or METHODS))
-        for name, made, seconds in chain([("measurement", seen, 0.0)], made_by):
+        for name, made, seconds in chain(given, made_by):
             if made is None:
                 print(f"| `{name}` | refused | | | |")
                 made = torch.full_like(originals, 128)
