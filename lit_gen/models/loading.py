@@ -203,9 +203,10 @@ def classifier_free(
     weight: float = 2.0,
     interval: Sequence[float] = (0.0, math.inf),
     parts: Sequence[str] | None = None,
+    channels: int | None = None,
 ) -> AbstractDenoiser:
-    """By the model itself without its condition, or without the named parts of it
-    (`lit_gen.score.guidance.Guidance`)."""
+    """By the model itself without its condition, or without the named parts of it; `channels` guides the
+    first so many alone (`lit_gen.score.guidance.Guidance`)."""
     _check_interval(interval)
     parts = module.parts if parts is None else parts
     if not module.parts:
@@ -219,7 +220,7 @@ def classifier_free(
             f"guidance=classifier_free needs a model that knows images without a {never[0]}: train it with "
             f"model.{option}=0.1, or take guidance=auto with another model as the guide."
         )
-    return classifier_free_guidance(module.denoiser, weight, (interval[0], interval[1]), parts)
+    return classifier_free_guidance(module.denoiser, weight, (interval[0], interval[1]), parts, channels)
 
 
 def autoguidance(

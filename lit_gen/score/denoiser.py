@@ -10,6 +10,7 @@ dtype of `x_t`.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,16 @@ class AbstractDenoiser(nn.Module, ABC):
     def forward(self, x_t: Tensor, t: Tensor, label: Label = None) -> Tensor:
         """E[x_0 | x_t], of the shape and dtype of `x_t`."""
 
+    def with_variance(
+        self, x_t: Tensor, t: Tensor, label: Label = None, **others: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """x0_hat, and what a network with a learned variance says of it (`lit_gen.score.learned_variance`),
+        of the shape of `x_t`; None of an exact denoiser, which has no network. Raises ConfigError where
+        there is one whose variance is not told."""
+        if any(isinstance(part, Denoiser) for part in self.modules()):
+            raise ConfigError(f"{type(self).__name__} tells no learned variance: take sampler=ancestral.")
+        return self(x_t, t, label), None
+
     def score(self, x_t: Tensor, t: Tensor, label: Label = None) -> Tensor:
         """grad log p_t(x_t) = (alpha x0_hat - x_t) / sigma^2 (Tweedie)."""
         return -self.noise(x_t, t, label) / per_image(self.process.sigma(t), x_t)
@@ -70,7 +81,7 @@ class Denoiser(AbstractDenoiser):
     The network is called as `net(x, noise_label (B,), label, augment_label)`, and with `vector` and `image`
     where a condition has them, in the dtype of its own parameters, whatever the dtype of `x_t`; the sum is
     taken in that of `x_t`. Channels that the network
-    returns beyond those of `x_t` (iDDPM's variances) are dropped. Inside
+    returns beyond those of `x_t` (iDDPM's variances) are left to `with_variance`. Inside
     `network_precision` the network alone runs under autocast.
     """
 
@@ -84,7 +95,28 @@ class Denoiser(AbstractDenoiser):
         c_skip, c_out, f = self._terms(x_t, t, label, augment_label)
         return per_image(c_skip, x_t) * x_t + per_image(c_out, x_t) * f
 
+    def with_variance(
+        self, x_t: Tensor, t: Tensor, label: Label = None, augment_label: Label = None, **others: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Raises ConfigError for a network of fewer than twice the channels."""
+        c_skip, c_out, f = self._outputs(x_t, t, label, augment_label)
+        channels = x_t.shape[1]
+        if f.shape[1] < 2 * channels:
+            raise ConfigError(
+                f"The network, a {type(self.net).__name__}, says no variance: it needs out_channels="
+                f"{2 * channels}, or take sampler=ancestral and model/loss=steps."
+            )
+        x0_hat = per_image(c_skip, x_t) * x_t + per_image(c_out, x_t) * f[:, :channels]
+        return x0_hat, f[:, channels : 2 * channels]
+
     def _terms(
+        self, x_t: Tensor, t: Tensor, label: Label, augment_label: Label, **told: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`_outputs`, of the channels of `x_t` alone."""
+        c_skip, c_out, f = self._outputs(x_t, t, label, augment_label, **told)
+        return c_skip, c_out, f[:, : x_t.shape[1]]
+
+    def _outputs(
         self, x_t: Tensor, t: Tensor, label: Label, augment_label: Label, **told: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """c_skip, c_out, and the network's output in the dtype of `x_t`; `told` is for the network too, each
@@ -97,7 +129,7 @@ class Denoiser(AbstractDenoiser):
         others |= {name: per_row(value, x_in) for name, value in told.items()}
         with nullcontext() if half is None else torch.autocast(x_in.device.type, half):
             f = self.net(x_in, per_row(c_noise, x_in), class_of(label), augment_label, **others)
-        return c_skip, c_out, f[:, : x_t.shape[1]].to(x_t)
+        return c_skip, c_out, f.to(x_t)
 
 
 @contextmanager
@@ -153,13 +185,21 @@ class ConditionedDenoiser(AbstractDenoiser):
         self.denoiser, self.process, self.condition = denoiser, denoiser.process, condition
 
     def forward(self, x_t: Tensor, t: Tensor, label: Label = None) -> Tensor:
+        return self.denoiser(x_t, t, self._told(x_t, label))
+
+    def with_variance(
+        self, x_t: Tensor, t: Tensor, label: Label = None, **others: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        return self.denoiser.with_variance(x_t, t, self._told(x_t, label), **others)
+
+    def _told(self, x_t: Tensor, label: Label) -> Condition:
         index = class_of(label)
         if index is None and len(x_t) != len(self.condition):
             raise ConfigError(
                 f"{len(x_t)} images and a condition of {len(self.condition)} rows: the label must say the "
                 "row of each image."
             )
-        return self.denoiser(x_t, t, self.condition if index is None else self.condition.rows(index))
+        return self.condition if index is None else self.condition.rows(index)
 
 
 def bound(denoiser: AbstractDenoiser, label: Label) -> tuple[AbstractDenoiser, Tensor | None]:
@@ -181,6 +221,12 @@ class ClippedDenoiser(AbstractDenoiser):
     def forward(self, x_t: Tensor, t: Tensor, label: Label = None) -> Tensor:
         return self.denoiser(x_t, t, label).clamp(self.low, self.high)
 
+    def with_variance(
+        self, x_t: Tensor, t: Tensor, label: Label = None, **others: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        x0_hat, v = self.denoiser.with_variance(x_t, t, label, **others)
+        return x0_hat.clamp(self.low, self.high), v
+
 
 class CountingDenoiser(AbstractDenoiser):
     """A denoiser that counts: `calls` of it, and `evaluations`, the rows of all calls together (NFE of a
@@ -196,6 +242,13 @@ class CountingDenoiser(AbstractDenoiser):
         self.calls += 1
         self.evaluations += len(x_t)
         return self.denoiser(x_t, t, label)
+
+    def with_variance(
+        self, x_t: Tensor, t: Tensor, label: Label = None, **others: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        self.calls += 1
+        self.evaluations += len(x_t)
+        return self.denoiser.with_variance(x_t, t, label, **others)
 
 
 class GaussianDenoiser(AbstractDenoiser):

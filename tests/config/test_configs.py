@@ -31,9 +31,12 @@ COUNTS = {
     "cifar10_ncsnpp_deep_ve": 107_587_075 - 128,
     "cifar10_ncsnpp_ve": 62_758_787,
     "cifar10_ncsnv2": 29_694_083,
+    "cifar10_uvit": 44_255_328,
     "cifar10_scm": 55_732_739,
     "ffhq64_edm_ve": 62_761_091,
     "ffhq64_edm_vp": 61_805_571,
+    "imagenet256_dit_xl": 674_834_720,
+    "imagenet256_sit_xl": 674_834_720,
 }
 """Trainable parameters of the official networks. The official counts of two have 128 frozen frequencies."""
 LAPTOP = [
@@ -56,6 +59,7 @@ TEST_IMAGES = {
     "celeba64": 19_962,
     "ffhq64": 1_400,
     "church256": 1_262,
+    "imagenet256": 50_000,
     "digits": 360,
     "omniglot": 218,
 }
@@ -229,6 +233,7 @@ def test_the_last_measurement_is_by_the_published_sampler(compose):
         "cifar10_ncsnpp_ve": 2000,
         "cifar10_ncsnv2": 1161,
     }
+    published |= {"cifar10_uvit": 1000, "imagenet256_dit_xl": 250, "imagenet256_sit_xl": 250}
     published |= {"cifar10_edm_vp": 35, "ffhq64_edm_vp": 79, "celeba64_ncsnv2": 2501}
     for name, count in published.items():
         config = compose(f"experiment={name}")
