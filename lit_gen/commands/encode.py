@@ -47,6 +47,7 @@ def encode(cfg: DictConfig, out: Path) -> dict[str, Any]:
     from_rank_zero(lambda: claim(out, "latents", "latents.npz", "encoding.json", "strip.png"))
     module, run_cfg, path = open_model(cfg)
     images, labels = pictures(cfg, run_cfg, module)
+    module.refuse_consistency("The probability flow", "encode with the model that it was tuned from")
     rows = _as_rows(labels, module.num_classes)
     options = {"batch_size": cfg.batch_size, "rtol": cfg.rtol, "atol": cfg.atol}
 

@@ -48,6 +48,7 @@ def _measure(option: str, name: str, bits: Bits, module: Any, test: Any, cfg: Di
     if not isinstance(module, ScoreModule):
         raise ConfigError(f"{option}={n}: {type(module).__name__} has no density.")
     module.refuse_latents(f"{option}={n}: a density of images")
+    module.refuse_consistency(f"{option}={n}: a density", "measure the model that it was tuned from")
     if not 2 <= n <= len(test):
         raise ConfigError(f"{option}={n}: must be between 2 and the {len(test)} test images.")
     process = module.denoiser.process

@@ -15,7 +15,7 @@ from lit_gen.rng import PerSample, keyed_generator
 from lit_gen.score.condition import Condition, Label, rows_of
 from lit_gen.score.denoiser import bound, network_precision
 from lit_gen.score.module import ScoreModule
-from lit_gen.score.restoration import LinearOperator, Noise, deviation
+from lit_gen.score.restoration import LinearOperator, Noise, ddnm, deviation
 
 Told = Callable[[Sequence[int]], Condition]
 """Indices of images -> what the model is told of them, a row each."""
@@ -88,6 +88,8 @@ def restore_images(
     batches, and rank 0 has all; the others get None.
     """
     module.refuse_latents("Restoration")
+    if getattr(method, "func", None) is not ddnm or getattr(method, "keywords", {}).get("eta") != 1:
+        module.refuse_consistency("This method", "take method=ddnm method.eta=1, its own way to restore")
     rows = [(i, k) for i in range(len(measured)) for k in range(samples)]
     process, device, parts = module.denoiser.process, module.device, []
     noise_std = deviation(noise_std, measured[:1])

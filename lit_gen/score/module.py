@@ -200,6 +200,13 @@ class ScoreModule(SingleOptimizerModule):
         if self.codec is not None:
             raise ConfigError(f"{what} works on pixels, and the model generates latents: take one of pixels.")
 
+    def refuse_consistency(self, what: str, instead: str) -> None:
+        """Raises ConfigError for a consistency model, whose images are no means of what noise may hide."""
+        if isinstance(self.loss, Distillation):
+            raise ConfigError(
+                f"{what} needs E[x_0 | x_t], and a consistency model gives the end of a path: {instead}."
+            )
+
     def keep_beside(self, folder: Path) -> None:
         if self.codec is not None:
             self.codec.copy(folder / CODEC)

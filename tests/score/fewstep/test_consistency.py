@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
@@ -13,6 +14,8 @@ from torch.testing import assert_close
 from lit_gen import checkpoints
 from lit_gen.commands import train as training
 from lit_gen.errors import ConfigError
+from lit_gen.evaluation.likelihood import measure_likelihoods
+from lit_gen.models import restore_images
 from lit_gen.rng import PerSample, keyed_generator
 from lit_gen.score.denoiser import (
     AbstractDenoiser,
@@ -24,7 +27,9 @@ from lit_gen.score.denoiser import (
 from lit_gen.score.fewstep.consistency import ConsistencyLoss, Stages
 from lit_gen.score.guidance import classifier_free_guidance
 from lit_gen.score.losses import LogNormal, TruncatedLogNormal
+from lit_gen.score.module import ScoreModule
 from lit_gen.score.precondition import EDMPrecondition
+from lit_gen.score.restoration import Inpainting, ddnm, dps
 from lit_gen.score.samplers import consistency, karras
 from lit_gen.score.sde import EDM, VE, VP, DiscreteVP, Flow, SubVP, linear_betas, per_image
 
@@ -212,6 +217,37 @@ def test_levels():
     for levels in ([0.8], [0.8, 5.0], [80.0, 1.0], [1.0, 0.0], [5.0, 2.0, 1.0]):
         with pytest.raises(ConfigError, match=r"give 2 noise levels below 80 and above 0"):
             run(num_steps=3, levels=levels)
+
+
+# --- restoration ---
+
+
+def test_ddnm_with_fresh_noise_is_the_papers_way_to_restore():
+    """Algorithm 4 of Song et al. 2023: what was measured is put in after every evaluation. The pixels here
+    are independent, so that the others have the data's distribution."""
+    process, g = EDM(), keyed_generator("restore")
+    operator, y = Inpainting(torch.tensor([[[1, 0], [0, 1]]])), images(4000)
+    counted = CountingDenoiser(GaussianConsistency(process))
+    x = process.prior_sample((4000, 1, 2, 2), g)
+    grid = partial(karras, rho=20)
+    out = ddnm(counted, x, operator, operator(y), num_steps=3, eta=1.0, grid=grid, generator=g)
+    assert counted.calls == 3
+    assert_close(operator(out), operator(y), rtol=0, atol=1e-12)
+    assert_close(out.var(0), VARIANCE, rtol=0.1, atol=0)
+
+
+def test_what_needs_a_posterior_mean_is_refused():
+    loss = ConsistencyLoss(LEVELS, Stages())
+    parts = (Net(dtype=torch.float32), EDM(), EDMPrecondition(), loss)
+    module = ScoreModule(*parts, partial(torch.optim.Adam, lr=1e-3), consistency, (1, 2, 2))
+    operator, y = Inpainting(torch.tensor([[[1, 0], [0, 1]]])), images(2).float()
+    for method in (partial(dps, num_steps=2), partial(ddnm, num_steps=2)):
+        with pytest.raises(ConfigError, match=r"take method=ddnm method\.eta=1"):
+            restore_images(module, operator, operator(y), method, 1)
+    assert restore_images(module, operator, operator(y), partial(ddnm, num_steps=2, eta=1), 1) is not None
+    with pytest.raises(ConfigError, match="measure the model that it was tuned from"):
+        cfg = OmegaConf.create({"nll_images": 2, "elbo_images": 0, "batch_size": 2, "t_min": None})
+        measure_likelihoods(module, [0, 1], cfg)
 
 
 # --- the teacher ---
