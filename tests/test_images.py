@@ -39,6 +39,14 @@ def test_floats_are_neither_clamped_nor_rounded():
     assert pixels.to_uint8(pixels.from_model(model)).tolist() == [0, 0, 128, 191, 255]
 
 
+def test_halves_are_the_nearest_to_the_models_floats():
+    pixels, x = Pixels("float16", [-2, 6]), torch.linspace(-1.5, 1.5, 99)
+    stored = pixels.from_model(x)
+    assert stored.dtype == torch.float16 and pixels.levels is None
+    assert torch.equal(stored, Pixels("float32", [-2, 6]).from_model(x).half())
+    torch.testing.assert_close(pixels.to_model(stored), x, rtol=1e-3, atol=1e-3)
+
+
 def test_a_picture_shows_one_channel_or_three():
     images = torch.arange(5).to(torch.uint8)[None, :, None, None].expand(2, 5, 4, 6)
     shown = {n: Pixels().picture(images[:, :n])[0, :, 0, 0].tolist() for n in (1, 2, 3, 5)}

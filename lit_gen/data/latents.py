@@ -65,6 +65,11 @@ class LatentDataModule(ImageDataModule):
     ):
         if options.get("augment") is not None:
             raise ConfigError("data.augment changes pictures, not latents: leave it out.")
+        if options.get("condition"):
+            raise ConfigError(
+                "data.condition: latents come with the conditions that their pictures had: give "
+                "data.condition.* to lit-gen prepare."
+            )
         super().__init__(train, test, **options)
         self.codec, self._moments, self._opened = codec, latents, {}
         self.has_pictures = train is not None and test is not None

@@ -166,6 +166,29 @@ def test_pictures_stand_for_the_latents(folder):
     assert len(next(iter(made.val_dataloader()))["image"]) == 4
 
 
+class WithVectors(TensorImages):
+    """Images that come with a vector each."""
+
+    def batch(self, indices):
+        return super().batch(indices) | {"vector": torch.tensor([[i, i / 2] for i in indices])}
+
+    def __getitem__(self, i):
+        return {name: rows[0] for name, rows in self.batch([i]).items()}
+
+
+def test_conditions_of_pictures_are_those_of_latents(folder, network, tmp_path):
+    dataset = images()
+    with_vectors = WithVectors(dataset.images, dataset.labels, dataset.classes)
+    for split in ("train", "test"):
+        shards = encoded(with_vectors, network)
+        write_shards(shards, f"{tmp_path}/some/{split}", workers=0, shard_mib=0.001, bar=straight)
+    made = module(folder, path=str(tmp_path / "some"))
+    batch = made.on_after_batch_transfer(made.keyed_train().__getitems__([(0, 4), (1, 9)]), 0)
+    assert batch["vector"].tolist() == [[4, 2], [9, 4.5]] and batch["image"].shape == (2, 2, 4, 4)
+    assert made.conditions([3, 26])["vector"].tolist() == [[3, 1.5], [3, 1.5]]
+    assert made.vectors().shape == (23, 2)
+
+
 def test_what_does_not_fit_is_said(folder, tmp_path):
     bare = module(folder, images=None)
     bare.check()
@@ -176,6 +199,8 @@ def test_what_does_not_fit_is_said(folder, tmp_path):
         module(folder, image_size=8).check()
     with pytest.raises(ConfigError, match=r"data.augment changes pictures, not latents"):
         module(folder, augment=lambda x, g: x)
+    with pytest.raises(ConfigError, match=r"data.condition.\* to lit-gen prepare"):
+        module(folder, condition={"vector": "a.csv"})
     write_shards(images(22), f"{tmp_path}/few/train", workers=0, shard_mib=1, bar=straight)
     write_shards(images(), f"{tmp_path}/few/test", workers=0, shard_mib=1, bar=straight)
     with pytest.raises(ConfigError, match=r"data.images has 22 train images, and there are 23 latents"):
