@@ -76,8 +76,9 @@ class ContinuousConsistencyLoss(Distillation):
         features: int = 128,
         distill: bool = False,
         guidance: float = 1.0,
+        tune: bool = False,
     ):
-        super().__init__(distill, guidance)
+        super().__init__(distill, guidance, tune)
         for name, value in (("sigma_data", sigma_data), ("c", c)):
             if value <= 0:
                 raise ConfigError(f"model.loss.{name}={value}: must be above 0.")
