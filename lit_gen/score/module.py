@@ -280,7 +280,7 @@ class ScoreModule(SingleOptimizerModule):
     def on_fit_start(self) -> None:
         super().on_fit_start()
         if isinstance(self.loss, Distillation):
-            self.loss.check_start()
+            self.loss.check_start(bool(self.parts))
         data = vars(self.trainer).get("datamodule")
         self.condition_source = data if isinstance(data, GivesConditions) else None
         embeddings = [part for part in self.denoiser.net.modules() if isinstance(part, VectorEmbedding)]

@@ -46,8 +46,14 @@ class Distillation(nn.Module):
             self.teacher.net.load_state_dict(net.state_dict())
         self.started.fill_(True)
 
-    def check_start(self) -> None:
-        """Raises ConfigError if the training starts from nothing and must not."""
+    def check_start(self, conditional: bool) -> None:
+        """Raises ConfigError if the training starts from nothing and must not, and if an unconditional
+        teacher is to be guided by itself."""
+        if self.guidance != 1 and not conditional:
+            raise ConfigError(
+                f"model.loss.guidance={self.guidance} guides the teacher by itself without its condition, "
+                "and this model has none: set model.loss.guidance=1."
+            )
         if (self.distill or self.tune) and not self.started:
             option = "distill" if self.distill else "tune"
             raise ConfigError(

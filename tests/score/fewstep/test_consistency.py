@@ -265,6 +265,9 @@ def test_a_guided_teacher():
     expected = classifier_free_guidance(denoiser.eval(), 2.5)(x, t, label)
     assert_close(loss.train().taught(x, t, label), expected.detach())
     assert not [p for p in loss.parameters() if p.requires_grad]
+    loss.check_start(conditional=True)
+    with pytest.raises(ConfigError, match=r"this model has none: set model\.loss\.guidance=1"):
+        loss.check_start(conditional=False)
     with pytest.raises(ConfigError, match=r"set model\.loss\.distill=true"):
         ConsistencyLoss(LEVELS, Stages(), guidance=2.0)
 
