@@ -1,7 +1,7 @@
 """Speed and memory of the metrics beside torch-fidelity, torchmetrics and scipy, in CPU seconds of one
 thread.
 
-    python benchmarks/metrics.py [distance] [inception] [memory] [kid]
+    python benchmarks/metrics.py [distance] [inception] [memory] [kid] [diversity]
 
 Both sides run in one process, alternating, and the best of each counts; memory is the growth of the peak in a
 fresh process.
@@ -33,7 +33,7 @@ def best(functions: dict[str, Callable], rounds: int) -> dict[str, float]:
 
 def row(name: str, ours: float, theirs: dict[str, float], unit: str = "CPU s") -> None:
     others = ", ".join(f"{who} {value:.2f} ({value / ours:.1f} x)" for who, value in theirs.items())
-    print(f"{name:44s} lit_gen {ours:8.2f} {unit}; {others}", flush=True)
+    print(f"{name:44s} lit_gen {ours:8.2f} {unit}{'; ' if others else ''}{others}", flush=True)
 
 
 def distance() -> None:
@@ -109,6 +109,21 @@ def kid() -> None:
     row("KID of 4000 x 4000, d = 2048", seconds.pop("lit_gen"), seconds)
 
 
+def diversity() -> None:
+    """The Vendi score of 50,000 features, and C_T of 10,000 of each set."""
+    from lit_gen.metrics.copying import copying
+    from lit_gen.metrics.vendi import vendi_score
+
+    g = torch.Generator().manual_seed(0)
+    features = torch.randn(50_000, D, generator=g).relu_()
+    before = forget_peak()
+    seconds = best({"lit_gen": lambda: vendi_score(features)}, 1)["lit_gen"]
+    row(f"Vendi score, 50000 x {D}", seconds, {})
+    row("peak memory beside the features", resident("VmHWM") - before, {}, "MB")
+    sets = features[:30_000].split(10_000)
+    row(f"C_T, 3 x 10000 x {D}", best({"lit_gen": lambda: copying(*sets)}, 1)["lit_gen"], {})
+
+
 def resident(field: str) -> float:
     """MB of this process: VmRSS now, VmHWM at the peak since `forget_peak` (Linux)."""
     for line in Path("/proc/self/status").read_text().splitlines():
@@ -166,7 +181,13 @@ def main(arguments: list[str]) -> None:
     if arguments[:1] in (["streaming"], ["gathered"]):
         {"streaming": streaming, "gathered": gathered}[arguments[0]](int(arguments[1]))
         return
-    parts = {"distance": distance, "inception": inception, "memory": memory, "kid": kid}
+    parts = {
+        "distance": distance,
+        "inception": inception,
+        "memory": memory,
+        "kid": kid,
+        "diversity": diversity,
+    }
     for name in arguments or parts:
         parts[name]()
 
