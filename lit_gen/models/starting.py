@@ -82,7 +82,7 @@ def start_from(
     """Puts weights into the networks of a module that is about to be trained, and into what averages them.
 
     `weights` is a run folder (its best checkpoint) or checkpoint of lit_gen, or an official file of EDM,
-    EDM2, score_sde, ncsn, U-ViT, DiT, SiT, py-meanflow, or FUNIT (gen_*.pt; dis_*.pt of the same number beside
+    EDM2, score_sde, ncsn, U-ViT, DiT, SiT, py-meanflow, FUNIT (gen_*.pt; dis_*.pt of the same number beside
     it is read too), or an autoencoder of diffusers or Stable Diffusion; `config` is the module's
     configuration, `model`. `ema` takes the averaged weights where there are some. What depends on the number
     of classes, conditions, or channels, and on a second time, keeps its first values where those differ.
