@@ -176,7 +176,8 @@ class SampleQuality(Periodic):
             samples_per_second=round(drawn / seconds, 1),
         )
         results.row(self.prefix + name, f"{value:.4f}")
-        results.row("  FD to the training split (papers report this)", f"{to_training:.4f}")
+        told = "" if self.prefix else " (papers report this)"
+        results.row(f"  FD to the training split{told}", f"{to_training:.4f}")
         results.row("  train-test FD (training split against test split)", f"{train_test:.4f}")
         results.row("samples/s", f"{drawn / seconds:.0f}")
         if self.classifier is not None:
