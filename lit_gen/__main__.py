@@ -14,7 +14,7 @@ COMMANDS = {
     "restore": "Restore degraded images: inpaint, colorize, upscale, deblur.",
     "translate": "Translate images into classes that a few images show.",
     "fewshot-classify": "Classify unseen classes with translations as training images.",
-    "prepare": "Write a data set once, for training on any amount of data.",
+    "prepare": "Write a data set, or its latents, once, for training on any amount of data.",
     "preview": "Show what an augmentation does to images and boxes.",
     "search": "Search for an augmentation policy.",
     "suggest-noise": "Suggest noise levels for a data set.",
