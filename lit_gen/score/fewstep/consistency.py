@@ -29,7 +29,7 @@ Weight = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Stages:
-    """The noise level r < s of a pair (ECT, Equation 13): r = max(low, s - s (1 - ratio) (1 + k sigmoid(-b
+    """The noise level r < s of a pair, as in ECT: r = max(low, s - s (1 - ratio) (1 + k sigmoid(-b
     s))) with ratio = 1 - 1 / q^(stage + 1), at most `max_ratio`.
 
     Stage 0 begins with the first batch, stage i after batch i `batches` + 1, as in ECT's code; None: there is
