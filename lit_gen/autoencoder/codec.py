@@ -73,7 +73,9 @@ class Codec:
             network = AutoencoderKL(**self.described["network"])
             network.load_state_dict(safetensors.torch.load(self._read(WEIGHTS)))
             self._network = network.eval().requires_grad_(False)
-        return self._network.to(device)
+        if next(self._network.parameters()).device != torch.device(device):
+            self._network.to(device)
+        return self._network
 
     def copy(self, folder: Path) -> None:
         """Writes its files into a folder, whole."""

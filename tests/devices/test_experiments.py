@@ -10,9 +10,13 @@ import torch
 from omegaconf import DictConfig, open_dict
 
 from lit_gen import checkpoints
+from lit_gen.autoencoder import AutoencoderKL
+from lit_gen.autoencoder.codec import write_codec
 from lit_gen.cli import CONF_DIR
 from lit_gen.commands import train as training
-from lit_gen.images import save_png
+from lit_gen.data.images import TensorImages
+from lit_gen.data.shards import write_shards
+from lit_gen.images import Pixels, save_png
 from lit_gen.module import BaseModule
 from lit_gen.rng import keyed_generator
 
@@ -51,8 +55,25 @@ def photos(folder) -> list[str]:
     return [f"data.path={folder / 'photos'}"]
 
 
-def shrunk(config: DictConfig) -> DictConfig:
+def latents(folder, data: DictConfig) -> None:
+    """A prepared set of eight latents of the recipe's format, without pictures."""
+    network = AutoencoderKL(3, data.channels, (4,), 1, 4)
+    shape = (8, 2 * data.channels, data.image_size, data.image_size)
+    pixels = Pixels("float32", (-1, 1), bounded=False)
+    labels = torch.arange(8) % (data.num_classes or 1)
+    classes = [str(i) for i in range(data.num_classes or 0)]
+    moments = TensorImages(torch.rand(shape, generator=keyed_generator(0)), labels, classes, pixels=pixels)
+    for split in ("train", "test"):
+        write_shards(moments, f"{folder}/{split}", workers=0, shard_mib=1, bar=lambda rows, total: rows)
+    scale = {name: [1.0] * data.channels for name in ("mean", "std")}
+    write_codec(folder, network, (3, *shape[2:]), scale, factor=1.0, shift=0.0)
+    data.path, data.images = str(folder), None
+
+
+def shrunk(config: DictConfig, folder) -> DictConfig:
     with open_dict(config):
+        if "latents" in config.data._target_:
+            latents(folder, config.data)
         config.logger = {}
         config.callbacks = {k: v for k, v in config.callbacks.items() if k not in EVALUATIONS}
         narrow(config.model)
@@ -81,7 +102,7 @@ def test_four_steps_on_a_gpu(compose, tmp_path, monkeypatch, name):
     options = ["trainer=gpu", "trainer.max_steps=4", "data.batch_size=2", "data.num_workers=0"]
     options += photos(tmp_path) if name == "images" else []
     try:
-        training.train(shrunk(compose(f"experiment={name}", *options)), tmp_path, [])
+        training.train(shrunk(compose(f"experiment={name}", *options), tmp_path / "data"), tmp_path, [])
     finally:
         torch.cuda.set_sync_debug_mode("default")
     state = checkpoints.read(checkpoints.folder(tmp_path) / "last.ckpt")
@@ -95,7 +116,7 @@ def test_four_steps_on_a_gpu(compose, tmp_path, monkeypatch, name):
 )
 def test_two_steps(compose, tmp_path, name):
     given = photos(tmp_path) if name == "images" else []
-    training.train(shrunk(compose(f"experiment={name}", *OPTIONS, *given)), tmp_path, [])
+    training.train(shrunk(compose(f"experiment={name}", *OPTIONS, *given), tmp_path / "data"), tmp_path, [])
     state = checkpoints.read(checkpoints.folder(tmp_path) / "last.ckpt")
     assert state["batches_seen"] == state["global_step"] == 2
     assert state["config"]["trainer"]["precision"] == "bf16-mixed"
@@ -111,15 +132,15 @@ def test_two_steps(compose, tmp_path, name):
 
 def narrow(model: DictConfig) -> None:
     for part, widths in NARROW.items():
-        for option in widths.keys() & model.get(part, {}).keys():
+        for option in widths.keys() & (model.get(part) or {}).keys():
             model[part][option] = widths[option]
 
 
 def synthesize(data: DictConfig) -> None:
     """The data module of the recipe, with its transforms, on images that are made here."""
     size, channels = data.image_size, data.get("channels", 3)
-    if "path" in data:
-        return  # `photos`
+    if "path" in data or "letters" in data._target_:
+        return  # `photos`, `latents`, or what is rendered here
     if "images" in data:
         images = {"_target_": "lit_gen.data.glyphs.Glyphs", "channels": channels}
         data.images = images | {"image_size": data.images.get("image_size", size)}
