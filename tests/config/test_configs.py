@@ -214,7 +214,7 @@ def network_rows(config) -> dict[str, int]:
     return rows
 
 
-@pytest.mark.parametrize("name", [*COUNTS, *LAPTOP, "digits", "digits_ect", "omniglot"])
+@pytest.mark.parametrize("name", [*COUNTS, *LAPTOP, "digits", "digits_ect", "digits_meanflow", "omniglot"])
 def test_what_a_recipe_measures_costs_a_tenth_of_its_training(compose, name):
     rows = network_rows(compose(f"experiment={name}"))
     meanwhile = sum(
