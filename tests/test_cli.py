@@ -138,7 +138,6 @@ def test_train_sample_evaluate_resume(command, tmp_path, tiny):
         "format=npz",
         "sampler=heun",
         "sampler.num_steps=3",
-        "sampler.S_churn=10",
         f"out={tmp_path}/s2",
     )
     assert code == 0, err

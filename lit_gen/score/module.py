@@ -255,7 +255,13 @@ class ScoreModule(SingleOptimizerModule):
         generator = PerSample.keyed(0, [0])
         x = process.prior_sample((1, 1, 1, 1), generator)
         with network_precision(pixel, self.sampling_precision):
-            sampler(pixel, x, label=None, generator=generator, trace=None)
+            x_0 = sampler(pixel, x, label=None, generator=generator, trace=None)
+        if not x_0.isfinite().all():
+            raise ConfigError(
+                f"The sampler {self.sampler_name(sampler)} gives {float(x_0):g} on {type(process).__name__} "
+                f"with t_max={process.t_max:g} and t_min={process.t_min:g}: take another sampler, or a "
+                "process that ends short of pure noise."
+            )
 
     def check_batch(self, batch: dict[str, Tensor]) -> None:
         for name, option in (("vector", "vector_dim"), ("condition_image", "condition_channels")):

@@ -78,6 +78,8 @@ def shrunk(config: DictConfig, folder) -> DictConfig:
         config.callbacks = {k: v for k, v in config.callbacks.items() if k not in EVALUATIONS}
         narrow(config.model)
         synthesize(config.data)
+        for option in {"tune", "distill"} & config.model.get("loss", {}).keys():
+            config.model.loss[option] = False  # there is no model to start from
     return config
 
 

@@ -1,9 +1,14 @@
 """ScoreModule's options, trained for a few steps."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from lit_gen import checkpoints, runs
+from lit_gen.errors import ConfigError
+from lit_gen.instantiate import instantiate
+from lit_gen.score import samplers
 
 LABELLED = ("trainer.max_steps=3", "model.net.augment_dim=9")
 
@@ -68,3 +73,11 @@ def test_dropped_labels_are_rows_of_zeros(fit, tmp_path):
     assert rows.sum(1).unique().tolist() == [0, 1]
     assert kept.float().mean().item() == pytest.approx(0.8, abs=0.02)
     assert torch.equal(rows[kept].argmax(1), label[kept])
+
+
+@pytest.mark.parametrize("name", ["consistency", "predictor_corrector"])
+def test_a_sampler_that_divides_by_the_image_needs_one(compose, name):
+    """At t = 1 of the rectified flow nothing is left of it."""
+    module = instantiate(compose("experiment=digits_flow", "model.process.t_max=1").model)
+    with pytest.raises(ConfigError, match="gives nan on Flow with t_max=1"):
+        module.check(partial(getattr(samplers, name), num_steps=4))

@@ -415,9 +415,7 @@ def test_an_unconditional_network_ignores_the_noise_label():
     assert torch.equal(net(x, torch.zeros(2)), net(x, torch.ones(2)))
     with pytest.raises(ConfigError, match="num_classes=0"):
         net(x, torch.zeros(2), torch.tensor([0, 1]))
-    with pytest.raises(
-        ConfigError, match="num_classes=3, augment_dim=0, and vector_dim=0 need conditional=True"
-    ):
+    with pytest.raises(ConfigError, match=r"num_classes=3, .* need conditional=True"):
         NCSNpp(8, conditional=False, num_classes=3)
 
 
