@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
@@ -96,6 +97,7 @@ class Bench:
 def figure(rows: list[Row], few: set[str], path: str) -> None:
     """Distances against evaluations, a line for each family."""
     plt.figure(figsize=(7.5, 4.5))
+    plt.gca().set_prop_cycle(color=plt.get_cmap("tab20").colors)
     for family in dict.fromkeys(row.family for row in rows):
         points = sorted((row.evaluations, row.mean, row.spread) for row in rows if row.family == family)
         nfe, mean, spread = zip(*points, strict=True)
@@ -181,7 +183,10 @@ def main() -> None:
     jobs = [(bench, name, *family) for name, family in FAMILIES.items()]
     for run in arguments.few_steps:
         other = Bench(run, arguments.num, arguments.batch)
-        jobs.append((other, str(models.load(run, device="cpu")[1].name), other.module.sampler, FEW))
+        name = str(models.load(run, device="cpu")[1].name)
+        if name in [family for _, family, *_ in jobs]:
+            name += f", {Path(run).name}"
+        jobs.append((other, name, other.module.sampler, FEW))
     few = {name for _, name, *_ in jobs[len(FAMILIES) :]}
     print(f"| family | steps | NFE | FD, mean ± s.d. of {arguments.seeds} seeds | ratio | CPU ms/image |")
     print("|---|---|---|---|---|---|")
