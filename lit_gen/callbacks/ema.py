@@ -90,6 +90,8 @@ class EMA(Callback):
             raise ConfigError(f"EMA keep_every={keep_every}: 0 or more, and only for a Power average.")
         if every < 1:
             raise ConfigError(f"EMA every={every}: 1 or more optimizer steps.")
+        if keep_every % every:
+            raise ConfigError(f"EMA keep_every={keep_every}: must be a multiple of every={every}.")
         self.decay, self.warmup, self.keep_every, self.every = decay, warmup, keep_every, every
         self.num_updates = 0
         self.shadow: dict[str, Tensor] = {}

@@ -147,6 +147,7 @@ def _of_run(module: nn.Module, path: Path, config: Mapping[str, Any], ema: bool)
         raise ConfigError(
             f"weights={path} is a run of {type(other).__name__}; this training is of {type(module).__name__}."
         )
+    _check_teacher(getattr(module, "loss", None), other, path)
     theirs = config_dict(run.model)
     notes = [
         f"the {part} was {theirs[part]} there and is {config[part]} here: the network has to learn the "
@@ -157,6 +158,19 @@ def _of_run(module: nn.Module, path: Path, config: Mapping[str, Any], ema: bool)
     averages = [c for c in (run.callbacks or {}).values() if str((c or {}).get("_target_")).endswith(".EMA")]
     averaged = ema and bool(averages or isinstance(other, FUNITModule))
     return _Source(read, networks, {name: theirs.get(name) or {} for name in networks}, averaged, notes)
+
+
+def _check_teacher(loss: object, other: nn.Module, path: Path) -> None:
+    """Raises ConfigError for a run that cannot be the teacher of a loss."""
+    if not (isinstance(loss, Distillation) and loss.distill and isinstance(other, ScoreModule)):
+        return
+    other.refuse_consistency("model.loss.distill=true", "give weights= of a diffusion model")
+    never = [part for part in other.parts if not other.dropout[part]]
+    if loss.guidance != 1 and never:
+        raise ConfigError(
+            f"model.loss.guidance={loss.guidance}: the model of weights={path} does not know images without "
+            f"a {never[0]}. Train it with dropped conditions, or set model.loss.guidance=1."
+        )
 
 
 def _official(module: nn.Module, path: Path, config: Mapping[str, Any], ema: bool) -> _Source:
@@ -257,7 +271,7 @@ def _differences(mine: dict[str, Any], theirs: dict[str, Any]) -> dict[str, tupl
         return "fourier" if value == "fourier_edm" else value
 
     free = {"image_size", "channels", "out_channels", "num_classes", "augment_dim", "dropout"}
-    free |= {"vector_dim", "condition_channels"}
+    free |= {"vector_dim", "condition_channels", "second_time"}
     free |= {"checkpoint_blocks", "fourier_scale", "attention_width", "_target_"}
     return {
         key: (theirs[key], mine[key])

@@ -86,6 +86,10 @@ class TruncatedLogNormal:
     low: float = 0.002
     high: float = 80.0
 
+    def __post_init__(self):
+        if not (0 < self.low < self.high and self.std > 0):
+            raise ConfigError(f"{self}: low must be above 0 and below high, and std above 0.")
+
     def __call__(self, process: Process, like: Tensor, generator: Generator = None) -> Tensor:
         u = wide(rand((len(like),), generator, device=like.device))
         a, b = (_normal_cdf((math.log(end) - self.mean) / self.std) for end in (self.low, self.high))

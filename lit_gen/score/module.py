@@ -25,7 +25,7 @@ from lit_gen.score.fewstep.meanflow import MeanFlowDenoiser, MeanFlowLoss
 from lit_gen.score.fewstep.teacher import Distillation
 from lit_gen.score.losses import DenoisingLoss, differentiates
 from lit_gen.score.networks.layers import VectorEmbedding
-from lit_gen.score.precondition import Precondition
+from lit_gen.score.precondition import Precondition, check_defined
 from lit_gen.score.sde import Process
 
 CODEC = "codec"
@@ -251,6 +251,8 @@ class ScoreModule(SingleOptimizerModule):
         if sampler is None:
             raise ConfigError("A score model needs a sampler for its pictures and distances: sampler=heun.")
         process = self.denoiser.process
+        t_max = torch.tensor([process.t_max], dtype=torch.float64)
+        check_defined(self.denoiser.precondition, process, t_max, "model.process.t_max")
         pixel = GaussianDenoiser(process, torch.zeros(1, 1, 1), torch.tensor(0.25))
         generator = PerSample.keyed(0, [0])
         x = process.prior_sample((1, 1, 1, 1), generator)

@@ -37,6 +37,7 @@ __all__ = [
     "RemainingTime",
     "ScaledTime",
     "StepIndex",
+    "check_defined",
 ]
 
 Coefficients = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -215,3 +216,14 @@ class PredictPathVelocity:
         d_alpha, d_sigma = process.slopes(t)
         rate = alpha * d_sigma - sigma * d_alpha
         return d_sigma / rate, sigma / rate, torch.ones_like(alpha), self.label(process, t)
+
+
+def check_defined(precondition: Precondition, process: Process, t: Tensor, key: str) -> None:
+    """Raises ConfigError for a time that the coefficients are not finite at, such as t = 1 of `Flow`, where
+    nothing is left of the image; `key` is where the time was given."""
+    if not all(bool((c.abs() < 1e12).all()) for c in precondition(process, t)):
+        raise ConfigError(
+            f"{key}: {type(precondition).__name__} on {type(process).__name__} is not defined at "
+            f"t={float(t.max()):g}: start at an earlier time, such as 0.999, or take a precondition that "
+            "predicts a velocity."
+        )

@@ -117,6 +117,8 @@ class AbstractCuda:
         if on_cuda and name == "_local_scalar_dense":
             self.wait("a number of the device is read")
             return {"b": True, "f": 0.5}.get("f" if args[0].is_floating_point() else str(args[0].dtype)[6], 1)
+        if on_cuda and name == "where" and not isinstance(args[0], FakeTensor):
+            self.wait("where copies its condition to the device")
         if on_cuda and name in SYNCHRONOUS:
             return self._data_dependent(name, args)
         if on_cuda and name in ("index", "_unsafe_index", "index_put", "index_put_", "_index_put_impl_"):

@@ -247,6 +247,8 @@ SAMPLERS = {
     "heun, stochastic": partial(samplers.heun, num_steps=4, S_churn=10.0),
     "euler": partial(samplers.euler, num_steps=4),
     "probability flow": partial(samplers.probability_flow, num_steps=4),
+    "runge-kutta": partial(samplers.runge_kutta, num_steps=4),
+    "interpolant sde": partial(samplers.interpolant_sde, num_steps=4),
     "ddim": partial(samplers.ddim, num_steps=4),
     "ddim, stochastic": partial(samplers.ddim, num_steps=4, eta=1.0),
     "dpm-solver++ 2M": partial(samplers.dpm_solver_multistep, num_steps=4),

@@ -81,3 +81,11 @@ def test_a_sampler_that_divides_by_the_image_needs_one(compose, name):
     module = instantiate(compose("experiment=digits_flow", "model.process.t_max=1").model)
     with pytest.raises(ConfigError, match="gives nan on Flow with t_max=1"):
         module.check(partial(getattr(samplers, name), num_steps=4))
+
+
+def test_a_precondition_that_is_not_defined_where_sampling_starts_is_refused(compose):
+    module = instantiate(
+        compose("experiment=digits_edm", "model/process=flow", "model.process.t_max=1").model
+    )
+    with pytest.raises(ConfigError, match="EDMPrecondition on Flow is not defined at t=1"):
+        module.check(partial(samplers.probability_flow, num_steps=4))

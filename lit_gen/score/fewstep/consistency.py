@@ -74,7 +74,7 @@ class ConsistencyLoss(Distillation):
     teacher's probability flow from x_s to r.
 
     Both calls have the same dropout mask. Late pairs are so close that the target differs from the prediction
-    by less than half precision or TF32 resolve: the network runs in full float32 whatever the autocast.
+    by less than half precision or TF32 resolve: both calls run in full float32 whatever the autocast.
     """
 
     def __init__(

@@ -106,6 +106,8 @@ class TwoLogitNormals:
             raise ConfigError(
                 f"model.loss.times.different={self.different}: the probability of r < t lies in [0, 1]."
             )
+        if not 0 < self.largest <= 1:
+            raise ConfigError(f"model.loss.times.largest={self.largest}: must lie in (0, 1].")
 
     def of(self, normal: Tensor, r_normal: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """(t, r), each (B,), of two standard normal numbers and one from [0, 1)."""

@@ -80,7 +80,7 @@ def interpolant_sde(
 
     def drift(x: Tensor, t: Tensor, x0_hat: Tensor) -> Tensor:
         sigma = per_image(process.sigma(t), x)
-        score = torch.where(sigma > 0, -noise_to(process, x, t, x0_hat) / sigma, 0.0)
+        score = -noise_to(process, x, t, x0_hat) / sigma.where(sigma > 0, torch.inf)
         return per_image(diffusion_form(process, t, form, scale), x) * score - velocity_to(
             process, x, t, x0_hat
         )

@@ -8,7 +8,8 @@ from torch import Tensor
 from lit_gen.errors import ConfigError
 from lit_gen.rng import Generator, randn
 from lit_gen.score.denoiser import AbstractDenoiser
-from lit_gen.score.fewstep.meanflow import heading
+from lit_gen.score.fewstep.meanflow import MeanFlowDenoiser, heading
+from lit_gen.score.precondition import check_defined
 from lit_gen.score.samplers.ode import Trace
 from lit_gen.score.sde import wide
 
@@ -35,6 +36,9 @@ def meanflow(
     """
     process = denoiser.process
     starts = _starts(process.t_max, num_steps, times)
+    for part in denoiser.modules():
+        if isinstance(part, MeanFlowDenoiser):
+            check_defined(part.precondition, process, starts[:1], "sampler.times")
     # The prior is noise alone, also at another first time.
     x = wide(x) * (process.sigma(starts[0]) / process.prior_std)
     end = process.time(torch.zeros((), dtype=starts.dtype))

@@ -66,7 +66,8 @@ def velocity(denoiser: AbstractDenoiser, x_t: Tensor, t: Tensor, label: Tensor |
 def noise_to(process: Process, x_t: Tensor, t: Tensor, x0_hat: Tensor) -> Tensor:
     """z of x_t = alpha x0_hat + sigma z; 0, to which it tends, where sigma is."""
     alpha, sigma = (per_image(c, x_t) for c in (process.alpha(t), process.sigma(t)))
-    return torch.where(sigma > 0, (x_t - alpha * x0_hat) / sigma, 0.0)
+    # The choice is made of coefficients: one on the host and a tensor of a GPU would wait for the GPU.
+    return (x_t - alpha * x0_hat) / sigma.where(sigma > 0, torch.inf)
 
 
 def velocity_to(process: Process, x_t: Tensor, t: Tensor, x0_hat: Tensor) -> Tensor:
