@@ -46,7 +46,8 @@ class Pixels:
                 f"data.dtype={self.dtype} needs the range of the values, data.range=[0,1] for instance: it "
                 "becomes [-1, 1] in the model."
             )
-        limits = (-math.inf, math.inf) if self.is_float else (0, np.iinfo(self.dtype).max)
+        largest = float(np.finfo(self.dtype).max if self.is_float else np.iinfo(self.dtype).max)
+        limits = (-largest if self.is_float else 0, largest)
         given = limits if self.range is None else tuple(self.range)
         if (
             len(given) != 2

@@ -186,8 +186,11 @@ def noise_of(given: float | str) -> Noise:
     path = Path(str(given)).expanduser()
     if path.suffix == ".npy" and path.is_file():
         try:
-            return torch.from_numpy(np.load(path, allow_pickle=False).astype(np.float64))
-        except ValueError as error:
+            found = np.load(path, allow_pickle=False)
+            if found.dtype.kind not in "fiu":
+                raise ValueError(f"it holds {found.dtype}")
+            return torch.from_numpy(found.astype(np.float64))
+        except (ValueError, EOFError, OSError) as error:
             raise ConfigError(f"noise_std={given}: this is no npy file of numbers ({error}).") from error
     try:
         return float(given)

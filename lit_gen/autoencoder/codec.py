@@ -78,7 +78,13 @@ class Codec:
         return self._network
 
     def copy(self, folder: Path) -> None:
-        """Writes its files into a folder, whole."""
+        """Writes its files into a folder, whole. Raises ConfigError where those of other latents are."""
+        there = folder / DESCRIPTION
+        if there.is_file() and json.loads(there.read_text()) != self.described:
+            raise ConfigError(
+                f"{folder} is of other latents than {self.path}: a run keeps its autoencoder. Give the "
+                "latents that it began with, or begin a new run."
+            )
         folder.mkdir(parents=True, exist_ok=True)
         for name in (WEIGHTS, DESCRIPTION):
             part = folder / f".{name}.part"

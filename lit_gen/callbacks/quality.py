@@ -159,7 +159,9 @@ class SampleQuality(Periodic):
 
     def finish(self, trainer: Trainer, module: BaseModule) -> None:
         assert self._reference is not None  # since `setup`
-        n = self.final_images or len(data_of(trainer, ImageData).train)
+        data = data_of(trainer, ImageData)
+        # Reconstructions are of the test images, each once.
+        n = self.final_images or len(data.test if self.prefix else data.train)
         self._training = self._training or self.summary_of(trainer, "train")
         train_test = frechet_distance(self._reference.moments, self._training.moments)
         measured = self.measure(trainer, module, n, {*self.measures, "fdtrain"})

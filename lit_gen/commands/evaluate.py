@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from lit_gen import models
+from lit_gen.autoencoder.module import AutoencoderModule
 from lit_gen.cli import entry_point
 from lit_gen.data.images import pixels_of, shape_of
 from lit_gen.devices import divided
@@ -42,17 +43,22 @@ def evaluate(cfg: DictConfig, out: Path) -> dict[str, Any]:
     module, run_cfg, path = open_run(cfg, cfg.run)
     models.guide(module, cfg)
     extractor = extractor_of(cfg, run_cfg, cfg.run)
-    data, n = data_and_num(cfg, run_cfg)
+    reconstructs = isinstance(module, AutoencoderModule)  # each test image once
+    data, n = data_and_num(cfg, run_cfg, "test" if reconstructs else "train")
     pixels, channels = pixels_of(data.test), shape_of(data.test)[0]
     extractor = extractor.reading(pixels, channels)
     sampler = instantiate(cfg.sampler) if cfg.sampler else None
     against = reference_sets(cfg, extractor, data)
     classes = classes_of(against.reference, data.train) if cfg.per_class else None
-    if classes and classes != module.num_classes:
-        raise ConfigError(f"per_class=true: the model draws {module.num_classes} classes, not {classes}.")
+    drawn = module.num_classes if isinstance(module, ScoreModule) else 0
+    if classes and classes != drawn:
+        raise ConfigError(f"per_class=true: the model draws {drawn or 'no'} classes, not {classes}.")
 
-    if isinstance(module, ScoreModule) and module.condition_source is not None:
-        module.condition_source = data  # which are open already
+    if isinstance(module, AutoencoderModule):
+        module.check(sampler)
+        module.image_source = data  # which are open already
+    elif isinstance(module, ScoreModule) and module.condition_source is not None:
+        module.condition_source = data
 
     def images_at(indices: Sequence[int]) -> Tensor:
         return module.sample([int(i) for i in indices], cfg.seed, sampler).cpu()

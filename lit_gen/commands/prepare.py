@@ -40,6 +40,11 @@ def prepare(cfg: DictConfig) -> None:
     if not isinstance(data, ImageData):
         raise ConfigError(f"data: a {type(data).__name__} has no data sets of images to prepare.")
     encoder = None
+    if cfg.encoder is None and (cfg.dtype != "float32" or not cfg.images):
+        raise ConfigError(
+            f"dtype={cfg.dtype}, images={cfg.images}: these are of latents and go with encoder=... Pixels "
+            "are stored as data.dtype says."
+        )
     if cfg.encoder is not None:
         check_at_least_1(cfg, "batch_size")
         if cfg.format == "zip":

@@ -65,10 +65,10 @@ def open_run(cfg: DictConfig, run: str | Path) -> tuple[Any, DictConfig, Path]:
     return module, config, file
 
 
-def data_and_num(cfg: DictConfig, run_cfg: DictConfig) -> tuple[Any, int]:
-    """The run's data, and how many samples are drawn: `cfg.num`, or as many as there are training images."""
+def data_and_num(cfg: DictConfig, run_cfg: DictConfig, split: str = "train") -> tuple[Any, int]:
+    """The run's data, and how many samples are drawn: `cfg.num`, or as many as the split has images."""
     data = run_data(run_cfg)
-    n = len(data.train) if cfg.num is None else cfg.num
+    n = len(data.dataset(split)) if cfg.num is None else cfg.num
     if n < 2:
         raise ConfigError(f"num={n}: a Frechet distance needs at least 2 samples.")
     return data, n

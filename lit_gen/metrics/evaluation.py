@@ -297,8 +297,10 @@ def _compare(
         results[key("ct", m)] = copying(training.features, real, fake)
     if "fls" in wanted and training is not None and real is not None:
         half = len(training.features) // 2  # their order is a random one
-        halves = training.features[:half], training.features[half:]
-        results[key("fls", m)] = Estimate(feature_likelihood(*halves, real, fake).score, None)
+        centers = min(half, m)  # as many Gaussians on both sides: more of them score higher
+        fitted, baseline = training.features[:half], training.features[half : half + centers]
+        score = feature_likelihood(fitted, baseline, real, fake[:centers]).score
+        results[key("fls", centers)] = Estimate(score, None)
     if "fdclass" in wanted and classes and generated.classes:
         results |= _by_class(classes, generated.classes, generated)
     return results

@@ -32,7 +32,7 @@ def precision_recall_density_coverage(
     radius_x, radius_y = (_neighbours(z, z, k, own=False)[0][:, -1] * INSIDE for z in (x, y))
     balls, covered = [], torch.zeros(len(x), dtype=torch.bool, device=x.device)
     recalled = torch.zeros_like(covered)
-    for rows, squares in _squared_distances(y, x):
+    for rows, squares in squared_distances(y, x):
         inside = squares < radius_x
         balls.append(inside.sum(1))
         covered |= inside.any(0)
@@ -75,7 +75,7 @@ def _centred(x: Tensor, y: Tensor, least: int = 2) -> tuple[Tensor, Tensor]:
     return x - x.mean(0), y - x.mean(0)
 
 
-def _squared_distances(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
+def squared_distances(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Blocks of |x_i - y_j|^2; what rounding alone could have made is 0, so that equal rows are at distance
     0.
     """
@@ -93,7 +93,7 @@ def _neighbours(x: Tensor, y: Tensor, k: int, own: bool = True) -> tuple[Tensor,
     not i itself.
     """
     squares, index = [], []
-    for rows, block in _squared_distances(x, y):
+    for rows, block in squared_distances(x, y):
         if not own:
             block.diagonal(rows.start).fill_(torch.inf)
         values, at = block.topk(k, largest=False)

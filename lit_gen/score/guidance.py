@@ -49,6 +49,8 @@ class Guidance(AbstractDenoiser):
         channels: int | None = None,
     ):
         super().__init__()
+        if channels is not None and channels < 1:
+            raise ConfigError(f"guidance.channels={channels}: must be at least 1, or null for all.")
         if guide.process != denoiser.process:
             raise ConfigError(
                 "The guide has another process; wrap it: ReparameterizedDenoiser(guide, denoiser.process)."

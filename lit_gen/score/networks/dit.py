@@ -61,7 +61,7 @@ class DiT(nn.Module):
         self.head = nn.Linear(width, patch_size**2 * self.out_channels)
         self.vector = None
         if vector_dim:
-            self.vector = layers.VectorEmbedding(vector_dim, nn.Linear(2 * vector_dim, width))
+            self.vector = layers.VectorEmbedding(vector_dim, nn.Linear(2 * vector_dim, width, bias=False))
         self._initialize()
 
     def _initialize(self) -> None:

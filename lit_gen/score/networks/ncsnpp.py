@@ -182,7 +182,9 @@ class NCSNpp(nn.Module):
     def _embed(self, noise_label: Tensor, *told: Tensor | None) -> Tensor | None:
         if self.noise is not None:
             return self.noise(noise_label, *told)
-        label, augment_label, vector, _ = told
+        label, augment_label, vector, second_time = told
+        if second_time is not None:
+            raise ConfigError("second_time is given to a network without conditioning.")
         layers.refuse_labels(label, 0, augment_label, 0)
         layers.refuse_vector(vector, None)
         return None

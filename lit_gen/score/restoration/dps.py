@@ -1,5 +1,7 @@
 """Diffusion posterior sampling (Chung et al. 2023, Algorithm 1, https://arxiv.org/abs/2209.14687)."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -38,7 +40,7 @@ def dps(
     noise map weighs the pixels of y - A x0_hat by the inverse of their deviations.
     """
     process, y = denoiser.process, wide(y)
-    weights = _weights(noise_std, y)
+    weights = _weights(noise_std, y, operator)
     times = grid(process, num_steps)
     levels = process.noise_level(times)
     x = wide(x) / (process.alpha(times[0]) * (1 + levels[0].square()).sqrt())
@@ -61,16 +63,19 @@ def dps(
     return x * (process.alpha(times[-1]) * units[-1])
 
 
-def _weights(noise_std: Noise, y: Tensor) -> Tensor | float:
-    """1 / noise_std over the whole of y, scaled to a mean square of 1; 1 for a number. Raises ConfigError for
-    maps with pixels that have no noise."""
+def _weights(noise_std: Noise, y: Tensor, operator: LinearOperator) -> Tensor | float:
+    """1 / noise_std over what the operator sees of y, scaled to a mean square of 1; 1 for a number. Raises
+    ConfigError for maps with measured pixels that have no noise."""
     std = deviation(noise_std, y)
     if not isinstance(std, Tensor):
         return 1.0
-    if not bool((std > 0).all()):
+    ones = torch.ones_like(y)
+    seen = operator.solve(ones, 0.0, 1.0) > 0 if operator.pixelwise else ones.bool()
+    if not bool(((std > 0) | ~seen).all()):
         raise ConfigError(
             "noise_std is a map with pixels that have no noise: method=dps, which weighs pixels by its "
             "inverse, would see these alone. Give them a little noise, or take method=pigdm or method=mmps."
         )
-    weights = std.reciprocal().expand(y.shape)
-    return weights / weights.square().flatten(1).mean(1).sqrt().reshape(-1, *(1,) * (y.ndim - 1))
+    weights = torch.where(seen, std, math.inf).reciprocal()
+    mean_square = weights.square().flatten(1).sum(1) / seen.flatten(1).sum(1)
+    return weights / mean_square.sqrt().reshape(-1, *(1,) * (y.ndim - 1))

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from lit_gen.errors import ConfigError
 from lit_gen.score.restoration.operators import LinearOperator
-from lit_gen.score.sde import wide
+from lit_gen.score.sde import wide_dtype
 
-__all__ = ["Evidence", "Noise", "deviation", "evidence"]
+__all__ = ["Evidence", "Noise", "check_fractions", "deviation", "evidence"]
 
 Noise = float | Tensor
 """`noise_std`: a number, or a tensor that broadcasts to the measurement."""
@@ -20,7 +20,7 @@ LARGEST_GAIN = 2.0  # of noise on a measurement that is taken as exact
 
 
 def deviation(noise_std: Noise, y: Tensor, operator: LinearOperator | None = None) -> Noise:
-    """`noise_std` as a float, or as a map beside `y` in float64.
+    """`noise_std` as a float, or as a map beside `y` in its `wide_dtype`.
 
     Raises ConfigError if it is negative or no number, if a map does not fit y, and, with `operator`, for a
     map where A A^T is not diagonal in pixels, so that nothing is diagonal beside the noise.
@@ -41,7 +41,14 @@ def deviation(noise_std: Noise, y: Tensor, operator: LinearOperator | None = Non
             f"noise_std is a map, and {type(operator).__name__} mixes pixels: its singular vectors do not "
             "keep the noise of one pixel apart from that of another. Take method=mmps or method=dps."
         )
-    return wide(noise_std).to(y.device)
+    return noise_std.to(y.device, wide_dtype(y.device))
+
+
+def check_fractions(**parts: float) -> None:
+    """Raises ConfigError for options, by name, that are not from 0 to 1."""
+    for name, part in parts.items():
+        if not 0 <= part <= 1:
+            raise ConfigError(f"method.{name}={part}: must be from 0 to 1.")
 
 
 def check_exact(noise_std: Noise, operator: LinearOperator, x: Tensor, method: str) -> None:

@@ -307,7 +307,9 @@ class Matrix(LinearOperator):
 
     def _beside(self, x: Tensor) -> "Matrix":
         parts = (self.matrix, self.left, self.values, self.right)
-        self.matrix, self.left, self.values, self.right = (part.to(x.device) for part in parts)
+        self.matrix, self.left, self.values, self.right = (
+            part.to(x.device, wide_dtype(x.device)) for part in parts
+        )
         return self
 
 

@@ -48,13 +48,19 @@ def gmres(system: Callable[[Tensor], Tensor], b: Tensor, *, iterations: int = 1)
 
 
 def cg(system: Callable[[Tensor], Tensor], b: Tensor, *, iterations: int = 1) -> Tensor:
-    """Conjugate gradients, for symmetric positive matrices (Hestenes & Stiefel 1952)."""
-    tiny = torch.finfo(b.dtype).eps
+    """Conjugate gradients, for symmetric positive matrices (Hestenes & Stiefel 1952). A row stops where the
+    matrix is not positive along its direction, as the Jacobian of a network may be.
+    """
+    tiny = torch.finfo(b.dtype).tiny
     v, r, p = torch.zeros_like(b), b, b
     square = _dot(r, r)
+    active = torch.ones_like(square, dtype=torch.bool)
     for _ in range(iterations):
         moved = system(p)
-        step = _over(square / _dot(p, moved).clamp(min=tiny), None, b)
+        curvature = _dot(p, moved)
+        active = active & (curvature > 0)
+        step = (square / curvature.where(active, 1.0)).where(active, 0.0)
+        step = _over(step, None, b)
         v, r = v + step * p, r - step * moved
         square, before = _dot(r, r), square
         p = r + _over(square / before.clamp(min=tiny), None, b) * p

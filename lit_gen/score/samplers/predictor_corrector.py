@@ -19,7 +19,7 @@ from lit_gen.errors import ConfigError
 from lit_gen.rng import Generator, randn
 from lit_gen.score.denoiser import AbstractDenoiser
 from lit_gen.score.samplers.grids import Grid, uniform_time
-from lit_gen.score.samplers.ode import Trace
+from lit_gen.score.samplers.ode import Trace, require_signal
 from lit_gen.score.sde import VE, VP, Process, per_image, wide
 
 __all__ = [
@@ -213,7 +213,9 @@ def predictor_corrector(
     """
     process, x = denoiser.process, wide(x)
     constrain = constrain or (lambda x_t, t: x_t)
-    for k, (t, s) in enumerate(pairwise(grid(process, num_steps))):
+    times = grid(process, num_steps)
+    require_signal(process, times)
+    for k, (t, s) in enumerate(pairwise(times)):
         step = discretization(process, s, t)
         if corrector is not None:
             x = constrain(corrector(denoiser, x, t, step, label, generator), t)

@@ -28,6 +28,7 @@ from lit_gen.score.restoration import (
     repaint,
     replacement,
 )
+from lit_gen.score.restoration.solvers import cg
 from lit_gen.score.samplers import ddim, geometric, predictor_corrector
 from lit_gen.score.sde import EDM, VE, VP, DiscreteVP, Flow, SubVP, linear_betas
 
@@ -161,3 +162,20 @@ def test_weights_of_dps_need_noise_everywhere():
         for std in (0.3, torch.full((3, 4, 8), 0.3))
     ]
     assert torch.allclose(*same, rtol=0, atol=1e-9)
+
+
+def test_conjugate_gradients_stop_where_the_matrix_is_not_positive():
+    b = torch.tensor([[0.3, 1.0], [0.3, 1.0]], dtype=torch.float64)
+    diagonal = torch.tensor([[1.0, -0.2], [1.0, 2.0]], dtype=torch.float64)
+    indefinite, positive = cg(lambda v: diagonal * v, b, iterations=2)
+    assert torch.equal(indefinite, torch.zeros(2, dtype=torch.float64))
+    torch.testing.assert_close(positive, b[1] / diagonal[1])
+
+
+@pytest.mark.parametrize("options", [{"eta": 1.5}, {"travel_length": 4, "travel_repeats": 2}])
+def test_options_out_of_range_are_refused(options):
+    process = EDM()
+    pixel = GaussianDenoiser(process, torch.zeros(1, 2, 2), torch.tensor(0.25))
+    x = process.prior_sample((1, 1, 2, 2))
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        ddnm(pixel, x, Denoising(), x, num_steps=4, **options)
