@@ -10,6 +10,7 @@ COMMANDS = {
     "evaluate-images": "Measure any images against a folder or statistics of others.",
     "evaluate-translation": "Measure a few-shot translator by the protocol of the FUNIT paper.",
     "compare": "Compare runs: metrics with error bars, curves, the same seeds side by side.",
+    "compare-augmentation": "Compare policies, GANs, and diffusion models as augmentation.",
     "encode": "Encode images as latents, decode them, and interpolate.",
     "restore": "Restore degraded images: inpaint, colorize, upscale, deblur.",
     "translate": "Translate images into classes that a few images show.",

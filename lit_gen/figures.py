@@ -162,6 +162,54 @@ def distance_curves(histories: Mapping[str, Mapping[str, Mapping[int, float]]]) 
     return figure
 
 
+def augmentation_arms(
+    overall: Mapping[str, Any], by_shots: Mapping[str, Mapping[str, Any]], made: Mapping[str, Any]
+) -> "Figure":
+    """The comparison of augmentations: each arm's difference from none, paired over the seeds; accuracy over
+    shots; and over the number of made images a class. Error bars are standard errors.
+
+    See `lit_gen.comparison.results.summarize` for the arguments.
+    """
+    figure, (left, middle, right) = _figure(14, 4.5, columns=3)
+    differences = {arm: row["minus"]["none"] for arm, row in overall.items() if row["minus"].get("none")}
+    for place, found in enumerate(reversed(differences.values())):
+        left.errorbar(
+            100 * found["mean"], place, xerr=100 * (found["se"] or 0), fmt="o", color="C0", capsize=3
+        )
+    left.set(yticks=range(len(differences)), yticklabels=reversed(differences))
+    left.axvline(0, color="gray", linewidth=1)
+    left.set(xlabel="points of accuracy above none, mean of all shots")
+    for number, arm in enumerate(overall):
+        style: dict[str, Any] = {
+            "label": arm,
+            "capsize": 2,
+            "markersize": 3,
+            "marker": "osv^"[number // 10 % 4],
+        }
+        points = {int(n): row[arm]["accuracy"] for n, row in by_shots.items() if arm in row}
+        _accuracies(middle, points, linewidth=1.2, color=f"C{number % 10}", **style)
+        for n, curve in made.get(arm, {}).items():
+            style["label"] = f"{arm}, {n} a class"
+            _accuracies(right, {int(k): v for k, v in curve.items()}, linewidth=1.2, **style)
+    middle.set(xlabel="labelled images a class", ylabel="accuracy in %", xscale="log")
+    right.set(xlabel="made images a class", ylabel="accuracy in %", xscale="log")
+    for axis in (left, middle, right):
+        axis.grid(alpha=0.3)
+    middle.legend(fontsize=6)
+    if right.lines:
+        right.legend(fontsize=6)
+    else:
+        right.remove()
+    return figure
+
+
+def _accuracies(axis: Any, points: Mapping[int, Mapping[str, Any]], **style: Any) -> None:
+    at = sorted(points)
+    errors = [100 * (points[n]["se"] or 0) for n in at]
+    axis.errorbar(at, [100 * points[n]["mean"] for n in at], errors, **style)
+    axis.set_xticks(sorted({*axis.get_xticks(minor=False), *at} & set(at)), [str(n) for n in at])
+
+
 def translation_sweep(panels: Mapping[str, Mapping[str, float]], ks: Sequence[int]) -> "Figure":
     """Metrics of a translator over K, the number of class images, with the baselines as lines.
 

@@ -270,6 +270,24 @@ class CompareSchema(SamplesSchema):
 
 
 @dataclass(kw_only=True)
+class CompareAugmentationSchema(CommandSchema):
+    data: Any = None
+    task: Any
+    arms: dict[str, Any] = field(default_factory=dict)
+    classifier: dict[str, Any]
+    fill: int
+    name: str
+    shots: list[int]
+    seed: int
+    seeds: int
+    held_out: float
+    made: list[int]
+    workers: int
+    device: str | None
+    wandb: str
+
+
+@dataclass(kw_only=True)
 class PreviewSchema(CommandSchema):
     data: Any = None
     images: str | None

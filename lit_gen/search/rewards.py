@@ -66,12 +66,51 @@ def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tens
     return (rows for rows in order if len(rows) > 1 or count == 1)  # batch normalization needs two
 
 
+def _endless(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Batches of `size` rows without end, permutation after permutation, so that a batch may hold a row more
+    than once."""
+    rows = torch.empty(0, dtype=torch.int64)
+    while True:
+        while len(rows) < size:
+            rows = torch.cat([rows, torch.randperm(count, generator=generator)])
+        yield rows[:size]
+        rows = rows[size:]
+
+
+def _epochs(data: Labelled, epochs: int, size: int, seed: int) -> Iterator[tuple[Labelled, torch.Generator]]:
+    """Batches, and the generators that their augmentation is drawn by."""
+    for epoch in range(epochs):
+        generator = rng.keyed_generator(seed, "child", epoch)
+        for rows in _batches(len(data), size, generator):
+            yield data[rows], generator
+
+
+def _steps(
+    data: Labelled, made: Labelled | None, steps: int, size: int, seed: int
+) -> Iterator[tuple[Labelled, torch.Generator]]:
+    """As `_epochs`; with made images half of each batch is of them."""
+    generator = rng.keyed_generator(seed, "child", "augment")
+    real = _endless(
+        len(data), size if made is None else size - size // 2, rng.keyed_generator(seed, "child", "real")
+    )
+    if made is None:
+        yield from ((data[next(real)], generator) for _ in range(steps))
+        return
+    more = _endless(len(made), size // 2, rng.keyed_generator(seed, "child", "made"))
+    for _ in range(steps):
+        first, second = data[next(real)], made[next(more)]
+        both = zip((first.images, first.labels), (second.images, second.labels), strict=True)
+        yield Labelled(*(torch.cat(pair) for pair in both)), generator
+
+
 def train_classifier(
     data: Labelled,
     augmentation: Augmentation | None,
     *,
     classes: int,
+    made: Labelled | None = None,
     epochs: int = 8,
+    steps: int | None = None,
     batch_size: int = 64,
     learning_rate: float = 3e-3,
     width: int = 16,
@@ -84,28 +123,36 @@ def train_classifier(
     `consistency` puts AugMix's loss in the place of the cross-entropy (https://arxiv.org/abs/1912.02781,
     Eq. 3; the paper's weight is 12): that of the clean images, plus as many times the Jensen-Shannon
     divergence of what is said of an image and of two augmentations of it.
+
+    `steps` in the place of `epochs` trains with so many batches of exactly `batch_size` images, however few
+    there are; half of each are then from `made`, if there are any. Raises ConfigError for `made` without
+    `steps`.
     """
+    if made is not None and steps is None:
+        raise ConfigError("Made images are mixed into the batches of a training of steps=, not of epochs.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.key(seed, "child") % 2**63)
-        net = small_cnn(data.images.shape[1], classes, width)
-    steps = epochs * sum(1 for _ in _batches(len(data), batch_size, torch.Generator()))
+        net = small_cnn(data.images.shape[1], classes, width).to(data.images.device)
+    if steps is None:
+        count = epochs * sum(1 for _ in _batches(len(data), batch_size, torch.Generator()))
+        batches = _epochs(data, epochs, batch_size, seed)
+    else:
+        count, batches = steps, _steps(data, made, steps, batch_size, seed)
 
     def losses() -> Iterator[Tensor]:
-        for epoch in range(epochs):
-            generator = rng.keyed_generator(seed, "child", epoch)
-            for rows in _batches(len(data), batch_size, generator):
-                images, labels = data.images[rows], data.labels[rows]
-                views = [images]
-                if augmentation is not None:
-                    count = 2 if consistency else 1
-                    draws = [augmentation.sample_batch(len(rows), generator) for _ in range(count)]
-                    views += [augmentation.apply_batch(images, None, each)[0] for each in draws]
-                if len(views) == 3:
-                    yield augmix_loss(net(to_float(torch.cat(views))).chunk(3), labels, consistency)
-                else:
-                    yield F.cross_entropy(net(to_float(views[-1])), labels)
+        for batch, generator in batches:
+            views = [batch.images]
+            if augmentation is not None:
+                draws = [
+                    augmentation.sample_batch(len(batch), generator) for _ in range(2 if consistency else 1)
+                ]
+                views += [augmentation.apply_batch(batch.images, None, each)[0] for each in draws]
+            if len(views) == 3:
+                yield augmix_loss(net(to_float(torch.cat(views))).chunk(3), batch.labels, consistency)
+            else:
+                yield F.cross_entropy(net(to_float(views[-1])), batch.labels)
 
-    train_one_cycle(net, torch.optim.Adam(net.parameters(), lr=learning_rate), losses(), steps)
+    train_one_cycle(net, torch.optim.Adam(net.parameters(), lr=learning_rate), losses(), count)
     return net
 
 
@@ -154,7 +201,10 @@ class ClassifierReward(ChildReward):
         if consistency < 0:
             raise ConfigError(f"consistency={consistency}: must be 0 (cross-entropy) or more (AugMix: 12).")
         views = 3 if consistency else 1
-        self.images = len(self.train) * self.training.get("epochs", 8) * len(self.seeds) * views
+        seen = len(self.train) * self.training.get("epochs", 8)
+        if (steps := self.training.get("steps")) is not None:
+            seen = steps * self.training.get("batch_size", 64)
+        self.images = seen * len(self.seeds) * views
 
 
 class DensityReward:
