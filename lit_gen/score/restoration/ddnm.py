@@ -9,7 +9,7 @@ from torch import Tensor
 from lit_gen.errors import ConfigError
 from lit_gen.rng import Generator, randn
 from lit_gen.score.denoiser import AbstractDenoiser
-from lit_gen.score.restoration.noise import Evidence, Noise, check_fractions, deviation, evidence
+from lit_gen.score.restoration.noise import Evidence, Noise, check_fractions, check_linear, deviation, evidence
 from lit_gen.score.restoration.operators import LinearOperator
 from lit_gen.score.samplers.grids import Grid, uniform_time
 from lit_gen.score.samplers.ode import Trace, begin, denoised
@@ -56,6 +56,7 @@ def ddnm(
     it is DDNM+ (Equation 17): the correction, and the noise that is added, are scaled in the coordinates V^T
     x so that x_t has the noise of its time and no more.
     """
+    check_linear(operator, "ddnm")
     check_fractions(eta=eta)
     if travel_repeats > 1 and travel_length >= num_steps:
         raise ConfigError(f"method.travel_length={travel_length}: must be below num_steps={num_steps}.")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lit_gen.rng import Generator, randn
 from lit_gen.score.denoiser import AbstractDenoiser
-from lit_gen.score.restoration.noise import Evidence, Noise, check_fractions, evidence
+from lit_gen.score.restoration.noise import Evidence, Noise, check_fractions, check_linear, evidence
 from lit_gen.score.restoration.operators import LinearOperator
 from lit_gen.score.samplers.grids import Grid, uniform_time
 from lit_gen.score.samplers.ode import Trace, denoised
@@ -43,6 +43,7 @@ def ddrm(
     noise, as far as y is less noisy than x_t there. Without noise A x_0 = y where `eta_noisier` is 1. With
     `strict` that fails at the last step, where both have noise 0.
     """
+    check_linear(operator, "ddrm")
     check_fractions(eta_quieter=eta_quieter, eta_noisier=eta_noisier, eta_unseen=eta_unseen)
     process, y = denoiser.process, wide(y)
     times = grid(process, num_steps)

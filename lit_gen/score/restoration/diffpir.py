@@ -9,7 +9,7 @@ from torch import Tensor
 from lit_gen.errors import ConfigError
 from lit_gen.rng import Generator, randn
 from lit_gen.score.denoiser import AbstractDenoiser
-from lit_gen.score.restoration.noise import Noise, check_fractions, deviation
+from lit_gen.score.restoration.noise import Noise, check_fractions, check_linear, deviation
 from lit_gen.score.restoration.operators import LinearOperator
 from lit_gen.score.samplers.grids import Grid, uniform_time
 from lit_gen.score.samplers.ode import Trace, begin, denoised
@@ -51,6 +51,7 @@ def diffpir(
     s^2, and noise of the next level is added. The official scripts begin near y, and end at t_min: with
     `denoise=False` a grid does. Without noise A x_0 = y; the scripts take at least 0.001 of noise.
     """
+    check_linear(operator, "diffpir")
     check_fractions(zeta=zeta)
     if prior_weight < 0 or eta < 0:
         raise ConfigError(f"method.prior_weight={prior_weight}, method.eta={eta}: neither may be negative.")

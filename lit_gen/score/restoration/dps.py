@@ -1,6 +1,7 @@
 """Diffusion posterior sampling (Chung et al. 2023, Algorithm 1, https://arxiv.org/abs/2209.14687)."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from lit_gen.errors import ConfigError
 from lit_gen.rng import Generator, randn
 from lit_gen.score.denoiser import AbstractDenoiser
 from lit_gen.score.restoration.noise import Noise, deviation
+from lit_gen.score.restoration.observations import Observation
 from lit_gen.score.restoration.operators import LinearOperator
 from lit_gen.score.samplers.grids import Grid, uniform_time
 from lit_gen.score.samplers.ode import Trace
@@ -21,7 +23,7 @@ __all__ = ["dps"]
 def dps(
     denoiser: AbstractDenoiser,
     x: Tensor,
-    operator: LinearOperator,
+    operator: LinearOperator | Observation,
     y: Tensor,
     *,
     noise_std: Noise = 0.0,  # a number cancels: the steps have the length that zeta says
@@ -37,10 +39,11 @@ def dps(
     Ancestral steps, each followed by zeta times the gradient of ||y - A x0_hat(x_t)|| (the official code's;
     Algorithm 1 has twice that). Runs in variance-preserving coordinates x_t / sqrt(alpha^2 + sigma^2), in
     which the paper's zeta is meant. Differentiates the network: about three times the cost of a sampler. A
-    noise map weighs the pixels of y - A x0_hat by the inverse of their deviations.
+    noise map weighs the pixels of y - A x0_hat by the inverse of their deviations, and so do the deviations
+    of an `Observation` in the operator's place.
     """
     process, y = denoiser.process, wide(y)
-    weights = _weights(noise_std, y, operator)
+    misfit = _misfit(operator, y, noise_std)
     times = grid(process, num_steps)
     levels = process.noise_level(times)
     x = wide(x) / (process.alpha(times[0]) * (1 + levels[0].square()).sqrt())
@@ -51,7 +54,7 @@ def dps(
             x = x.requires_grad_()
             x_t = x * (unit * process.alpha(t))
             x0_hat = denoiser(x_t, t, label)
-            distance = (weights * (y - operator(x0_hat))).flatten(1).norm(dim=1)
+            distance = misfit(x0_hat)
             (gradient,) = torch.autograd.grad(distance.sum(), x)
         x, x0_hat = x.detach(), x0_hat.detach()
         if trace is not None:
@@ -61,6 +64,17 @@ def dps(
         ahead = x0_hat + (s_next / s).square() * (x * unit - x0_hat) + fresh * z
         x = ahead / unit_next - zeta * gradient
     return x * (process.alpha(times[-1]) * units[-1])
+
+
+def _misfit(
+    operator: LinearOperator | Observation, y: Tensor, noise_std: Noise
+) -> Callable[[Tensor], Tensor]:
+    """The function x0_hat -> ||y - A x0_hat|| (B,), with pixels weighed as their noise says."""
+    if isinstance(operator, Observation):
+        deviation(noise_std, y, operator)
+        return lambda x0_hat: operator.distance(y, x0_hat)
+    weights = _weights(noise_std, y, operator)
+    return lambda x0_hat: (weights * (y - operator(x0_hat))).flatten(1).norm(dim=1)
 
 
 def _weights(noise_std: Noise, y: Tensor, operator: LinearOperator) -> Tensor | float:

@@ -10,7 +10,7 @@ from lit_gen.errors import ConfigError
 from lit_gen.rng import Generator
 from lit_gen.score.condition import Label
 from lit_gen.score.denoiser import AbstractDenoiser
-from lit_gen.score.restoration.noise import Noise, deviation
+from lit_gen.score.restoration.noise import Noise, check_linear, deviation
 from lit_gen.score.restoration.operators import LinearOperator
 from lit_gen.score.restoration.solvers import Solver, gmres
 from lit_gen.score.samplers.ddim import ddim
@@ -40,6 +40,7 @@ class MomentMatchingDenoiser(AbstractDenoiser):
         solver: Solver = gmres,
     ):
         super().__init__()
+        check_linear(operator, "mmps")
         if iterations < 1:
             raise ConfigError(f"iterations={iterations}: must be at least 1.")
         self.denoiser, self.process, self.operator, self.y = denoiser, denoiser.process, operator, wide(y)

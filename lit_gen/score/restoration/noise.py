@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_gen.errors import ConfigError
+from lit_gen.score.restoration.observations import Observation
 from lit_gen.score.restoration.operators import LinearOperator
 from lit_gen.score.sde import wide_dtype
 
@@ -19,12 +20,18 @@ Noise = float | Tensor
 LARGEST_GAIN = 2.0  # of noise on a measurement that is taken as exact
 
 
-def deviation(noise_std: Noise, y: Tensor, operator: LinearOperator | None = None) -> Noise:
+def deviation(noise_std: Noise, y: Tensor, operator: LinearOperator | Observation | None = None) -> Noise:
     """`noise_std` as a float, or as a map beside `y` in its `wide_dtype`.
 
     Raises ConfigError if it is negative or no number, if a map does not fit y, and, with `operator`, for a
-    map where A A^T is not diagonal in pixels, so that nothing is diagonal beside the noise.
+    map where A A^T is not diagonal in pixels, so that nothing is diagonal beside the noise, and for anything
+    but 0 beside an observation.
     """
+    if isinstance(operator, Observation) and (isinstance(noise_std, Tensor) or noise_std != 0):
+        raise ConfigError(
+            f"noise_std={'a map' if isinstance(noise_std, Tensor) else noise_std}: "
+            f"{type(operator).__name__} says how noisy it is; leave noise_std at 0."
+        )
     if not isinstance(noise_std, Tensor) or noise_std.ndim == 0:
         if not 0 <= (number := float(noise_std)) < math.inf:
             raise ConfigError(f"noise_std={noise_std}: a standard deviation is a number from 0 on.")
@@ -36,7 +43,7 @@ def deviation(noise_std: Noise, y: Tensor, operator: LinearOperator | None = Non
         raise ConfigError(
             f"noise_std is a map {tuple(noise_std.shape)}, which does not fit a measurement {tuple(y.shape)}."
         )
-    if operator is not None and not operator.pixelwise:
+    if isinstance(operator, LinearOperator) and not operator.pixelwise:
         raise ConfigError(
             f"noise_std is a map, and {type(operator).__name__} mixes pixels: its singular vectors do not "
             "keep the noise of one pixel apart from that of another. Take method=mmps or method=dps."
@@ -51,9 +58,19 @@ def check_fractions(**parts: float) -> None:
             raise ConfigError(f"method.{name}={part}: must be from 0 to 1.")
 
 
+def check_linear(operator: LinearOperator | Observation, method: str) -> None:
+    """Raises ConfigError for an observation, of a method that needs A x."""
+    if isinstance(operator, Observation):
+        raise ConfigError(
+            f"{type(operator).__name__} is no linear operator, which method={method} needs. Take "
+            "method=pigdm or method=dps."
+        )
+
+
 def check_exact(noise_std: Noise, operator: LinearOperator, x: Tensor, method: str) -> None:
     """Raises ConfigError for a map, and where undoing the operator on images like `x` (B, C, H, W) would blow
     the noise up: of a method that takes what was measured as exact."""
+    check_linear(operator, method)
     others = "Take method=dps, pigdm, ddrm, ddnm, diffpir, or mmps, which model the noise."
     if isinstance(noise_std, Tensor) and noise_std.ndim > 0:
         raise ConfigError(f"noise_std is a map: method={method} takes what was measured as exact. {others}")

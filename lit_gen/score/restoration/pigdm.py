@@ -11,6 +11,7 @@ from lit_gen.rng import Generator
 from lit_gen.score.condition import Label
 from lit_gen.score.denoiser import AbstractDenoiser
 from lit_gen.score.restoration.noise import Noise, deviation
+from lit_gen.score.restoration.observations import Observation
 from lit_gen.score.restoration.operators import LinearOperator
 from lit_gen.score.samplers.ddim import ddim
 from lit_gen.score.samplers.ode import Trace
@@ -24,12 +25,13 @@ class PosteriorDenoiser(AbstractDenoiser):
     (s^2 + d^2), s the noise level and d = `sigma_data` (Equations 7 and 8).
 
     Exact for data N(mean, d^2 I). A denoiser like any other: every sampler draws from the posterior with it.
+    An `Observation` in the operator's place, which says its own noise, is taken by its tangent at x0_hat.
     """
 
     def __init__(
         self,
         denoiser: AbstractDenoiser,
-        operator: LinearOperator,
+        operator: LinearOperator | Observation,
         y: Tensor,
         noise_std: Noise = 0.0,
         sigma_data: float = 0.5,
@@ -46,19 +48,23 @@ class PosteriorDenoiser(AbstractDenoiser):
         with torch.enable_grad():
             x = wide(x_t).detach().requires_grad_()
             x0_hat = self.denoiser(x, t, label)
-            rest = self.y - self.operator(x0_hat.detach())
-            pull = self.operator.adjoint(
-                self.operator.solve(rest, self.variance, per_image(r.square(), rest))
-            )
+            pull = self._pull(x0_hat.detach(), r.square())
             (gradient,) = torch.autograd.grad(x0_hat, x, pull)
         gain = self.process.sigma(t).square() / self.process.alpha(t)
         return (x0_hat.detach() + per_image(gain, x) * gradient).to(x_t)
+
+    def _pull(self, x0_hat: Tensor, variance: Tensor) -> Tensor:
+        """The gradient of log q(y | x0) if x0 were N(x0_hat, variance I)."""
+        if isinstance(self.operator, Observation):
+            return self.operator.pull(self.y, x0_hat, per_image(variance, x0_hat))
+        rest = self.y - self.operator(x0_hat)
+        return self.operator.adjoint(self.operator.solve(rest, self.variance, per_image(variance, rest)))
 
 
 def pigdm(
     denoiser: AbstractDenoiser,
     x: Tensor,
-    operator: LinearOperator,
+    operator: LinearOperator | Observation,
     y: Tensor,
     *,
     noise_std: Noise = 0.0,
