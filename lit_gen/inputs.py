@@ -25,7 +25,7 @@ from lit_gen.models.generation import check_label, classes
 from lit_gen.rng import keyed_generator
 from lit_gen.score.condition import Label
 from lit_gen.score.module import ScoreModule
-from lit_gen.score.restoration import Inpainting, Noise, box_mask
+from lit_gen.score.restoration import Inpainting, Masked, Noise, box_mask
 
 MASKS = ("center", "left", "right", "top", "bottom", "random")
 
@@ -181,8 +181,9 @@ def mask_of(spec: str, size: ImageSize) -> Tensor:
     return decode(Path(spec).read_bytes(), spec, channels=1, image_size=(h, w)) > 127
 
 
-def noise_of(given: float | str) -> Noise:
-    """The deviation of the noise: a number, or a map of the numbers in an npy file. Raises ConfigError."""
+def noise_of(given: float | str, name: str = "noise_std") -> Noise:
+    """The deviation of the noise, or what else has this `name`: a number, or a map of the numbers in an npy
+    file. Raises ConfigError."""
     path = Path(str(given)).expanduser()
     if path.suffix == ".npy" and path.is_file():
         try:
@@ -191,13 +192,21 @@ def noise_of(given: float | str) -> Noise:
                 raise ValueError(f"it holds {found.dtype}")
             return torch.from_numpy(found.astype(np.float64))
         except (ValueError, EOFError, OSError) as error:
-            raise ConfigError(f"noise_std={given}: this is no npy file of numbers ({error}).") from error
+            raise ConfigError(f"{name}={given}: this is no npy file of numbers ({error}).") from error
     try:
         return float(given)
     except ValueError:
         raise ConfigError(
-            f"noise_std={given}: give a number, or an npy file with one for each pixel of the measurement."
+            f"{name}={given}: give a number, or an npy file with one for each pixel of the measurement."
         ) from None
+
+
+def masked(floor: float | str, **options: float | str) -> Masked:
+    """The observation under a noise of the level `floor`, which, as the `options` `std` and `floor_std`, is a
+    number or an npy file (C, H, W) of them; `rate` is a number."""
+    maps = {name: noise_of(given, f"operator.{name}") for name, given in options.items() if name != "rate"}
+    rate = {"rate": float(options["rate"])} if "rate" in options else {}
+    return Masked(noise_of(floor, "operator.floor"), **maps, **rate)
 
 
 def run_data(run_cfg: DictConfig) -> Any:
@@ -219,7 +228,6 @@ def pictures(cfg: DictConfig, run_cfg: DictConfig | None, module: ScoreModule) -
     if isinstance(module, ScoreModule):
         module.refuse_latents("What begins with images")
     labels = data = None
-    others = getattr(module, "vector_dim", 0) or getattr(module, "condition_channels", 0)
     if cfg.images == "test":
         if run_cfg is None:
             raise ConfigError(
@@ -236,15 +244,57 @@ def pictures(cfg: DictConfig, run_cfg: DictConfig | None, module: ScoreModule) -
             Path(cfg.images), cfg.num, channels=channels, image_size=size, pixels=module.pixels
         )
         images = list(shown.values())
+    return torch.stack(images), told_of(cfg, run_cfg, module, len(images), labels, data)
+
+
+def told_of(
+    cfg: DictConfig,
+    run_cfg: DictConfig | None,
+    module: ScoreModule,
+    num: int,
+    labels: Tensor | None = None,
+    data: Any = None,
+) -> Label:
+    """What a conditional model is told about `num` images: by the options `label` and `condition`, else by
+    the `labels` int64 (num,) and by what `data`, the module whose test images they are, know of them; see
+    `pictures`."""
     if (label := class_index(cfg.label, run_cfg)) is not None:
         check_label(module, label)
-        labels = classes(label, len(images))
+        labels = classes(label, num)
     if module.num_classes and labels is None and not module.dropout["label"]:
         raise ConfigError(
             f"The model was always told a class in training: give label=<0 to {module.num_classes - 1}>."
         )
-    if not others:
-        return torch.stack(images), labels if module.num_classes else None
+    if not (getattr(module, "vector_dim", 0) or getattr(module, "condition_channels", 0)):
+        return labels if module.num_classes else None
     module.condition_source = data  # None where the images are not the run's
-    told = Told.of(cfg, run_cfg, module)(range(len(images)))
-    return torch.stack(images), told.without("label") if labels is None else told
+    told = Told.of(cfg, run_cfg, module)(range(num))
+    return told.without("label") if labels is None else told
+
+
+def observed_of(path: str, num: int, shape: tuple[int, ...]) -> Tensor:
+    """float64 (N, *shape): the first `num` measurements in an npz file whose arr_0 is (N, H, W, C), or (N,
+    ...) where a measurement is no picture; floats in the units of the model, for which images are [-1, 1].
+
+    Raises ConfigError for other types, shapes, and values that are no numbers.
+    """
+    try:
+        with np.load(Path(path).expanduser(), allow_pickle=False) as file:
+            found = file["arr_0"]
+    except (ValueError, KeyError, EOFError, OSError, TypeError, AttributeError) as error:
+        raise ConfigError(f"observed={path}: give an npz file with an arr_0 of numbers ({error}).") from error
+    if found.dtype.kind != "f":
+        raise ConfigError(
+            f"observed={path}: arr_0 is {found.dtype}; give floats in the model's units (images are [-1, 1])."
+        )
+    y = torch.from_numpy(found.astype(np.float64))[:num]
+    y = y.movedim(-1, 1) if len(shape) == 3 and y.ndim == 4 else y
+    if tuple(y.shape[1:]) != shape or not len(y):
+        wanted = (shape[1], shape[2], shape[0]) if len(shape) == 3 else shape
+        raise ConfigError(
+            f"observed={path}: arr_0 is {found.shape}; what this operator gives of the model's images is (N, "
+            f"{', '.join(map(str, wanted))})."
+        )
+    if not bool(y.isfinite().all()):
+        raise ConfigError(f"observed={path}: arr_0 holds values that are no numbers.")
+    return y

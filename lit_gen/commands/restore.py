@@ -1,5 +1,6 @@
 """Images restored from a degraded measurement, beside what they were: pictures, a table, a JSON record."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from torch import Tensor
 from lit_gen import __version__
 from lit_gen.cli import check_at_least_1, claim, entry_point, show, table
 from lit_gen.devices import divided
-from lit_gen.images import grid, save_png
-from lit_gen.inputs import noise_of, pictures
+from lit_gen.images import Pixels, grid, save_png
+from lit_gen.inputs import noise_of, observed_of, pictures, told_of
 from lit_gen.instantiate import instantiate
 from lit_gen.metrics.distributed import from_rank_zero
 from lit_gen.metrics.restored import Perceptual, quality
@@ -20,7 +21,7 @@ from lit_gen.models import open_model, restore_images
 from lit_gen.rng import PerSample, keyed_generator, randn
 from lit_gen.runs import write_json
 from lit_gen.score.condition import class_of
-from lit_gen.score.restoration import Noise, deviation
+from lit_gen.score.restoration import Noise, Observation, deviation
 
 
 def restore(cfg: DictConfig, out: Path) -> dict[str, Any] | None:
@@ -28,6 +29,9 @@ def restore(cfg: DictConfig, out: Path) -> dict[str, Any] | None:
     `sheet.png` (a row an image: original, degraded, restorations), `images/`, of what pictures do not hold
     also `images.npz` (arr_0: images, columns, H, W, C), and `restoration.json`, prints the table and returns
     the record. Of several ranks each restores its share, and rank 0 does the rest.
+
+    With `cfg.observed` the measurements are those of an npz file, and there are no originals: the columns
+    begin with what was measured, and nothing is compared.
 
     Restoration k of image i depends on (seed, i, k) alone. Raises ConfigError for what does not fit together.
     """
@@ -40,23 +44,28 @@ def restore(cfg: DictConfig, out: Path) -> dict[str, Any] | None:
     pixels, (channels, h, w) = module.pixels, module.image_shape
     OmegaConf.update(cfg, "image_size", h if h == w else [h, w])
     operator, method = instantiate(cfg.operator), instantiate(cfg.method)
-    originals, labels = pictures(cfg, run_cfg, module)
+    if cfg.observed is None:
+        originals, labels = pictures(cfg, run_cfg, module)
+        measured = _measure(operator, pixels.to_model(originals), noise_std, cfg.seed)
+    else:
+        shape = tuple(operator(torch.zeros(1, channels, h, w)).shape[1:])
+        originals, measured = None, observed_of(cfg.observed, cfg.num, shape)
+        labels = told_of(cfg, run_cfg, module, len(measured))
     lpips = Perceptual(cfg.lpips, min(h, w), channels)
-    measured = _measure(operator, pixels.to_model(originals), noise_std, cfg.seed)
     restored = restore_images(
         module, operator, measured, method, cfg.samples, cfg.seed, cfg.batch_size, labels, noise_std
     )
     if restored is None:
         return None  # rank 0 has them
-    shown = pixels.from_model(
-        measured if measured.shape == originals.shape else operator.pseudo_inverse(measured)
-    )
+    same = measured.shape[1:] == restored.shape[2:]
+    shown = pixels.from_model(measured if same else operator.pseudo_inverse(measured))
     record = {
         "model": str(path),
         "operator": OmegaConf.to_container(cfg.operator, resolve=True),
         "method": OmegaConf.to_container(cfg.method, resolve=True),
-        "images": cfg.images,
-        "num": len(originals),
+        "images": cfg.images if cfg.observed is None else None,
+        "observed": cfg.observed,
+        "num": len(measured),
         "samples": cfg.samples,
         "noise_std": cfg.noise_std,
         "guidance": None if cfg.guidance is None else str(cfg.guidance),
@@ -65,7 +74,28 @@ def restore(cfg: DictConfig, out: Path) -> dict[str, Any] | None:
         "lpips": lpips.name,
         "version": __version__,
     }
-    repeated = originals.repeat_interleave(cfg.samples, 0)
+    columns = {"degraded": shown[:, None]} | {f"restored_{k}": x for k, x in _columns(restored)}
+    if originals is not None:
+        record |= _compared(originals, shown, restored, pixels, lpips)
+        columns = {"original": originals[:, None]} | columns
+    rows = torch.cat(list(columns.values()), 1)
+    if not pixels.are_bytes or channels not in (1, 3):  # what pictures do not hold
+        np.savez_compressed(out / "images.npz", arr_0=rows.permute(0, 1, 3, 4, 2).numpy())
+    _write(out, pixels.picture(rows), list(columns), record)
+    _print(record, out)
+    return record
+
+
+def _columns(restored: Tensor) -> Iterator[tuple[int, Tensor]]:
+    return enumerate(restored.split(1, dim=1))
+
+
+def _compared(
+    originals: Tensor, shown: Tensor, restored: Tensor, pixels: Pixels, lpips: Perceptual
+) -> dict[str, Any]:
+    """The measures of what was degraded, of each restoration, and of the mean of an image's restorations."""
+    repeated = originals.repeat_interleave(restored.shape[1], 0)
+    record = {}
     for name, a, b in (
         ("degraded", shown, originals),
         ("restored", restored.flatten(0, 1), repeated),
@@ -73,34 +103,31 @@ def restore(cfg: DictConfig, out: Path) -> dict[str, Any] | None:
     ):
         perceived = lpips(pixels.to_uint8(a), pixels.to_uint8(b))
         record[name] = quality(a, b, pixels.high - pixels.low) | perceived
-    rows = torch.cat([originals[:, None], shown[:, None], restored], 1)
-    if not pixels.are_bytes or channels not in (1, 3):  # what pictures do not hold
-        np.savez_compressed(out / "images.npz", arr_0=rows.permute(0, 1, 3, 4, 2).numpy())
-    _write(out, pixels.picture(rows), record)
-    _print(record, out)
     return record
 
 
 def _measure(operator: Any, x: Tensor, noise_std: Noise, seed: int) -> Tensor:
     """y = A x + noise_std n, the noise n of image i drawn from (seed, i)."""
     y = operator(x)
-    std = deviation(noise_std, y[:1])
+    std = operator.at(x).deviation if isinstance(operator, Observation) else deviation(noise_std, y[:1])
     if not isinstance(std, Tensor) and std == 0:
         return y
     keyed = PerSample([keyed_generator(seed, "measurement", i) for i in range(len(y))])
     return y + (std * randn(y.shape, keyed)).to(y)
 
 
-def _write(out: Path, rows: Tensor, record: dict[str, Any]) -> None:
+def _write(out: Path, rows: Tensor, names: Sequence[str], record: dict[str, Any]) -> None:
     save_png(grid(rows.flatten(0, 1), columns=rows.shape[1], scale=0), out / "sheet.png")
     for i, row in enumerate(rows):
-        names = ["original", "degraded", *(f"restored_{k}" for k in range(rows.shape[1] - 2))]
         for name, image in zip(names, row, strict=True):
             save_png(image, out / "images" / f"{i:04d}_{name}.png")
     write_json(out / "restoration.json", record)
 
 
 def _print(record: dict[str, Any], out: Path) -> None:
+    if "restored" not in record:
+        show(f"{record['num']} measurements, {record['samples']} restorations of each, written to {out}")
+        return
     columns = {"psnr": ("PSNR (dB)", ".2f"), "ssim": ("SSIM", ".4f"), "lpips": ("LPIPS", ".4f")}
     columns = {name: column for name, column in columns.items() if name in record["restored"]}
     rows = [

@@ -119,6 +119,7 @@ class SampleSchema(GeneratorSchema):
 @dataclass(kw_only=True)
 class RestoreSchema(GeneratorSchema):
     images: str
+    observed: str | None
     samples: int
     operator: Any
     mask: str

@@ -16,6 +16,7 @@ from lit_gen.images import save_png
 from lit_gen.inputs import mask_of
 from lit_gen.metrics import restored
 from lit_gen.metrics.restored import Perceptual, quality
+from lit_gen.score.restoration import SuperResolution
 
 
 @pytest.mark.parametrize("spec", ["left", "right", "top", "bottom"])
@@ -185,3 +186,56 @@ def test_lpips_of_given_weights_is_that_of_torchmetrics(tmp_path, monkeypatch):
     assert Perceptual(None, 8)(a, b) == {} and "needs images of 31 pixels" in Perceptual(None, 8).name
     with pytest.raises(ConfigError, match="no such file"):
         Perceptual(str(tmp_path / "none.pth"), 32)
+
+
+def test_measurements_from_a_file(tiny_run, compose, tmp_path, capsys):
+    """Those that the command itself makes of the test images give the same restorations, from a file."""
+    x = digits("test").batch(range(2))["image"].float() / 127.5 - 1
+    y = SuperResolution(2)(x)
+    np.savez(tmp_path / "y.npz", y.movedim(1, -1).double().numpy())
+    given = [f"run={tiny_run}", "device=cpu", "num=2", "samples=2", "operator=super_resolution"]
+    given += ["operator.factor=2", "method=ddnm", "method.num_steps=3", "label=3"]
+
+    def restore(*more, out):
+        cfg = compose(*given, *more, f"out={tmp_path / out}", config_name="restore")
+        return restoring.restore(cfg, tmp_path / out)
+
+    restore(out="a")
+    record = restore(f"observed={tmp_path}/y.npz", out="b")
+    assert "restored" not in record and record["labels"] == [3, 3] and record["num"] == 2
+    for name in ("0000_restored_0", "0001_restored_1", "0001_degraded"):
+        a, b = (
+            decode((tmp_path / o / "images" / f"{name}.png").read_bytes(), name, channels=1) for o in "ab"
+        )
+        assert torch.equal(a, b)
+    assert not (tmp_path / "b" / "images" / "0000_original.png").exists()
+    assert "2 measurements, 2 restorations of each" in capsys.readouterr().out
+    for array, words in (
+        (np.zeros((2, 8, 8, 1)), r"arr_0 is \(2, 8, 8, 1\); what this operator gives .* is \(N, 4, 4, 1\)"),
+        (np.zeros((2, 4, 4, 1), np.uint8), "arr_0 is uint8; give floats"),
+        (np.full((2, 4, 4, 1), np.nan), "values that are no numbers"),
+    ):
+        np.savez(tmp_path / "bad.npz", array)
+        with pytest.raises(ConfigError, match=words):
+            restore(f"observed={tmp_path}/bad.npz", out="c")
+    with pytest.raises(ConfigError, match=r"observed=none.npz: give an npz file"):
+        restore("observed=none.npz", out="c")
+
+
+def test_what_a_noise_covers_is_not_believed(tiny_run, compose, tmp_path):
+    """Where the noise is louder than any image, what was measured says nothing."""
+    floor = np.full((1, 8, 8), -np.inf)
+    floor[..., 4:] = 3.0
+    np.save(tmp_path / "floor.npy", floor)
+    restored = []
+    for value in (3.0, 3.2):
+        y = np.full((1, 8, 8, 1), -0.5)
+        y[:, :, 4:] = value
+        np.savez(tmp_path / "y.npz", y)
+        given = [f"run={tiny_run}", "device=cpu", "samples=1", "label=3", f"observed={tmp_path}/y.npz"]
+        given += ["operator=masked", f"operator.floor={tmp_path}/floor.npy", "method.num_steps=20"]
+        out = tmp_path / str(value)
+        restoring.restore(compose(*given, f"out={out}", config_name="restore"), out)
+        restored.append(decode((out / "images" / "0000_restored_0.png").read_bytes(), "r", channels=1).int())
+    assert (restored[0] - restored[1]).abs().max() <= 1
+    assert (restored[0][..., :4] - 64).abs().max() < 30

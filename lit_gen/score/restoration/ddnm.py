@@ -9,7 +9,14 @@ from torch import Tensor
 from lit_gen.errors import ConfigError
 from lit_gen.rng import Generator, randn
 from lit_gen.score.denoiser import AbstractDenoiser
-from lit_gen.score.restoration.noise import Evidence, Noise, check_fractions, check_linear, deviation, evidence
+from lit_gen.score.restoration.noise import (
+    Evidence,
+    Noise,
+    check_fractions,
+    check_linear,
+    deviation,
+    evidence,
+)
 from lit_gen.score.restoration.operators import LinearOperator
 from lit_gen.score.samplers.grids import Grid, uniform_time
 from lit_gen.score.samplers.ode import Trace, begin, denoised

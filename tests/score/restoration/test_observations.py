@@ -104,7 +104,13 @@ def test_samples_have_the_posterior_of_a_gaussian(process):
     prior = GaussianDenoiser(process, mean, torch.tensor(D**2))
     x = process.prior_std * randn(n, *SHAPE, seed="start")
     made = pigdm(
-        prior, x, NoisyPixels(STD, SEEN), Y[:1].expand(n, -1, -1, -1), sigma_data=D, num_steps=40, sampler=heun
+        prior,
+        x,
+        NoisyPixels(STD, SEEN),
+        Y[:1].expand(n, -1, -1, -1),
+        sigma_data=D,
+        num_steps=40,
+        sampler=heun,
     )
     precision = D**-2 + torch.where(SEEN, STD**-2, 0.0)
     expected = (mean * D**-2 + torch.where(SEEN, Y[0] * STD**-2, 0.0)) / precision
@@ -125,15 +131,17 @@ def test_loud_noise_says_only_that_something_quieter_was_there():
     assert_close(heard, y, rtol=0, atol=0.02)
 
 
-@pytest.mark.parametrize("method", [ddnm, ddrm, diffpir, mmps, repaint, replacement], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "method", [ddnm, ddrm, diffpir, mmps, repaint, replacement], ids=lambda f: f.__name__
+)
 def test_methods_for_linear_operators_say_so(method):
-    with pytest.raises(ConfigError, match="Masked is no linear operator, .*method=pigdm or method=dps"):
+    with pytest.raises(ConfigError, match=r"Masked is no linear operator, .*method=pigdm or method=dps"):
         method(PRIOR, X, Masked(0.0), Y, num_steps=3)
 
 
 @pytest.mark.parametrize("method", [pigdm, dps], ids=lambda f: f.__name__)
 def test_an_observation_has_its_own_noise(method):
-    with pytest.raises(ConfigError, match="noise_std=0.1: Masked says how noisy it is"):
+    with pytest.raises(ConfigError, match=r"noise_std=0.1: Masked says how noisy it is"):
         method(PRIOR, X, Masked(0.0), Y, noise_std=0.1, num_steps=3)
 
 
