@@ -28,6 +28,7 @@ SYM6 = (
 PIXEL_FLIPS = ("xflip", "yflip", "rotate_int", "translate_int")
 GEOMETRY = ("scale", "rotate_frac", "aniso", "translate_frac")
 COLORS = ("brightness", "contrast", "lumaflip", "hue", "saturation")
+TRANSFORMATIONS = PIXEL_FLIPS + GEOMETRY + COLORS
 PAIRS = ("rotate_int", "translate_int", "rotate_frac", "aniso", "translate_frac", "hue")  # of two labels
 LUMA = 1 / math.sqrt(3)  # each coordinate of the direction in which R, G and B are equal
 
@@ -38,7 +39,8 @@ class ConditionalAugment:
 
     `p` is the overall probability; each transformation has a multiplier of it, 0 = off. The defaults are
     EDM's for CIFAR-10 (p = .12; .15 for FFHQ and AFHQ): 9 labels, in the order of the fields below. `draw`
-    and `apply` are apart; calling does both.
+    and `apply` are apart; calling does both. Transformations named in `untold` have no part in the labels, so
+    that samples have them too: symmetries of the images, as the flips of a data loader.
     """
 
     p: float = 0.12
@@ -65,23 +67,32 @@ class ConditionalAugment:
     contrast_std: float = 0.5  # of log2
     hue_max: float = 1  # of pi
     saturation_std: float = 1  # of log2
+    untold: Sequence[str] = ()
 
     def __post_init__(self):
-        negative = [name for name, value in vars(self).items() if value < 0]
+        negative = [name for name, value in vars(self).items() if name != "untold" and value < 0]
         if negative:
             raise ConfigError(
                 f"ConditionalAugment: {', '.join(negative)} must not be negative; 0 turns one off."
+            )
+        if unknown := sorted(set(self.untold) - set(TRANSFORMATIONS)):
+            raise ConfigError(
+                f"ConditionalAugment: untold={unknown}; there are {', '.join(TRANSFORMATIONS)}."
             )
 
     @property
     def active(self) -> tuple[str, ...]:
         """The transformations that are on, in order."""
-        return tuple(name for name in PIXEL_FLIPS + GEOMETRY + COLORS if getattr(self, name) > 0)
+        return tuple(name for name in TRANSFORMATIONS if getattr(self, name) > 0)
 
     @property
     def label_dim(self) -> int:
         """The length of the label vector."""
-        return sum(2 if name in PAIRS else 1 for name in self.active)
+        return sum(2 if name in PAIRS else 1 for name in self._told)
+
+    @property
+    def _told(self) -> list[str]:
+        return [name for name in self.active if name not in self.untold]
 
     def __call__(self, images: Tensor, generator: rng.Generator = None) -> tuple[Tensor, Tensor]:
         """(images, labels), drawn from `generator`."""
@@ -131,7 +142,7 @@ class ConditionalAugment:
         with torch.autocast(images.device.type, enabled=False):
             images = images.to(torch.promote_types(images.dtype, torch.float32))
             labels = [torch.zeros(len(images), 0, device=images.device)]
-            labels += [self._label(name, draws, images).to(torch.float32) for name in self.active]
+            labels += [self._label(name, draws, images).to(torch.float32) for name in self._told]
             images = _flip_and_shift(images, draws, self.translate_int_max)
             if any(name in GEOMETRY for name in self.active):
                 images = _resample(images, self._inverse_map(draws, images))

@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from lit_gen.augment import Augmentation, Policy
+from lit_gen.augment.conditional import ConditionalAugment
 from lit_gen.cli import entry_point
 from lit_gen.errors import ConfigError, Exit
 from lit_gen.instantiate import config_dict, instantiate
@@ -21,6 +22,8 @@ from lit_gen.rng import key
 from lit_gen.runs import read_json, write_json
 from lit_gen.search import (
     TPE,
+    ConditionalSpace,
+    GenerativeReward,
     Grid,
     Method,
     PolicySpace,
@@ -34,7 +37,7 @@ from lit_gen.search import (
     run_shared,
 )
 from lit_gen.search.report import print_report, print_seeds, report_of, write
-from lit_gen.search.space import randaugment_grid
+from lit_gen.search.space import Searched, randaugment_grid
 from lit_gen.search.tasks import Task
 from lit_gen.sweeps.storage import open_storage
 
@@ -125,7 +128,19 @@ class _Search:
             raise ConfigError(
                 "randaugment= and compare=: the synthetic reward knows the policies of its space only."
             )
+        generative = [isinstance(this, kind) for this, kind in self._kinds()]
+        if len(set(generative)) > 1 or (generative[0] and cfg.randaugment):
+            raise ConfigError(
+                "reward=generative searches space=conditional, and compares with nothing but such "
+                "augmentations (no randaugment=); the other rewards search the other spaces."
+            )
         self.prepared = time.process_time() - start
+
+    def _kinds(self) -> Iterator[tuple[object, type]]:
+        """What is of a kind in a search for generative training, and in no other."""
+        yield self.space, ConditionalSpace
+        yield self.task.rewards[0], GenerativeReward
+        yield from ((augmentation, ConditionalAugment) for augmentation in self.task.compared.values())
 
     def run(self, out: Path | None, logger: Any) -> dict[str, list[Result]]:
         """Runs the policy search and its random-search baseline; without `out`, only trains child models."""
@@ -164,10 +179,10 @@ class _Search:
         return results
 
 
-def _augmentation(name: str, node: Any) -> Augmentation:
+def _augmentation(name: str, node: Any) -> Searched:
     found = instantiate(node)
     found = getattr(found, "policy", found)  # conf/augment has transforms around them
-    if not isinstance(found, Augmentation):
+    if not isinstance(found, Augmentation | ConditionalAugment):
         raise ConfigError(f"compare.{name} is no augmentation: give _target_: lit_gen.augment.AugMix, ...")
     return found
 
@@ -192,7 +207,7 @@ def _search(cfg: DictConfig, settings: dict[str, Any], out: Path) -> dict[str, A
         raise Exit(INTERRUPTED, f"Stopped; the same command with out={out} resumes the search.") from None
     finally:
         close([logger])
-    print_report(report, out, isinstance(found["found"], Policy))
+    print_report(report, out, found["found"])
     return report
 
 
@@ -241,7 +256,7 @@ def _logging(logger: Any, name: str) -> Callable[[Trial, Result], None]:
     return on_trial
 
 
-def _best(results: Sequence[Result], top: int) -> Augmentation:
+def _best(results: Sequence[Result], top: int) -> Searched:
     """The `top` best of each search, merged; of augmentations that cannot be merged the best."""
     best = [policy for result in results for policy in result.top(top)]
     policies = [policy for policy in best if isinstance(policy, Policy)]

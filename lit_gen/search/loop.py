@@ -19,14 +19,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from lit_gen.augment.policy import Augmentation
 from lit_gen.errors import ConfigError
 from lit_gen.search.methods import Method
-from lit_gen.search.space import Choices, Space
+from lit_gen.search.space import Choices, Searched, Space
 
 __all__ = ["Result", "Reward", "Trial", "run"]
 
-Reward = Callable[[Augmentation], float]  # a validation score; may have `images`, how many a child model sees
+Reward = Callable[[Searched], float]  # a validation score; may have `images`, how many a child model sees
 
 
 @dataclass(frozen=True)
@@ -47,13 +46,13 @@ class Result:
     space: Space
     trials: list[Trial] = field(default_factory=list)
 
-    def top(self, k: int) -> list[Augmentation]:
+    def top(self, k: int) -> list[Searched]:
         """The k policies of highest reward, best first; the earlier of equals."""
         ranked = sorted(self.trials, key=lambda t: (-t.reward, t.number))
         return [self.space.decode(t.choices) for t in ranked[:k]]
 
     @property
-    def best(self) -> Augmentation:
+    def best(self) -> Searched:
         """The policy of highest reward."""
         return self.top(1)[0]
 
@@ -195,12 +194,12 @@ def _start_worker(reward: Reward) -> None:
     _reward = reward
 
 
-def _work(policy: Augmentation) -> tuple[float, float]:
+def _work(policy: Searched) -> tuple[float, float]:
     assert _reward is not None
     return timed(_reward, policy)
 
 
-def timed(reward: Reward, policy: Augmentation) -> tuple[float, float]:
+def timed(reward: Reward, policy: Searched) -> tuple[float, float]:
     """The reward, and the CPU seconds that it took."""
     start = time.process_time()
     value = float(reward(policy))
@@ -210,7 +209,7 @@ def timed(reward: Reward, policy: Augmentation) -> tuple[float, float]:
 @contextmanager
 def _child_models(
     reward: Reward, workers: int
-) -> Iterator[Callable[[Sequence[Augmentation]], Iterator[tuple[float, float]]]]:
+) -> Iterator[Callable[[Sequence[Searched]], Iterator[tuple[float, float]]]]:
     """Yields what gives rewards and CPU seconds of policies, by worker processes if there are any."""
     if not workers:
         yield lambda policies: (timed(reward, p) for p in policies)

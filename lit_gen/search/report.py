@@ -3,6 +3,7 @@
 import statistics
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,15 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from lit_gen import __version__
-from lit_gen.augment import Augmentation, Policy, RandAugment
+from lit_gen.augment import Policy, RandAugment
+from lit_gen.augment.conditional import ConditionalAugment
 from lit_gen.augment.sheet import policy_sheet
 from lit_gen.cli import show, table
 from lit_gen.figures import save, search_curves
 from lit_gen.images import save_png
 from lit_gen.runs import write_json
 from lit_gen.search import PolicySpace, Result
+from lit_gen.search.space import Searched
 from lit_gen.search.tasks import Task
 
 
@@ -24,7 +27,7 @@ def report_of(
     cfg: DictConfig,
     task: Task,
     results: dict[str, list[Result]],
-    found: dict[str, Augmentation],
+    found: dict[str, Searched],
     prepared: float,
 ) -> dict[str, Any]:
     """Costs and rewards of the searches, and test scores of their results, of nothing and of what else is
@@ -50,7 +53,7 @@ def report_of(
 
 
 def write(
-    out: Path, task: Task, results: dict[str, list[Result]], found: Augmentation, report: dict[str, Any]
+    out: Path, task: Task, results: dict[str, list[Result]], found: Searched, report: dict[str, Any]
 ) -> dict[str, Path]:
     """The found policy in two forms, the report, and pictures: name -> file."""
     row = report["results"]["found"]
@@ -59,9 +62,10 @@ def write(
     write_json(out / "report.json", report)
     if isinstance(found, Policy):
         (out / "policy.yaml").write_text(found.to_yaml(comment))
-    (out / "augment").mkdir(exist_ok=True)
-    head = f"# @package data.augment\n# {comment}\n"
-    (out / "augment" / "found.yaml").write_text(head + OmegaConf.to_yaml(_as_config(found)))
+    group, package = _group(found)
+    (out / group).mkdir(parents=True, exist_ok=True)
+    head = f"# @package {package}\n# {comment}\n"
+    (out / group / "found.yaml").write_text(head + OmegaConf.to_yaml(_as_config(found)))
     files = {"curve": _curve(results, out / "curve.png")}
     if task.example is not None:
         image, boxes = task.example
@@ -70,8 +74,19 @@ def write(
     return files
 
 
-def _as_config(found: Augmentation) -> DictConfig:
-    """What conf/augment would say."""
+def _group(found: Searched) -> tuple[str, str]:
+    """The group of conf that the result belongs to, and the part of a configuration that it sets."""
+    return (
+        ("model/augment", "model") if isinstance(found, ConditionalAugment) else ("augment", "data.augment")
+    )
+
+
+def _as_config(found: Searched) -> DictConfig:
+    """What a file of that group would say."""
+    if isinstance(found, ConditionalAugment):
+        node = {"_target_": "lit_gen.augment.conditional.ConditionalAugment", **asdict(found)}
+        node["untold"] = list(found.untold)
+        return OmegaConf.create({"augment": node, "net": {"augment_dim": found.label_dim}})
     options = {"fill": found.fill, "min_visibility": found.min_visibility}
     if isinstance(found, Policy):
         subs = [[list(op) for op in sub] for sub in found.sub_policies]
@@ -97,7 +112,7 @@ def _curve(results: dict[str, list[Result]], path: Path) -> Path:
     return save(search_curves(rewards, shares, 1 / len(space.ops)), path)
 
 
-def print_report(report: dict[str, Any], out: Path, is_policy: bool) -> None:
+def print_report(report: dict[str, Any], out: Path, found: Searched) -> None:
     rows = []
     for name, row in report["results"].items():
         scores = row.get("test_scores", [])
@@ -106,10 +121,10 @@ def print_report(report: dict[str, Any], out: Path, is_policy: bool) -> None:
         deviation = f"{statistics.stdev(scores):.4f}" if len(scores) > 1 else ""
         costs = (f"{row[k]:,.0f}" if k in row else "" for k in ("child_models", "images", "cpu_seconds"))
         rows.append([name, best, test, deviation, *costs])
-    lines = [f"use it: python -m lit_gen.train --config-dir={out} augment=found ..."]
+    lines = [f"use it: python -m lit_gen.train --config-dir={out} {_group(found)[0]}=found ..."]
     if report["preparation_cpu_seconds"] >= 1:
         lines.insert(0, f"prepared in {report['preparation_cpu_seconds']:.0f} CPU s")
-    if is_policy:
+    if isinstance(found, Policy):
         lines.append(f"or: augment=file data.augment.policy.source={out / 'policy.yaml'}")
     title = f"{report['unit']}; child models of the test differ by seed"
     columns = ("", "best reward", "test", "s.d.", "child models", "images", "CPU s")

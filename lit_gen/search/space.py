@@ -13,13 +13,14 @@ from typing import Any, Protocol
 import torch
 
 from lit_gen.augment.families import RandAugment
-from lit_gen.augment.policy import Augmentation, Policy
+from lit_gen.augment.policy import Policy
 from lit_gen.augment.tables import CLASSIFICATION, DETECTION, TABLES
 from lit_gen.errors import ConfigError
 
 __all__ = ["PolicySpace", "RandAugmentSpace", "Space", "classification_space", "detection_space", "merge"]
 
 Choices = tuple[int, ...]
+Searched = Any  # an `Augmentation`, or what a space of another kind decodes, which its reward takes
 
 
 class Space(Protocol):
@@ -32,7 +33,7 @@ class Space(Protocol):
     @property
     def options(self) -> dict[str, Any]: ...
 
-    def decode(self, choices: Sequence[int]) -> Augmentation: ...
+    def decode(self, choices: Sequence[int]) -> Searched: ...
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_gen.augment import Augmentation, Policy, RandAugment
+from lit_gen.augment import Policy, RandAugment
+from lit_gen.augment.conditional import ConditionalAugment
 from lit_gen.errors import ConfigError
+from lit_gen.metrics import Extractor
 from lit_gen.rng import keyed_generator
 from lit_gen.search.density import density_folds
 from lit_gen.search.detector import DetectorReward, boxed
+from lit_gen.search.generative import GenerativeReward
 from lit_gen.search.loop import Reward
 from lit_gen.search.rewards import ChildReward, ClassifierReward, Labelled, SyntheticReward
-from lit_gen.search.space import PolicySpace, Space
+from lit_gen.search.space import PolicySpace, Searched, Space
 
 
 @dataclass
@@ -31,10 +34,10 @@ class Task:
     """
 
     rewards: Sequence[Reward]
-    test: Callable[[Augmentation | None, int], float]
+    test: Callable[[Searched, int], float]
     unit: str
     example: tuple[Tensor, Tensor | None] | None = None
-    compared: Mapping[str, Augmentation] = field(default_factory=dict)
+    compared: Mapping[str, Searched] = field(default_factory=dict)
 
 
 def synthetic(space: Space, data: Any, seed: int, *, noise: float = 0.02) -> Task:
@@ -112,7 +115,30 @@ def detector(
     return Task([reward], _test(reward, test_data), "mAP50", (train.images[0], train.boxes[0]), compared)
 
 
-def _test(reward: ChildReward, data: Any) -> Callable[[Augmentation | None, int], float]:
+def generative(
+    space: Space,
+    data: Any,
+    seed: int,
+    *,
+    extractor: Extractor,
+    train_size: int = 100,
+    validation_size: int = 400,
+    test_size: int = 1000,
+    num_steps: int = 12,
+    child: dict[str, Any] | None = None,
+) -> Task:
+    """The negative Fréchet distance, by the features of `extractor`, of the samples of small score models;
+    `child` goes to `train_score_model`."""
+    _needs(data, "label", "digits")
+    parts = _split(len(data.train), seed, train_size, validation_size)
+    train, validation = (_labelled(data.train, rows, 1) for rows in parts)
+    test_data = _labelled(data.test, range(min(test_size, len(data.test))), 1)
+    options = {"extractor": extractor, "num_steps": num_steps, **(child or {})}
+    reward = GenerativeReward(train, validation, len(data.train.classes), **options)
+    return Task([reward], _test(reward, test_data), "negative FD", None, {"EDM's": ConditionalAugment()})
+
+
+def _test(reward: ChildReward, data: Any) -> Callable[[Searched, int], float]:
     return lambda augmentation, k: reward.score(reward.child(augmentation, 1000 + k), data)
 
 

@@ -138,3 +138,19 @@ def test_bad_input_is_named():
         ConditionalAugment(hue=1)(torch.zeros(1, 2, 8, 8))
     with pytest.raises(ConfigError, match="square"):
         ConditionalAugment(rotate_int=1)(torch.zeros(1, 3, 8, 9))
+
+
+def test_what_is_untold_is_done_and_not_said():
+    images = torch.rand(40, 3, 8, 8, generator=rng.keyed_generator("untold"))
+    every = ConditionalAugment(p=0.7, xflip=1, rotate_frac=1, hue=1)
+    some = ConditionalAugment(p=0.7, xflip=1, rotate_frac=1, hue=1, untold=("xflip", "rotate_frac"))
+    (a, told), (b, less) = (pipe(images, rng.keyed_generator("draws")) for pipe in (every, some))
+    kept = [i for i, name in enumerate(_columns(every)) if name not in some.untold]
+    assert torch.equal(a, b) and torch.equal(told[:, kept], less) and less.shape[1] == some.label_dim
+    with pytest.raises(ConfigError, match="there are xflip"):
+        ConditionalAugment(untold=("flip",))
+
+
+def _columns(pipe: ConditionalAugment) -> list[str]:
+    """The transformation that each column of the labels is of."""
+    return [name for name in pipe.active for _ in range(2 if name in conditional.PAIRS else 1)]

@@ -99,6 +99,29 @@ def test_what_was_found_can_be_used(compose, tmp_path):
     assert isinstance(transform, AutoAugment) and transform.policy.sub_policies == expected
 
 
+def test_what_was_found_for_generative_training_can_be_used(compose, tmp_path):
+    """model/augment/found.yaml is the best of the trial log, and the network takes as many labels."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    from lit_gen.cli import CONF_DIR
+
+    child = "reward.child={steps: 2, batch_size: 4, width: 8, learning_rate: 1e-3}"
+    sizes = [f"reward.{name}_size=20" for name in ("train", "validation", "test")]
+    common = ["wandb=disabled", "reward=generative", "space=conditional", "data=digits", "strategy=random"]
+    common += [child, *sizes, "reward.num_steps=2", "budget=3", "test_children=1"]
+    cfg = compose(*common, config_name="search")
+    report = searching.search(cfg, tmp_path)
+    assert report["unit"] == "negative FD" and report["results"].keys() == {"none", "EDM's", "found"}
+    best = instantiate(cfg.space).decode(max(trials(tmp_path), key=lambda t: (t[2], -t[0]))[1])
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        path = f"hydra.searchpath=[file://{tmp_path}]"
+        model = hydra_compose("train", [path, "model/augment=found"]).model
+    assert instantiate(model.augment).draw(50, torch.Generator()).keys() == best.draw(1).keys()
+    assert {**vars(instantiate(model.augment)), "untold": best.untold} == vars(best)
+    assert model.net.augment_dim == best.label_dim
+
+
 def test_another_search_is_not_overwritten(compose, tmp_path):
     searching.search(compose(*SYNTHETIC, "budget=4", "random_baseline=false", config_name="search"), tmp_path)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
@@ -132,6 +155,9 @@ def test_another_search_is_not_overwritten(compose, tmp_path):
         (["reward=classifier", "data=digits", "reward.child.consistency=-1"], "consistency=-1"),
         (["seeds=2", "test_children=0"], "test_children must"),
         (["space=randaugment", "strategy=tpe"], "space of policies"),
+        (["reward=generative", "space=small", "data=digits"], "space=conditional"),
+        (["reward=classifier", "space=conditional", "data=digits"], "space=conditional"),
+        (["reward=generative", "space=conditional"], "data=<a data set>"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_any_child(compose, tmp_path, overrides, message):
