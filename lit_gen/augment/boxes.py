@@ -55,6 +55,16 @@ def transform_boxes(boxes: ndarray, t: Sequence[float], h: int, w: int) -> tuple
     return np.concatenate([low_in, high_in]).T, left
 
 
+def transform_points(points: ndarray, t: Sequence[float], h: int, w: int) -> ndarray:
+    """Points (M, 3) of `layers` under the image's map t."""
+    a, b, e, c, d, f = t
+    x, y = points[:, 0] - e, points[:, 1] - f
+    det = a * d - b * c
+    x, y = (d * x - b * y) / det, (a * y - c * x) / det
+    inside = (x >= -0.5) & (x < w - 0.5) & (y >= -0.5) & (y < h - 0.5)
+    return np.stack([x, y, points[:, 2] * inside], 1)
+
+
 def _official(y0: ndarray, x0: ndarray, y1: ndarray, x1: ndarray) -> ndarray:
     """Clip to [0, 1]; a side of length exactly 0 on the border becomes a sliver of 5 %."""
     y0, x0, y1, x1 = (v.clip(0, 1) for v in (y0, x0, y1, x1))

@@ -1,4 +1,4 @@
-"""Augmentations without a list of sub-policies: RandAugment, TrivialAugment, AugMix."""
+"""Augmentations without a list of sub-policies of their own: RandAugment, TrivialAugment, AugMix, chains."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lit_gen.augment.ops import Record
-from lit_gen.augment.policy import Augmentation, Draws, uniform
+from lit_gen.augment.ops import Op, Record
+from lit_gen.augment.policy import Augmentation, Draws, Policy, uniform
 from lit_gen.augment.tables import absolute, classification_table
 from lit_gen.errors import ConfigError
 
-__all__ = ["AugMix", "RandAugment", "TrivialAugmentWide", "augmix_loss", "jensen_shannon"]
+__all__ = ["AugMix", "Chain", "RandAugment", "TrivialAugmentWide", "augmix_loss", "jensen_shannon"]
 
 GEOMETRIC = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 FIXED = ("AutoContrast", "Equalize", "Posterize", "Solarize")  # with GEOMETRIC: the nine ops of AugMix
@@ -74,6 +74,32 @@ class TrivialAugmentWide(Augmentation):
         u = uniform(4, generator)
         name, level = _pick(FOURTEEN, next(u)), int(next(u) * self.num_bins)
         return {"ops": [self.draw_op(name, 1.0, level, num_boxes, u)]}
+
+
+class Chain(Augmentation):
+    """Policies one after another, such as a mosaic and then the ops of `detection_v1`; names are those of
+    `Policy.load`.
+
+    The options (fill, min_visibility, tight) are this one's, not the policies' own. Raises ConfigError for
+    policies that give the same name to different ops.
+    """
+
+    def __init__(self, policies: Sequence[Augmentation | str], **options: Any):
+        self.policies = [Policy.load(p) if isinstance(p, str) else p for p in policies]
+        table: dict[str, Op] = {}
+        for policy in self.policies:
+            if isinstance(policy, AugMix) or policy.official:
+                raise ConfigError("A chain has no AugMix, which mixes chains itself, and no official=True.")
+            used = policy.names_used if isinstance(policy, Policy) else policy.table
+            for name in used:
+                if table.setdefault(name, policy.table[name]) != policy.table[name]:
+                    raise ConfigError(f"Chain: two of its policies have different ops called {name!r}.")
+        super().__init__(table, **options)
+        self.partners = sum(policy.partners for policy in self.policies)
+
+    def sample(self, num_boxes: int = 0, generator: torch.Generator | None = None) -> Draws:
+        parts = [policy.sample(num_boxes, generator) for policy in self.policies]
+        return {"ops": [record for part in parts for record in part["ops"]]}
 
 
 class AugMix(Augmentation):

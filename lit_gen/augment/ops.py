@@ -14,7 +14,7 @@ import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from lit_gen.augment import boxes as box_maps
 from lit_gen.augment import warps
+from lit_gen.augment.layers import Layer, Partner
 
 Record = dict[str, Any]
 ONLY_BOXES_DIVISOR = (
@@ -33,7 +34,8 @@ ONLY_BOXES_DIVISOR = (
 @dataclass
 class Batch:
     """Images of one size with what moves along: `boxes[i]` (N_i, 4), `visible[i]` (N_i,) the share left,
-    `masks[i]` (K_i, H, W); `partners`, of the images' shape, are what a `PairOp` mixes in.
+    `masks[i]` (K_i, H, W), `points[i]` (M_i, 3) of `layers`; `partners`, of the images' shape, are what a
+    `PairOp` mixes in, `queues[i]` the images that the ops of `mixing` take next.
     """
 
     images: Tensor
@@ -41,6 +43,8 @@ class Batch:
     visible: list[ndarray] | None = None
     masks: list[Tensor] | None = None
     partners: Tensor | None = None
+    points: list[ndarray] | None = None
+    queues: list[Iterator[Partner]] | None = None
 
     def with_images(self, images: Tensor) -> "Batch":
         """The same boxes and masks with other images."""
@@ -51,15 +55,15 @@ class Batch:
         if len(rows) == len(self.images):
             return self
         images = self.images[rows[0] : rows[0] + 1] if len(rows) == 1 else rows_of(self.images, rows)
-        lists: list[Any] = [self.boxes, self.visible, self.masks]
-        boxes, visible, masks = (None if x is None else [x[i] for i in rows] for x in lists)
-        return Batch(images, boxes, visible, masks)
+        lists: list[Any] = [self.boxes, self.visible, self.masks, self.points, self.queues]
+        boxes, visible, masks, *rest = (None if x is None else [x[i] for i in rows] for x in lists)
+        return Batch(images, boxes, visible, masks, None, *rest)
 
     def put(self, rows: list[int], part: "Batch") -> None:
         """Puts a sub-batch back."""
         if len(rows) == len(self.images):
             self.images, self.boxes = part.images, part.boxes
-            self.visible, self.masks = part.visible, part.masks
+            self.visible, self.masks, self.points = part.visible, part.masks, part.points
             return
         if len(rows) == 1:  # a copy, not an indexed write
             self.images[rows[0]] = part.images[0]
@@ -70,6 +74,29 @@ class Batch:
         _replace(self.boxes, rows, part.boxes)
         _replace(self.visible, rows, part.visible)
         _replace(self.masks, rows, part.masks)
+        _replace(self.points, rows, part.points)
+
+    def layer(self, i: int) -> Layer:
+        """Image i with all that moves along."""
+        boxes = np.zeros((0, 4)) if self.boxes is None else self.boxes[i]
+        visible = np.zeros(0) if self.visible is None else self.visible[i]
+        masks, points = None if self.masks is None else self.masks[i], self.points
+        return Layer(self.images[i], boxes, visible, masks, np.zeros((0, 3)) if points is None else points[i])
+
+    def partners_of(self, i: int) -> Iterator[Partner]:
+        """The partners of image i that no op has taken yet."""
+        return iter(()) if self.queues is None else self.queues[i]
+
+    def of_layers(self, layers: list[Layer]) -> "Batch":
+        """The batch with all of these in the place of its own."""
+        out = self.with_images(torch.stack([layer.image for layer in layers]))
+        if self.boxes is not None:
+            out.boxes, out.visible = [x.boxes for x in layers], [x.visible for x in layers]
+        if self.masks is not None:
+            out.masks = [x.masks for x in layers if x.masks is not None]
+        if self.points is not None:
+            out.points = [x.points for x in layers]
+        return out
 
 
 def _replace(values: list[Any] | None, rows: list[int], new: list[Any] | None) -> None:
@@ -101,6 +128,7 @@ class Op(ABC):
     name: str
     magnitude: Callable[[float], float] | None = None
     signed: bool = False
+    partners: ClassVar[int] = 0  # how many other images it takes
 
     def numbers(self, num_boxes: int) -> int:
         """How many uniform numbers `draw` takes at most."""
@@ -191,6 +219,11 @@ class WarpOp(CropOp):
             out.visible = [old * left for old, (_, left) in zip(batch.visible, moved, strict=True)]
         if batch.masks is not None:
             out.masks = [warps.warp(m_[None], t[i : i + 1], 0)[0] for i, m_ in enumerate(batch.masks)]
+        if batch.points is not None:
+            out.points = [
+                box_maps.transform_points(p, row, h, w)
+                for p, row in zip(batch.points, t.tolist(), strict=True)
+            ]
         return out
 
     @staticmethod
@@ -312,6 +345,8 @@ class PairOp(Op):
     """Mixes in a random other image of the batch with weight `magnitude` (SamplePairing,
     https://arxiv.org/abs/1801.02929).
     """
+
+    partners: ClassVar[int] = 1
 
     def numbers(self, num_boxes: int) -> int:
         return 3

@@ -6,13 +6,20 @@
     boxes, labels = boxes[keep], labels[keep]
 
 Contract of `apply`: image uint8 (C, H, W), C = 1 or 3; boxes (N, 4) in `box_format`; `keep` is bool (N,).
-Boxes come back in their order and number, so that labels are selected by `keep`.
+Boxes come back in their order and number, so that labels are selected by `keep`; behind them those of its
+partners, if it was given any as mappings (`lit_gen.augment.mixing`):
+
+    others = [{"image": image_2, "boxes": boxes_2}, ...]  # policy.partners of them
+    draws = policy.sample(len(boxes) + sum(len(x["boxes"]) for x in others), g)
+    image, boxes, keep = policy.apply(image, boxes, draws, partner=others)
+    boxes, labels = boxes[keep], torch.cat([labels, *labels_of_others])[keep]
 """
 
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -23,6 +30,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from lit_gen.augment import boxes as box_maps
+from lit_gen.augment import layers
 from lit_gen.augment.ops import Batch, Op, PairOp, Record, rows_of
 from lit_gen.augment.tables import DETECTION_OFFICIAL, TABLES
 from lit_gen.errors import ConfigError, check_choice
@@ -30,6 +38,9 @@ from lit_gen.errors import ConfigError, check_choice
 __all__ = ["Augmentation", "Draws", "Policy", "shipped_policies"]
 
 Draws = dict[str, Any]  # {"sub_policy": int, "ops": [record, ...]}, see ops.py
+Others = Sequence[
+    Mapping[str, Any]
+]  # an image's partners: {"image": uint8 (C, h, w)[, "boxes", "masks", "points"]}
 SHIPPED = Path(__file__).parent / "policies"
 FILE_KEYS = {"ops", "sub_policies", "name", "fill", "min_visibility"}
 CHUNK_BYTES = 1 << 18  # of images processed at once on a CPU: what stays in its cache
@@ -41,10 +52,11 @@ class Augmentation(ABC):
     `fill` is the value of uncovered pixels. A box of which less than `min_visibility` of the area is left in
     the image loses its `keep`. `official` reproduces the official detection code bit for bit, quirks
     included: boxes are then never dropped, and their native format is "yxyx_normalised" (other formats are
-    converted, which rounds).
+    converted, which rounds). `tight`: a box that moved is that of its moved mask, or of its moved polygon
+    (`points` (N, P, 2)), where there is one a box, instead of the one around its own moved corners.
     """
 
-    needs_partner = False  # whether an image can only be augmented beside another one (SamplePairing)
+    partners = 0  # how many other images the ops of one draw take at most (SamplePairing, `mixing`)
 
     def __init__(
         self,
@@ -54,6 +66,7 @@ class Augmentation(ABC):
         fill: int = 128,
         min_visibility: float = 0.1,
         box_format: str = "xyxy",
+        tight: bool = False,
     ):
         if not (isinstance(fill, int) and 0 <= fill <= 255):
             raise ConfigError(f"fill = {fill!r}: give an integer in 0..255.")
@@ -61,8 +74,13 @@ class Augmentation(ABC):
             raise ConfigError(f"min_visibility = {min_visibility}: give a share in [0, 1].")
         check_choice("box_format", box_format, box_maps.BOX_FORMATS)
         self.table, self.official, self.fill = table, official, fill
-        self.min_visibility, self.box_format = min_visibility, box_format
+        self.min_visibility, self.box_format, self.tight = min_visibility, box_format, tight
         self._native, self._dtype = ("yxyx_normalised", np.float32) if official else ("xyxy", np.float64)
+
+    @property
+    def needs_partner(self) -> bool:
+        """Whether an image can only be augmented beside others."""
+        return self.partners > 0
 
     @abstractmethod
     def sample(self, num_boxes: int = 0, generator: torch.Generator | None = None) -> Draws:
@@ -84,14 +102,16 @@ class Augmentation(ABC):
         draws: Draws,
         masks: Tensor | None = None,
         box_format: str | None = None,
-        partner: Tensor | None = None,
+        partner: Tensor | Others | None = None,
+        points: Tensor | None = None,
     ) -> tuple[Any, ...]:
         """(image, boxes, keep) of one image; without boxes those two are None. With masks (K, H, W): also
-        the moved masks. `partner`, an image of the same shape, is what SamplePairing mixes in.
+        the moved masks; with points: also those. `partner`, an image of the same shape, is what SamplePairing
+        mixes in; ops of `mixing` take a list of mappings.
         """
-        boxes_of, masks_of = ([x] if x is not None else None for x in (boxes, masks))
-        partners = None if partner is None else partner[None]
-        out = self.apply_batch(image[None], boxes_of, [draws], masks_of, box_format, partners)
+        boxes_of, masks_of, points_of = ([x] if x is not None else None for x in (boxes, masks, points))
+        others = partner[None] if isinstance(partner, Tensor) else None if partner is None else [partner]
+        out = self.apply_batch(image[None], boxes_of, [draws], masks_of, box_format, others, points_of)
         return tuple(x if x is None else x[0] for x in out)
 
     def apply_batch(
@@ -101,39 +121,83 @@ class Augmentation(ABC):
         draws: Sequence[Draws],
         masks: Sequence[Tensor] | None = None,
         box_format: str | None = None,
-        partners: Tensor | None = None,
+        partners: Tensor | Sequence[Others] | None = None,
+        points: Sequence[Tensor] | None = None,
     ) -> tuple[Any, ...]:
-        """uint8 (B, C, H, W), B boxes (N_i, 4) and B draws -> (images, boxes, keeps), and the masks if there
-        were any.
+        """uint8 (B, C, H, W), B boxes (N_i, 4) and B draws -> (images, boxes, keeps), and the masks and the
+        points if there were any.
 
         Images are grouped by op, so that every op runs on all its images at once, each with its own
-        magnitude. SamplePairing mixes in `partners`, of the images' shape, or other images of the batch.
+        magnitude. SamplePairing mixes in `partners`, of the images' shape, or other images of the batch. The
+        ops of `mixing` take `partners[i]`, mappings, one after another; without them the images of the batch
+        that `layers.in_batch(draws)` says. Points (..., 2) are x, y in indices of pixels, and come out as
+        (M, 3): x, y, and whether (1 or 0) the pixel there is still in the image.
         """
         _check(images, boxes, draws, partners)
+        if partners is None and self.partners and any("partners" in r for d in draws for r in d["ops"]):
+            parts = {"image": images, "boxes": boxes, "masks": masks, "points": points}
+            batch = [{k: x[i] for k, x in parts.items() if x is not None} for i in range(len(images))]
+            partners = [[batch[j] for j in chosen] for chosen in layers.in_batch(draws)]
         box_format = box_format or self.box_format
         check_choice("box_format", box_format, box_maps.BOX_FORMATS)
-        h, w = images.shape[-2:]
-        # A single image is replaced by each op, never written to; a batch is written to row by row, so it is
-        # copied.
-        own = images if len(images) == 1 else images.clone(memory_format=torch.contiguous_format)
-        batch = Batch(own, masks=None if masks is None else list(masks))
-        inner: list[ndarray] = []
-        if boxes is not None:
-            inner = [self._inward(b, box_format, h, w) for b in boxes]
-            batch.boxes = list(inner)  # ops replace entries; `inner` stays for comparison
-            if not self.official:
-                batch.visible = [box_maps.usable(b, h, w).astype(np.float64) for b in inner]
+        batch, inner = self._inside(images, boxes, masks, points, partners, box_format)
         for part in range(max((len(d["ops"]) for d in draws), default=0)):
             step = {i: d["ops"][part] for i, d in enumerate(draws) if part < len(d["ops"])}
-            self._run_step(batch, step, partners)
+            self._run_step(batch, step, partners if isinstance(partners, Tensor) else None)
         out_boxes, keeps = None, None
         if boxes is not None and batch.boxes is not None:
+            h, w = images.shape[-2:]
+            if partners is not None and not isinstance(partners, Tensor):
+                boxes = [
+                    torch.cat([b, *(x["boxes"].to(b) for x in some)])
+                    for b, some in zip(boxes, partners, strict=True)
+                ]
+            if self.tight:
+                self._tighten(batch, inner)
             pairs = zip(batch.boxes, inner, boxes, strict=True)
             out_boxes = [self._outward(new, old, given, box_format, h, w) for new, old, given in pairs]
             shares = batch.visible or [None] * len(boxes)
             keeps = [self._keep(b, v, g.device) for b, v, g in zip(batch.boxes, shares, boxes, strict=True)]
         moved = () if masks is None else (batch.masks,)
+        if batch.points is not None:
+            moved = *moved, [torch.from_numpy(p) for p in batch.points]
         return batch.images, out_boxes, keeps, *moved
+
+    def _inside(
+        self,
+        images: Tensor,
+        boxes: Sequence[Tensor] | None,
+        masks: Sequence[Tensor] | None,
+        points: Sequence[Tensor] | None,
+        partners: Tensor | Sequence[Others] | None,
+        box_format: str,
+    ) -> tuple[Batch, list[ndarray]]:
+        """The batch that ops work on, and its boxes as they were."""
+        # A single image is replaced by each op, never written to; a batch is written to row by row, so it is
+        # copied.
+        own = images if len(images) == 1 else images.clone(memory_format=torch.contiguous_format)
+        batch = Batch(own, masks=None if masks is None else list(masks))
+        batch.points = None if points is None else [layers.points_of(p) for p in points]
+        inward, (h, w) = partial(self._inward, box_format), images.shape[-2:]
+        inner = None if boxes is None else [inward(b, h, w) for b in boxes]
+        if partners is not None and not isinstance(partners, Tensor):
+            inner, batch.masks, batch.points, batch.queues = layers.with_partners(
+                inner, batch.masks, batch.points, partners, inward
+            )
+        if inner is None:
+            return batch, []
+        batch.boxes = list(inner)  # ops replace entries; `inner` stays for comparison
+        if not self.official:
+            batch.visible = [box_maps.usable(b, h, w).astype(np.float64) for b in inner]
+        return batch, inner
+
+    def _tighten(self, batch: Batch, inner: list[ndarray]) -> None:
+        assert batch.boxes is not None and batch.visible is not None
+        for i, old in enumerate(inner):
+            masks = None if batch.masks is None else batch.masks[i]
+            points = None if batch.points is None else batch.points[i]
+            now = batch.boxes[i], old, batch.visible[i]
+            batch.boxes[i], batch.visible[i] = layers.tightened(*now, masks, points)
 
     def draw_op(
         self, name: str, probability: float, level: float | None, num_boxes: int, u: Iterator[float]
@@ -159,7 +223,9 @@ class Augmentation(ABC):
             for chunk in _chunks(rows, batch.images):
                 records = [step[i] for i in chunk]
                 part = batch.take(chunk)
-                if isinstance(ops[name], PairOp) and others is not None:
+                if isinstance(ops[name], PairOp) and batch.queues is not None:
+                    part.partners = _next_images(batch, chunk, self.fill)
+                elif isinstance(ops[name], PairOp) and others is not None:
                     places = _partners(chunk, records, len(others)) if partners is None else chunk
                     part.partners = rows_of(others, places)
                 batch.put(chunk, ops[name].run(part, records, self.fill))
@@ -172,7 +238,7 @@ class Augmentation(ABC):
                 f"The draws name the op {name!r}; this policy knows {', '.join(self.table)}."
             ) from None
 
-    def _inward(self, boxes: Tensor, box_format: str, h: int, w: int) -> ndarray:
+    def _inward(self, box_format: str, boxes: Tensor, h: int, w: int) -> ndarray:
         rows = boxes.detach().cpu().numpy()
         return box_maps.convert(rows, box_format, self._native, h, w).astype(self._dtype)
 
@@ -191,9 +257,15 @@ class Augmentation(ABC):
         return torch.from_numpy((visible > 0) & (visible >= self.min_visibility)).to(device)
 
 
-def _check(
-    images: Tensor, boxes: Sequence[Tensor] | None, draws: Sequence[Draws], partners: Tensor | None
-) -> None:
+def _next_images(batch: Batch, rows: list[int], fill: int) -> Tensor:
+    found = [next(batch.partners_of(i), None) for i in rows]
+    if None in found:
+        raise ConfigError("SamplePairing takes another image: give each image `policy.partners` of them.")
+    size = batch.layer(0).size
+    return torch.stack([layers.fitted(x.layer, size, fill).image for x in found if x is not None])
+
+
+def _check(images: Tensor, boxes: Sequence[Tensor] | None, draws: Sequence[Draws], partners: Any) -> None:
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ConfigError(
             f"Augmentation takes uint8 images (C, H, W) with 1 or 3 channels, got {images.dtype} "
@@ -201,7 +273,9 @@ def _check(
         )
     if len(draws) != len(images) or (boxes is not None and len(boxes) != len(images)):
         raise ConfigError(f"{len(images)} images need as many draws and boxes, got {len(draws)} draws.")
-    if partners is not None and partners.shape != images.shape:
+    if partners is not None and not isinstance(partners, Tensor) and len(partners) != len(images):
+        raise ConfigError(f"{len(images)} images need as many lists of partners, got {len(partners)}.")
+    if isinstance(partners, Tensor) and partners.shape != images.shape:
         raise ConfigError(
             f"SamplePairing mixes images of one size, got {tuple(images.shape[1:])} and "
             f"{tuple(partners.shape[1:])}: set data.image_size, or leave this op out."
@@ -249,8 +323,13 @@ class Policy(Augmentation):
         self.sub_policies = _checked(sub_policies, ops, name)
         self.ops, self.name = ops, name
         super().__init__(DETECTION_OFFICIAL if official else TABLES[ops], official=official, **options)
-        names = {name for sub in self.sub_policies for name, _, _ in sub}
-        self.needs_partner = any(isinstance(self.table[name], PairOp) for name in names)
+        if missing := self.names_used - self.table.keys():
+            raise ConfigError(f"{name}: official=True has no {', '.join(sorted(missing))}; leave it out.")
+        self.partners = max(sum(self.table[op].partners for op, _, _ in sub) for sub in self.sub_policies)
+
+    @property
+    def names_used(self) -> set[str]:
+        return {name for sub in self.sub_policies for name, _, _ in sub}
 
     @classmethod
     def load(cls, source: str | Path, **options: Any) -> "Policy":

@@ -29,7 +29,8 @@ def policy_sheet(
     text.
 
     `image` is uint8 (C, H, W), `boxes` (N, 4) in the policy's format; kept boxes are drawn in green, lost
-    ones in gray; SamplePairing mixes in the mirrored image. Augmentations without sub-policies show `rows`
+    ones in gray; SamplePairing mixes in the mirrored image, and partners of other ops are the image itself.
+    Augmentations without sub-policies show `rows`
     rows of draws. `scale` enlarges the images without smoothing; `largest` is how many pixels the longer side
     of a picture has at most in the sheet.
     """
@@ -38,6 +39,8 @@ def policy_sheet(
             f"A sheet needs columns, rows and scale of at least 1, got {columns}, {rows}, {scale}."
         )
     titles = _titles(policy, rows)
+    mixing = "SamplePairing" not in policy.table
+    others = [{"image": image, "boxes": boxes}] * policy.partners if mixing else []
     keep = None if boxes is None else torch.ones(len(boxes), dtype=torch.bool)
     original = _picture(policy, image, boxes, keep, scale, largest)
     w, h = original.size
@@ -50,8 +53,9 @@ def policy_sheet(
         top = 2 * GAP + h + r * (LINE + h + GAP)
         pen.text((GAP, top), title, INK)
         for c in range(columns):
-            draws = _draws(policy, r, 0 if boxes is None else len(boxes), generator)
-            changed, moved, keep = policy.apply(image, boxes, draws, partner=image.flip(-1))
+            count = 0 if boxes is None else len(boxes) * (1 + len(others))
+            draws = _draws(policy, r, count, generator)
+            changed, moved, keep = policy.apply(image, boxes, draws, partner=others or image.flip(-1))
             picture = _picture(policy, changed, moved, keep, scale, largest)
             sheet.paste(picture, (GAP + c * (w + GAP), top + LINE))
     return F.pil_to_tensor(sheet)

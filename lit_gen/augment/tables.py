@@ -1,7 +1,8 @@
 """The published op tables: which ops there are and what their levels mean.
 
 `DETECTION_OFFICIAL` (https://arxiv.org/abs/1906.11172, tensorflow/tpu) and its repaired twin `DETECTION`,
-levels 0..10; `CLASSIFICATION` (https://arxiv.org/abs/1805.09501), levels 0..9 as torchvision bins them.
+levels 0..10; `MIXING`, the ops of `mixing` and flips with boxes, which policies of detection ops may name
+too; `CLASSIFICATION` (https://arxiv.org/abs/1805.09501), levels 0..9 as torchvision bins them.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lit_gen.augment import boxes, pixels, warps
+from lit_gen.augment import boxes, mixing, pixels, warps
 from lit_gen.augment.ops import (
     BoxCutoutOp,
     CropOp,
@@ -67,6 +68,10 @@ def _steps(full: float) -> Callable[[float], int]:
 
 def _linear(full: float, levels: float, level: float) -> float:
     return level / levels * full
+
+
+def _falling(full: float, level: float) -> float:
+    return 1 - level / 10 * full
 
 
 def _whole(full: float, level: float) -> int:
@@ -199,4 +204,15 @@ def classification_table(
 DETECTION_OFFICIAL = _detection(official=True)
 DETECTION = _detection(official=False)
 CLASSIFICATION = classification_table()
-TABLES = {"detection": DETECTION, "classification": CLASSIFICATION}
+MIXING = _table(
+    [
+        mixing.Mosaic("Mosaic", partial(_falling, 0.5)),
+        mixing.CopyPaste("CopyPaste", _times(1)),
+        mixing.MixUp("MixUp", _times(1.5)),  # Beta(1.5, 1.5) at level 10, as the paper with boxes
+        mixing.CutMix("CutMix", _times(1)),  # uniform at level 10, as the paper
+        mixing.ResizedCrop("ResizedCrop", partial(_falling, 0.92)),  # from .08 of the area at level 10
+        WarpOp("FlipX_BBox", maps=warps.flip_x),
+        WarpOp("FlipY_BBox", maps=warps.flip_y),
+    ]
+)
+TABLES = {"detection": DETECTION | MIXING, "classification": CLASSIFICATION}

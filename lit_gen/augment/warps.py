@@ -37,6 +37,16 @@ def translation_y(pixels: Sequence[float], h: int, w: int) -> ndarray:
     return _maps(pixels, {5: pixels})
 
 
+def flip_x(m: Sequence[float], h: int, w: int) -> ndarray:
+    """Left and right exchanged; (n, 6)."""
+    return _maps(m, {0: [-1] * len(m), 2: [w - 1] * len(m)})
+
+
+def flip_y(m: Sequence[float], h: int, w: int) -> ndarray:
+    """Top and bottom exchanged; (n, 6)."""
+    return _maps(m, {4: [-1] * len(m), 5: [h - 1] * len(m)})
+
+
 def shear_x(s: Sequence[float], h: int, w: int) -> ndarray:
     """in_x = x + s y; (n, 6)."""
     return _maps(s, {1: s})

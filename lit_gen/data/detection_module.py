@@ -1,7 +1,7 @@
 """DetectionDataModule: any detection set, in the order that (seed, step) says."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -22,19 +22,27 @@ class HasPolicy(Protocol):
 
 
 class PolicyAugment:
-    """An `Augment` of a policy: anything with `sample(num_boxes, generator) -> draws` and `apply(image,
-    boxes, draws, box_format="xyxy") -> (image, boxes, keep)`, such as `lit_gen.augment.Policy`. Boxes that
-    `keep` (bool (N,)) denies go, and their labels with them."""
+    """An `Augment` of a policy: anything with `sample(num_boxes, generator) -> draws` and
+    `apply_batch(images, boxes, draws, box_format="xyxy"[, partners]) -> (images, boxes, keeps)`, such as
+    `lit_gen.augment.Policy`. Boxes that their `keep` (bool (N,)) denies go, and their labels with them.
+
+    With each image of a policy that has ops which take others, such as Mosaic, go `partners` other items of
+    the data set, {"image", "boxes", "labels"}; their boxes and labels come behind the image's own."""
 
     def __init__(self, policy: Any):
         self.policy = policy
+        self.partners: int = getattr(policy, "partners", 0)
 
     def __call__(
-        self, image: Tensor, boxes: Tensor, labels: Tensor, generator: torch.Generator
+        self,
+        image: Tensor,
+        boxes: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+        partners: Sequence[Mapping[str, Tensor]] = (),
     ) -> tuple[Tensor, Tensor, Tensor]:
-        draws = self.policy.sample(len(boxes), generator)
-        image, boxes, keep = self.policy.apply(image, boxes, draws, box_format="xyxy")
-        return image, boxes[keep], labels[keep]
+        images, all_boxes, all_labels = self.batch(image[None], [boxes], [labels], [generator], [partners])
+        return images[0], all_boxes[0], all_labels[0]
 
     def batch(
         self,
@@ -42,10 +50,20 @@ class PolicyAugment:
         boxes: Sequence[Tensor],
         labels: Sequence[Tensor],
         generators: Sequence[torch.Generator],
+        partners: Sequence[Sequence[Mapping[str, Tensor]]] = (),
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """`__call__` of each image of a batch (B, 3, H, W), in fewer calls."""
-        draws = [self.policy.sample(len(b), g) for b, g in zip(boxes, generators, strict=True)]
-        images, boxes, keeps = self.policy.apply_batch(images, boxes, draws, box_format="xyxy")
+        options: dict[str, Any] = {"box_format": "xyxy"}
+        if self.partners:
+            options["partners"] = partners
+            labels = [
+                torch.cat([own, *(x["labels"] for x in p)]) for own, p in zip(labels, partners, strict=True)
+            ]
+            counts = [len(row) for row in labels]
+        else:
+            counts = [len(b) for b in boxes]
+        draws = [self.policy.sample(n, g) for n, g in zip(counts, generators, strict=True)]
+        images, boxes, keeps = self.policy.apply_batch(images, boxes, draws, **options)
         pairs = zip(boxes, labels, keeps, strict=True)
         kept = [(b[keep], row[keep]) for b, row, keep in pairs]
         return images, [b for b, _ in kept], [row for _, row in kept]
@@ -65,14 +83,23 @@ class KeyedBoxes(KeyedDataset):
         one_size, transform = self.dataset.image_size is not None, self.transform
         if transform is not None:
             generators = [keyed_generator(self.seed, purpose, *k) for k in keys]
+            given: list[Any] = [*rows, generators]
+            if isinstance(transform, PolicyAugment):
+                given.append([self._partners(k, transform.partners) for k in keys])
             if one_size and isinstance(transform, PolicyAugment):
-                images, boxes, labels = rows
-                rows = transform.batch(torch.stack(images), boxes, labels, generators)
+                rows = transform.batch(torch.stack(given[0]), *given[1:])
             else:
-                changed = [transform(*row) for row in zip(*rows, generators, strict=True)]
+                changed = [transform(*row) for row in zip(*given, strict=True)]
                 rows = [list(column) for column in zip(*changed, strict=True)]
         images, boxes, labels = rows
         return {"image": stacked(images) if one_size else images, "boxes": boxes, "labels": labels}
+
+    def _partners(self, k: Key, n: int) -> list[dict[str, Tensor]]:
+        """n items of the set, the same for the key (epoch, index) wherever it is read."""
+        if not n:
+            return []
+        chosen = torch.randint(len(self), (n,), generator=keyed_generator(self.seed, "partner", *k))
+        return [self.dataset[i] for i in chosen.tolist()]
 
 
 class DetectionDataModule(KeyedDataModule):

@@ -17,6 +17,7 @@ from lit_gen.data.detection_module import DetectionDataModule, KeyedBoxes, Polic
 from lit_gen.data.scenes import Scenes
 from lit_gen.errors import ConfigError
 from lit_gen.images import to_float
+from lit_gen.rng import keyed_generator
 
 REAL = Path("/work/shared/data/bccd-voc.zip")
 
@@ -366,3 +367,23 @@ def test_an_augmentation_that_cannot_move_boxes_is_refused_before_the_training()
     module = DetectionDataModule(Scenes("train", 12), Scenes("test", 4), 4, augment=AutoAugment(AugMix()))
     with pytest.raises(ConfigError, match="geometric=False"):
         module.check()
+
+
+def test_a_mosaic_of_the_set_depends_on_the_key_alone():
+    """Four images of the set by (seed, epoch, index), whatever the batch; labels follow their boxes."""
+    mosaic = AutoAugment(Policy([[["Mosaic", 1, 10]]]))
+    data = DetectionDataModule(Scenes("train", 12), Scenes("test", 4), batch_size=4, augment=mosaic, seed=3)
+    data.check()
+    keyed, keys = data.keyed_train(), [(0, 7), (2, 0), (0, 1), (1, 7)]
+    whole = keyed.__getitems__(keys)
+    for i, k in enumerate(keys):
+        assert all(torch.equal(keyed[k][name][0], whole[name][i]) for name in ("image", "boxes", "labels"))
+    assert not torch.equal(whole["image"][0], whole["image"][3])
+    policy, item = mosaic.policy, keyed.dataset[7]
+    others = keyed._partners((0, 7), 3)
+    counts = [len(x["boxes"]) for x in (item, *others)]
+    draws = policy.sample(sum(counts), keyed_generator(3, "augment", 0, 7))
+    image, boxes, keep = policy.apply(item["image"], item["boxes"], draws, partner=others)
+    labels = torch.cat([x["labels"] for x in (item, *others)])
+    assert torch.equal(image, whole["image"][0]) and torch.equal(boxes[keep], whole["boxes"][0])
+    assert torch.equal(labels[keep], whole["labels"][0]) and not keep.all()
