@@ -110,9 +110,9 @@ class Study:
         ]
 
     def cells(self, shots: Sequence[int], seeds: Sequence[int]) -> list[Cell]:
-        """All of them, unions last."""
+        """All of them, seed by seed, unions last."""
         names = sorted(self.arms, key=lambda name: isinstance(self.arms[name], Union))
-        return [Cell(name, n, seed) for name in names for seed in seeds for n in shots]
+        return [Cell(name, n, seed) for seed in seeds for n in shots for name in names]
 
     def records(self) -> dict[Cell, dict[str, Any]]:
         """What is measured so far under the options of today; a torn last line is none."""

@@ -29,7 +29,7 @@ from lit_gen.search import Labelled
 __all__ = ["Arm", "Source", "Task", "Treatment", "images", "letters", "seconds"]
 
 CAPITALS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-LABELS = ("true", "shuffled")
+LABELS = ("correct", "shuffled")
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Source:
         names: Sequence[str],
         test: Labelled,
         other: Labelled | None = None,
-        labels: str = "true",
+        labels: str = "correct",
     ):
         check_choice("labels", labels, LABELS)
         self.read, self.pool_labels, self.names = read, pool_labels, names
@@ -119,7 +119,7 @@ def images(
     *,
     image_size: int | None = None,
     test_size: int | None = None,
-    labels: str = "true",
+    labels: str = "correct",
     rotate: float = 0.0,
     fill: int = 0,
 ) -> Source:
@@ -178,7 +178,7 @@ def letters(
     test_designs: int = 8,
     other_designs: int = 12,
     split_seed: int = 0,
-    labels: str = "true",
+    labels: str = "correct",
     rotate: float = 0.0,
 ) -> Source:
     """Letters, whose class is the letter: `shots` typefaces, drawn by the seed, are labelled, the same for

@@ -275,7 +275,9 @@ class CompareAugmentationSchema(CommandSchema):
     data: Any = None
     task: Any
     arms: dict[str, Any] = field(default_factory=dict)
+    space: Any
     classifier: dict[str, Any]
+    child: dict[str, Any]
     fill: int
     name: str
     shots: list[int]
