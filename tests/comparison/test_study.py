@@ -16,6 +16,7 @@ from lit_gen.comparison import (
     FlipsAndShifts,
     Nothing,
     OneOf,
+    Searched,
     Source,
     Study,
     Treatment,
@@ -28,7 +29,7 @@ from lit_gen.data import ImageDataModule
 from lit_gen.data.digits import digits
 from lit_gen.errors import ConfigError
 from lit_gen.rng import key, keyed_generator
-from lit_gen.search import Labelled
+from lit_gen.search import ClassifierReward, DensityReward, Labelled, Random, classification_space
 from lit_gen.search.rewards import train_classifier
 
 CLASSIFIER = {"steps": 4, "batch_size": 8, "width": 2}
@@ -225,6 +226,51 @@ def test_the_union_is_of_the_two_best_and_keeps_what_they_gave(tmp_path):
     assert torch.equal(treatment.made.images, this.source.task(4, 0).train.images)
     with pytest.raises(ConfigError, match="unites two"):
         study(tmp_path / "alone", {"spy": spy, "both": Union()})
+
+
+@pytest.mark.parametrize("folds", [0, 2])
+def test_a_search_divides_the_labelled_images_and_merges_the_best(monkeypatch, folds):
+    seen: list[tuple[Labelled, Labelled]] = []
+
+    def planted(self, policy):
+        if not folds:
+            seen.append((self.train, self.validation))
+        return sum(op == "Rotate" for sub in policy.sub_policies for op, _, _ in sub) / 2
+
+    monkeypatch.setattr(ClassifierReward, "__call__", planted)
+    monkeypatch.setattr(DensityReward, "__call__", planted)
+    space = classification_space(ops=("Rotate", "Invert"), num_sub_policies=2, num_ops=1, options={"fill": 7})
+    arm = Searched(space, Random, 20, {"steps": 2, "batch_size": 4, "width": 2}, top=2, folds=folds)
+    train = source().task(5, 0).train
+    (treatment,) = arm.treatments(train, 2, 0, None)
+    policy = treatment.augmentation
+    assert {op for sub in policy.sub_policies for op, _, _ in sub} == {"Rotate"} and policy.fill == 7
+    assert len(policy.sub_policies) == 4 * max(1, folds) and "search" in treatment.cost
+    whole = {image.numpy().tobytes() for image in train.images}
+    for parts in seen:
+        first, second = ({image.numpy().tobytes() for image in part.images} for part in parts)
+        assert first | second == whole and not first & second
+    (alone,) = arm.treatments(source().task(1, 0).train, 2, 0, None)
+    assert alone.augmentation is None and alone.made is None
+
+
+def test_fewer_made_images_are_the_first_of_each_class(tmp_path, monkeypatch):
+    class Many:
+        needs_other = False
+
+        def treatments(self, train, classes, seed, other):
+            numbers = torch.arange(12, dtype=torch.uint8)[:, None, None, None].expand(12, 1, 8, 8)
+            yield Treatment(made=Labelled(numbers.contiguous(), torch.arange(12) % 2))
+
+    used: list[set[int]] = []
+
+    def train_classifier(data, augmentation, *, made=None, **options):
+        used.append(set(made.images[:, 0, 0, 0].tolist()))
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2))
+
+    monkeypatch.setattr("lit_gen.comparison.study.train_classifier", train_classifier)
+    record = study(tmp_path, {"many": Many()}, made=[1, 3, 6]).measure(Cell("many", 1, 0))
+    assert used == [set(range(12)), {0, 1}, set(range(6))] and list(record["curve"]) == ["1", "3"]
 
 
 def test_differences_are_paired_by_seed():
