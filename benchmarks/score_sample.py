@@ -68,6 +68,7 @@ class Bench:
 
     def __init__(self, run: str, num: int | None, batch_size: int):
         self.module, cfg, _ = models.load(run, device="cpu")
+        self.name = str(cfg.name)
         data = instantiate(cfg.data)
         self.num, self.batch_size = num or len(data.train), batch_size
         self.extractor = digits64()
@@ -183,7 +184,7 @@ def main() -> None:
     jobs = [(bench, name, *family) for name, family in FAMILIES.items()]
     for run in arguments.few_steps:
         other = Bench(run, arguments.num, arguments.batch)
-        name = str(models.load(run, device="cpu")[1].name)
+        name = other.name
         if name in [family for _, family, *_ in jobs]:
             name += f", {Path(run).name}"
         jobs.append((other, name, other.module.sampler, FEW))

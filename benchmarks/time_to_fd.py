@@ -3,10 +3,10 @@
     python benchmarks/time_to_fd.py [--target 1.5] [--every 25] [key=value ...]
 
 trains the default experiment without grids and validation, and keeps the averaged weights every few batches.
-Then it draws samples, as many as there are training images and by the run's own sampler, with those of the
-last batch, and finds by bisection the first batch whose distance
-to the test images is below `target` times the train-test FD. The
-seconds are those of the training up to there, by the clock and of all threads.
+Then it draws samples, as many as there are training images and by the run's own sampler: with the weights of
+the last batch, and by bisection with those of the first batch whose distance to the test images is below
+`target` times the train-test FD. The seconds are those of the training up to there, by the clock and of all
+threads.
 """
 
 import argparse
@@ -54,7 +54,11 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=25)
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_args()
-    folder = Path(tempfile.mkdtemp())
+    with tempfile.TemporaryDirectory() as folder:
+        measure(options, Path(folder))
+
+
+def measure(options: argparse.Namespace, folder: Path) -> None:
     schema.register()
     with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         overrides = ["logger=csv", f"logger.csv.save_dir={folder}", *OFF, *options.overrides]

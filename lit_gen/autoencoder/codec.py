@@ -37,8 +37,9 @@ class Codec:
 
     @cached_property
     def described(self) -> dict[str, Any]:
-        """`latents.json`: "network", the autoencoder's options; "factor" and "shift", its own scale; "mean"
-        and "std", those of the latents of the training images, by channel; "shape", of its pictures."""
+        """`latents.json`: "network", the autoencoder's options; "factor" and "shift", its own scale,
+        numbers or one for each channel; "mean" and "std", those of the latents of the training images, by
+        channel; "shape", of its pictures."""
         return json.loads(self._read(DESCRIPTION))
 
     @property
@@ -91,6 +92,26 @@ class Codec:
             part.write_bytes(self._read(name))
             part.replace(folder / name)
 
+    def check_latents(self, folder: str) -> None:
+        """Raises ConfigError where the latents in a folder or URL are described otherwise than those of this
+        codec: a run that is resumed, or whose data.path alone has changed. Latents without a description may
+        be anything."""
+        other = Codec(folder)
+        if other.path == self.path or not other.is_there():
+            return
+        if other.described != self.described:
+            raise ConfigError(
+                f"data.path={folder} has other latents than those that {self.path} decodes: give the latents "
+                "that the run began with, or begin a new run. If they are meant, set data.codec.path too."
+            )
+
+    def is_there(self) -> bool:
+        """Whether its description can be read."""
+        try:
+            return bool(self.described)
+        except ConfigError:
+            return False
+
     def use(self, folder: Path) -> None:
         """Reads from this folder if it has the files, those of a run, rather than from where the data
         are."""
@@ -113,7 +134,9 @@ class Codec:
         if self.normalize == "channels":
             mean, std = described["mean"], [s / self.std for s in described["std"]]
         else:
-            mean, std = [described["shift"]] * c, [1 / described["factor"]] * c
+            shift, factor = described["shift"], described["factor"]
+            mean = shift if isinstance(shift, list) else [shift] * c
+            std = [1 / f for f in (factor if isinstance(factor, list) else [factor] * c)]
         return _column(mean, like), _column(std, like)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -125,7 +148,11 @@ def _column(values: Sequence[float], like: Tensor) -> Tensor:
 
 
 def write_codec(
-    folder: Path, network: AutoencoderKL, shape: Sequence[int], moments: dict[str, list[float]], **own: float
+    folder: Path,
+    network: AutoencoderKL,
+    shape: Sequence[int],
+    moments: dict[str, list[float]],
+    **own: float | list[float],
 ) -> None:
     """The files of a `Codec`: its network, the pictures' shape, "mean" and "std" of the latents, and the
     autoencoder's own "factor" and "shift"."""

@@ -74,10 +74,16 @@ class AutoencoderModule(SingleOptimizerModule):
     ):
         super().__init__(optimizer, lr_schedule, seed, log_every, compile)
         check_choice("model.reconstruction", reconstruction, DISTANCES)
-        for name, weight in (("kl_weight", kl_weight), ("adversarial_weight", adversarial_weight)):
-            if weight < 0:
-                raise ConfigError(f"model.{name}={weight}: a weight cannot be negative.")
-        network.check_size(image_shape[1:])
+        not_negative = {
+            "kl_weight": kl_weight,
+            "perceptual_weight": perceptual_weight,
+            "adversarial_weight": adversarial_weight,
+            "adversarial_start": adversarial_start,
+        }
+        for name, value in not_negative.items():
+            if value < 0:
+                raise ConfigError(f"model.{name}={value}: cannot be negative.")
+        _check_images(network, discriminator, image_shape)
         self.network, self.discriminator = network, discriminator
         self.image_shape, self.pixels = tuple(image_shape), pixels
         self.reconstruction, self.kl_weight = reconstruction, kl_weight
@@ -176,3 +182,21 @@ class AutoencoderModule(SingleOptimizerModule):
         test = self.image_source.dataset("test")
         images = [torch.as_tensor(test[i % len(test)]["image"]) for i in indices]
         return self.pixels.to_model(torch.stack(images).to(self.device, non_blocking=True))
+
+
+def _check_images(
+    network: AutoencoderKL, discriminator: PatchDiscriminator | None, shape: Sequence[int]
+) -> None:
+    """Raises ConfigError for images of a shape (C, H, W) that one of the networks does not take."""
+    channels, *size = shape
+    for name, net in {"network": network, "discriminator": discriminator}.items():
+        if net is not None and net.channels != channels:
+            raise ConfigError(
+                f"model.{name}.channels={net.channels}: the images have {channels}. Give both the same."
+            )
+    network.check_size(size)
+    if discriminator is not None and min(size) < discriminator.smallest:
+        raise ConfigError(
+            f"model.discriminator: images of {size[0]}x{size[1]} leave nothing to judge; from "
+            f"{discriminator.smallest} pixels on they do. Take fewer layers, or larger images."
+        )

@@ -22,7 +22,8 @@ class AutoencoderKL(nn.Module):
     A level has `blocks` residual blocks of its width in `widths` (one more in the decoder); the lowest one
     has an `attention` between two blocks, and `groups` are those of all norms. Without `projections`, two
     convolutions of one pixel about the latents are left out, as SD3 and Flux do. The default is that of
-    Stable Diffusion, 83,653,863 parameters. Raises ConfigError for widths that the groups do not divide.
+    Stable Diffusion, 83,653,863 parameters. Raises ConfigError for widths that the groups do not divide, and
+    for sizes below 1.
     """
 
     def __init__(
@@ -36,7 +37,11 @@ class AutoencoderKL(nn.Module):
         projections: bool = True,
     ):
         super().__init__()
-        if not widths or any(width % groups for width in widths):
+        least = {"channels": channels, "latent_channels": latent_channels, "blocks": blocks, "groups": groups}
+        for name, size in least.items():
+            if size < 1:
+                raise ConfigError(f"model.network.{name}={size}: must be at least 1.")
+        if not widths or any(width < 1 or width % groups for width in widths):
             raise ConfigError(
                 f"model.network.widths={list(widths)}: give at least one, all multiples of model.network."
                 f"groups={groups}."
@@ -201,10 +206,16 @@ class PatchDiscriminator(nn.Module):
 
     `layers` convolutions halve the resolution, the first of them to `width` channels, then to twice as many
     each, 8 width at most. Norms are of groups, so that no image's answer depends on the rest of the batch.
+    Raises ConfigError for a width that is no multiple of 4, and without layers.
     """
 
     def __init__(self, channels: int = 3, width: int = 64, layers: int = 3):
         super().__init__()
+        if layers < 1 or width < 1 or width % 4:
+            raise ConfigError(
+                f"model.discriminator.width={width}, layers={layers}: give a multiple of 4 and at least 1."
+            )
+        self.channels, self.smallest = channels, 3 * 2**layers  # pixels that leave one number at the end
         widths = [width * min(2**i, 8) for i in range(layers + 1)]
         steps: list[nn.Module] = [nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2)]
         for i, (a, b) in enumerate(pairwise(widths), 1):

@@ -25,6 +25,7 @@ from lit_gen.metrics import (
     Predictions,
     Summary,
     check_metrics,
+    check_possible,
     compare,
     frechet_distance,
     reference_summary,
@@ -115,6 +116,9 @@ class SampleQuality(Periodic):
         self._reference = self.summary_of(trainer, "test")
         if NEED_TRAINING & set(self.measures):
             self._training = self.summary_of(trainer, "train")
+        for n in (self.num_images, self._final_images(trainer)):
+            kept = min(n, self.max_stored_features)
+            check_possible(self.measures, self._reference, kept, training=self._training)
 
     def state_dict(self) -> dict[str, Any]:
         return {"running_name": self._running_name}
@@ -159,9 +163,7 @@ class SampleQuality(Periodic):
 
     def finish(self, trainer: Trainer, module: BaseModule) -> None:
         assert self._reference is not None  # since `setup`
-        data = data_of(trainer, ImageData)
-        # Reconstructions are of the test images, each once.
-        n = self.final_images or len(data.test if self.prefix else data.train)
+        n = self._final_images(trainer)
         self._training = self._training or self.summary_of(trainer, "train")
         train_test = frechet_distance(self._reference.moments, self._training.moments)
         measured = self.measure(trainer, module, n, {*self.measures, "fdtrain"})
@@ -187,6 +189,10 @@ class SampleQuality(Periodic):
             fraction, classes = self._confidence["confident_fraction"], self._confidence["classes_found"]
             results.row("confident fraction (samples with p > 0.9)", f"{100 * fraction:.1f} %")
             results.row("classes found", str(classes))
+
+    def _final_images(self, trainer: Trainer) -> int:
+        data = data_of(trainer, ImageData)  # reconstructions are of the test images, each once
+        return self.final_images or len(data.test if self.prefix else data.train)
 
     def measure(
         self,

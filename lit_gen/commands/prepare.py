@@ -85,7 +85,7 @@ def _encode(cfg: DictConfig, encoder: Encoder, data: ImageData, out: str, worker
         latents = EncodedImages(dataset, encoder, encoder.fingerprint, cfg.dtype, cfg.batch_size, workers)
         bar = _bar(f"encoding {split}")
         wrote |= write_shards(latents, f"{out}/{split}", workers=0, shard_mib=cfg.shard_mib, bar=bar)
-    wrote |= encoder.write(data.dataset("train"), out)
+    wrote |= encoder.write(data.dataset("train"), out, _bar("measuring the latents' mean and deviation"))
     if cfg.images:
         wrote |= _write(cfg, data, f"{out}/images", workers)
     return wrote

@@ -13,6 +13,7 @@ from lit_gen.data.images import pixels_of, rows_of
 from lit_gen.data.keyed import KeyedDataset
 from lit_gen.data.module import ImageDataModule, as_it_is
 from lit_gen.data.prepared import PreparedImages
+from lit_gen.data.shards import Bar
 from lit_gen.data.transforms import stacked
 from lit_gen.errors import ConfigError
 from lit_gen.images import Pixels
@@ -21,9 +22,12 @@ STORED = {"float32": torch.float32, "float16": torch.float16}
 
 
 class Scale(Protocol):
-    """Latents (..., C, h, w) as a score model sees them."""
+    """Latents (..., C, h, w) as a score model sees them; `check_latents` raises ConfigError where those in a
+    folder or URL are of another kind."""
 
     def normalized(self, latents: Tensor) -> Tensor: ...
+
+    def check_latents(self, folder: str) -> None: ...
 
 
 class LatentDraw:
@@ -133,14 +137,21 @@ def data_module(
     **options: Any,
 ) -> LatentDataModule:
     """The `LatentDataModule` of the sets `train` and `test` in `path`, and of the pictures in the sets of the
-    same names in `images`; `options` are its other arguments."""
+    same names in `images`; `options` are its other arguments. It raises ConfigError for latents that `codec`
+    is not of."""
     stored = partial(PreparedImages, window=window, cache=cache, cache_gib=cache_gib)
 
     def sets(root: str) -> dict[str, Callable[[], PreparedImages]]:
         return {split: partial(stored, f"{root.rstrip('/')}/{split}") for split in ("train", "test")}
 
     pictures: dict[str, Any] = {"train": None, "test": None} if images is None else sets(str(images))
-    return LatentDataModule(sets(str(path)), codec, **pictures, **options)
+    latents = {split: partial(_checked, made, codec, str(path)) for split, made in sets(str(path)).items()}
+    return LatentDataModule(latents, codec, **pictures, **options)
+
+
+def _checked(latents: Callable[[], PreparedImages], codec: Scale, path: str) -> PreparedImages:
+    codec.check_latents(path)
+    return latents()
 
 
 class EncodedImages:
@@ -209,11 +220,12 @@ class EncodedImages:
         )
 
 
-def latent_statistics(dataset: Any, batch_size: int = 1024) -> dict[str, list[float]]:
+def latent_statistics(dataset: Any, batch_size: int = 1024, bar: Bar | None = None) -> dict[str, list[float]]:
     """{"mean", "std"} by channel, (C,) each, over all latents that could be drawn from the moments of a data
-    set: the variance is that of the means and the mean of the variances."""
+    set: the variance is that of the means and the mean of the variances. `bar` shows the batches."""
     count, sums, squares = 0, 0.0, 0.0
-    for start in range(0, len(dataset), batch_size):
+    starts = range(0, len(dataset), batch_size)
+    for start in starts if bar is None else bar(iter(starts), len(starts)):
         rows = range(start, min(start + batch_size, len(dataset)))
         moments = stacked(rows_of(dataset, rows)["image"]).to(torch.float64).numpy()
         mean, deviation = np.split(moments, 2, axis=1)

@@ -28,7 +28,16 @@ from lit_gen.metrics.kernels import cmmd, kernel_distance
 from lit_gen.metrics.neighbours import authenticity, precision_recall_density_coverage
 from lit_gen.metrics.vendi import vendi_score
 
-__all__ = ["METRICS", "NEED_TRAINING", "Evaluation", "Predictions", "Summary", "check_metrics", "compare"]
+__all__ = [
+    "METRICS",
+    "NEED_TRAINING",
+    "Evaluation",
+    "Predictions",
+    "Summary",
+    "check_metrics",
+    "check_possible",
+    "compare",
+]
 
 METRICS = (
     "fd", "fdtrain", "fdinf", "kd", "cmmd", "precision", "recall", "density", "coverage", "is", "vendi",
@@ -264,10 +273,9 @@ def _compare(
     real = None if isinstance(reference, Moments) else reference.features
     classes = None if isinstance(reference, Moments) else reference.classes
     fake, n, m, key = generated.features, generated.n, len(generated.features), generated.id.key
-    absent = _absent(generated, real, training, bool(classes and generated.classes), k)
-    for name in only:
-        if why := absent.get(name):
-            raise ConfigError(f"{name} needs {why}.")
+    absent = _absent(generated.id, m, generated.logits is not None, real, training, k)
+    absent["fdclass"] = not (classes and generated.classes) and "both sets in the same classes"
+    _refuse(only, absent)
     wanted = [
         name for name in METRICS if not absent.get(name) and name in (only or set(METRICS) - WHEN_CHOSEN)
     ]
@@ -306,23 +314,38 @@ def _compare(
     return results
 
 
+def check_possible(
+    metrics: Collection[str], reference: Summary, m: int, *, training: Summary | None = None, k: int = 5
+) -> None:
+    """Raises ConfigError for metrics that `compare` would refuse of m generated images whose features are
+    kept."""
+    head = reference.logits is not None
+    _refuse(metrics, _absent(reference.id, m, head, reference.features, training, k))
+
+
+def _refuse(names: Collection[str], absent: dict[str, str | bool]) -> None:
+    for name in names:
+        if why := absent.get(name):
+            raise ConfigError(f"{name} needs {why}.")
+
+
 def _absent(
-    generated: Summary, real: Tensor | None, training: Summary | None, both_in_classes: bool, k: int
+    id: ExtractorId, m: int, head: bool, real: Tensor | None, training: Summary | None, k: int
 ) -> dict[str, str | bool]:
-    """What the metrics lack that cannot be computed, False for those that can; others are not in it."""
-    m, images = len(generated.features), "the reference's images, not their statistics alone"
+    """What the metrics of m generated images lack that cannot be computed, False for those that can; others
+    are not in it."""
+    images = "the reference's images, not their statistics alone"
     few = 0 if real is None else min(len(real), m)
     fewest = 0 if training is None else min(few, len(training.features))
     reference = dict.fromkeys(("kd", "cmmd", *NEIGHBORS, "ct", "fls"), images) if real is None else {}
     known = dict.fromkeys(NEED_TRAINING, "the training images") if training is None else {}
     return {
-        "fdinf": m < 4 * generated.id.d and f"{4 * generated.id.d} generated images, there are {m}",
-        "cmmd": not generated.id.name.startswith("clip-") and "CLIP's features",
+        "fdinf": m < 4 * id.d and f"{4 * id.d} generated images, there are {m}",
+        "cmmd": not id.name.startswith("clip-") and "CLIP's features",
         **dict.fromkeys(NEIGHBORS, few <= k and f"more than k={k} images in both sets, there are {few}"),
-        "is": generated.logits is None and "a network with a head",
+        "is": not head and "a network with a head",
         "ct": fewest <= ENOUGH and f"more than {ENOUGH} images in each set, there are {fewest}",
         "fls": fewest < 4 and f"at least 4 images in each set, there are {fewest}",
-        "fdclass": not both_in_classes and "both sets in the same classes",
         **reference,
         **known,
     }

@@ -15,7 +15,7 @@ from lit_gen.autoencoder.networks import AutoencoderKL, as_moments
 from lit_gen.data.images import shape_of
 from lit_gen.data.latents import latent_statistics
 from lit_gen.data.prepared import PreparedImages
-from lit_gen.data.shards import put_files
+from lit_gen.data.shards import Bar, put_files
 from lit_gen.errors import ConfigError
 from lit_gen.models.loading import load
 from lit_gen.precision import full_float32
@@ -27,12 +27,13 @@ __all__ = ["Encoder", "open_encoder"]
 @dataclass
 class Encoder:
     """An autoencoder in eval mode on a device. `factor` and `shift` are its own scale of latents, (z - shift)
-    factor; a factor of None is one over their standard deviation, once that is known."""
+    factor, numbers or one for each channel; a factor of None is one over their standard deviation, once that
+    is known."""
 
     network: AutoencoderKL
     device: torch.device
-    factor: float | None = None
-    shift: float = 0.0
+    factor: float | list[float] | None = None
+    shift: float | list[float] = 0.0
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -63,12 +64,12 @@ class Encoder:
         _, h, w = shape_of(dataset)
         return self.network.latent_channels, h // self.network.factor, w // self.network.factor
 
-    def write(self, dataset: object, out: str) -> bool:
+    def write(self, dataset: object, out: str, bar: Bar | None = None) -> bool:
         """Writes the `Codec` of the latents of `dataset`, the training images, that lie in `out` already;
         False: it is there."""
-        if self._is_written(out):
+        if Codec(out).is_there():
             return False
-        moments = latent_statistics(PreparedImages(f"{out}/train"))
+        moments = latent_statistics(PreparedImages(f"{out}/train"), bar=bar)
         std = torch.tensor(moments["std"], dtype=torch.float64)
         mean = torch.tensor(moments["mean"], dtype=torch.float64)
         whole = (std.square() + (mean - mean.mean()).square()).mean().sqrt()
@@ -79,12 +80,6 @@ class Encoder:
             )
             put_files(Path(folder), out)
         return True
-
-    def _is_written(self, out: str) -> bool:
-        try:
-            return bool(Codec(out).described)
-        except ConfigError:
-            return False
 
 
 def open_encoder(

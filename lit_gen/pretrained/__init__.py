@@ -24,7 +24,8 @@ def load(
     `net` takes the weights if given; otherwise the architecture is read off the tensors. `image_size` is for
     files that cannot tell it, and so are other arguments of the network, or an official `config` of score_sde
     (`score_sde.from_state_dict`). `ema=False` takes the raw weights where the file has both. Raises
-    ConfigError for any other file, for one that asks for foreign code, and for weights that do not fit.
+    ConfigError for any other file, for one that asks for foreign code, for weights that do not fit, and for
+    an `image_size` that is not the file's.
     """
     content = unpickle.load(path)
     if isinstance(content, dict) and "pytorch-lightning_version" in content:
@@ -34,11 +35,20 @@ def load(
         if isinstance(content, list | tuple):
             return ncsn.read(content, net, ema=ema, **size, **network)
         if meanflow.is_meanflow(content):
-            return meanflow.read(content, net, ema=ema, **network)
+            return _of_its_size(*meanflow.read(content, net, ema=ema, **network), image_size)
         if transformers.knows(content):
             return transformers.read(content, net, ema=ema, **size, **network)
         if isinstance(content, dict) and isinstance(content.get("model"), dict):
             return score_sde.read(content, net, ema=ema, **size, **network)
-        return edm.read(content, net, **network)  # its names hold the resolution
+        return _of_its_size(*edm.read(content, net, **network), image_size)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def _of_its_size(net: OfficialNetwork, info: Info, asked: int | None) -> tuple[OfficialNetwork, Info]:
+    """What was read of a file whose names hold the resolution. Raises ConfigError where another is asked
+    for."""
+    if asked is not None and asked != info.network.get("image_size", asked):
+        size = info.network["image_size"]
+        raise ConfigError(f"image_size={asked}: its network is of {size}x{size} images. Leave it out.")
+    return net, info

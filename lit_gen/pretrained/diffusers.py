@@ -64,10 +64,11 @@ _LATENT_DIFFUSION = [
 
 @dataclass(frozen=True)
 class Scale:
-    """Of latents for a score model, (z - shift) factor. 0.18215 is Stable Diffusion's."""
+    """Of latents for a score model, (z - shift) factor, numbers or one for each channel. 0.18215 is Stable
+    Diffusion's."""
 
-    factor: float = 0.18215
-    shift: float = 0.0
+    factor: float | list[float] = 0.18215
+    shift: float | list[float] = 0.0
 
 
 def load(path: str | Path) -> tuple[AutoencoderKL, Scale]:
@@ -83,8 +84,7 @@ def load(path: str | Path) -> tuple[AutoencoderKL, Scale]:
         network = from_state_dict(state, int(config.get("norm_num_groups", 32)))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-    factor, shift = config.get("scaling_factor") or 0.18215, config.get("shift_factor") or 0.0
-    return network, Scale(factor, shift)
+    return network, _scale(config, network.latent_channels)
 
 
 def from_state_dict(state: dict[str, Tensor], groups: int = 32) -> AutoencoderKL:
@@ -132,6 +132,23 @@ def rules(network: AutoencoderKL, release: str, state: Any = ()) -> list[Rule]:
     return found
 
 
+def _scale(config: dict[str, Any], channels: int) -> Scale:
+    """(z - shift_factor) scaling_factor, or where the latents' mean and deviation are given, as of Playground
+    v2.5, (z - latents_mean) scaling_factor / latents_std. Raises ConfigError for these of another number of
+    channels."""
+    factor, shift = config.get("scaling_factor") or 0.18215, config.get("shift_factor") or 0.0
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if mean is None and std is None:
+        return Scale(factor, shift)
+    mean, std = mean or [0.0] * channels, std or [1.0] * channels
+    if {len(mean), len(std)} != {channels} or not all(s > 0 for s in std) or shift:
+        raise ConfigError(
+            f"config.json: latents_mean={mean}, latents_std={std}, shift_factor={shift}: give {channels} "
+            "numbers each, the deviations above 0, and no shift_factor beside them."
+        )
+    return Scale([factor / s for s in std], mean)
+
+
 def _file_in(folder: Path) -> Path:
     for place in (folder, folder / "vae"):
         for name in FILES:
@@ -158,6 +175,8 @@ def _config(path: Path) -> dict[str, Any]:
             f"{path}: an autoencoder of {other or config['_class_name']}; only AutoencoderKL of "
             f"{' and '.join(_BLOCKS)} can be read."
         )
+    if config.get("act_fn", "silu") not in ("silu", "swish"):
+        raise ConfigError(f"{path}: act_fn={config['act_fn']}: only autoencoders with silu can be read.")
     return config
 
 

@@ -137,7 +137,12 @@ def test_samples_are_reconstructions_of_test_images():
 def test_options_are_checked():
     for options, words in (
         ({"reconstruction": "l3"}, "model.reconstruction='l3': must be one of l1, l2"),
-        ({"kl_weight": -1.0}, "model.kl_weight=-1.0: a weight cannot be negative"),
+        ({"kl_weight": -1.0}, "model.kl_weight=-1.0: cannot be negative"),
+        ({"perceptual_weight": -1.0}, "model.perceptual_weight=-1.0: cannot be negative"),
+        ({"adversarial_start": -1}, "model.adversarial_start=-1: cannot be negative"),
+        ({"image_shape": (3, 16, 16)}, "model.network.channels=1: the images have 3"),
+        ({"discriminator": PatchDiscriminator(3, 8)}, "model.discriminator.channels=3: the images have 1"),
+        ({"discriminator": PatchDiscriminator(1, 8)}, "16x16 leave nothing to judge; from 24 pixels"),
         ({"image_shape": (1, 15, 16)}, "15x16.*multiples of 2"),
     ):
         with pytest.raises(ConfigError, match=words):

@@ -47,6 +47,12 @@ def test_the_divergence_is_that_of_normal_distributions():
 def test_what_cannot_be_built_or_halved_is_said():
     with pytest.raises(ConfigError, match=r"widths=\[8, 9\]: give at least one, all multiples of .*groups=4"):
         small(widths=(8, 9))
+    for name in ("groups", "blocks", "latent_channels", "channels"):
+        with pytest.raises(ConfigError, match=f"model.network.{name}=0: must be at least 1"):
+            small(**{name: 0})
+    for options in ({"width": 6}, {"layers": 0}):
+        with pytest.raises(ConfigError, match="give a multiple of 4 and at least 1"):
+            PatchDiscriminator(1, **options)
     with pytest.raises(ConfigError, match=r"7x8.*multiples of 2"):
         small().encode(torch.zeros(1, 1, 7, 8))
 
@@ -57,5 +63,8 @@ def test_a_discriminator_judges_images_one_by_one():
     x = torch.randn(3, 1, 32, 32, dtype=torch.float64)
     said = judge(x)
     assert said.shape[:2] == (3, 1) and said.shape[2] > 1
+    assert judge(x[..., : judge.smallest, : judge.smallest]).shape == (3, 1, 1, 1)
+    with pytest.raises(RuntimeError):
+        judge(x[..., 1 : judge.smallest, 1 : judge.smallest])
     torch.testing.assert_close(judge(x[1:2]), said[1:2])
     assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in judge.modules())

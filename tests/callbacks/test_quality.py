@@ -123,6 +123,17 @@ def test_a_sampler_that_does_not_fit_is_refused_before_the_training(fit, tmp_pat
         fit(tmp_path, "~callbacks.quality", *options)
 
 
+def test_a_measure_that_cannot_be_made_is_refused_before_the_training(fit, tmp_path):
+    for measure, words in (
+        ("ct", "more than 60 images in each set, there are 32"),
+        ("fdinf", "256 generated images, there are 32"),
+        ("cmmd", "CLIP's features"),
+    ):
+        with pytest.raises(ConfigError, match=f"{measure} needs {words}"):
+            fit(tmp_path / measure, f"callbacks.quality.measures=[fd,{measure}]", "trainer.max_steps=1")
+        assert not list(tmp_path.rglob("*.ckpt"))
+
+
 def test_reference_images_go_to_the_device_that_trains(monkeypatch):
     monkeypatch.setattr(quality, "reference_summary", lambda batches, *_, **__: list(batches()))
     data = ImageDataModule(digits("train"), digits("test"), num_workers=1)

@@ -1,5 +1,8 @@
 """Latents as data: stored moments are exact, draws are keyed, and scales are what they are called."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -130,6 +133,13 @@ def test_statistics_are_those_of_all_draws(folder):
     variance = mean.var((0, 2, 3), correction=0) + deviation.square().mean((0, 2, 3))
     np.testing.assert_allclose(moments["std"], variance.sqrt())
     assert Codec(folder).described["std"] == latent_statistics(PreparedImages(folder / "train"))["std"]
+    shown = []
+
+    def bar(batches, total):
+        shown.append(total)
+        yield from batches
+
+    assert latent_statistics(PreparedImages(folder / "train"), 6, bar) == moments and shown == [4]
 
 
 def test_channels_have_the_standard_deviation_that_is_asked_for(folder):
@@ -145,6 +155,10 @@ def test_the_factor_is_that_of_the_file(folder):
     torch.testing.assert_close(codec.normalized(z), (z - 0.25) * 0.5)
     for some in (codec, Codec(folder)):
         torch.testing.assert_close(some.latents(some.normalized(z)), z)
+    each = [[0.25, -1.0], [0.5, 2.0]]  # of each channel
+    codec.described |= dict(zip(("shift", "factor"), each, strict=True))
+    shift, factor = torch.tensor(each)[..., None, None]
+    torch.testing.assert_close(codec.normalized(z), (z - shift) * factor)
     with pytest.raises(ConfigError, match="normalize='sd': must be one of channels, factor"):
         Codec(folder, normalize="sd")
 
@@ -207,6 +221,18 @@ def test_what_does_not_fit_is_said(folder, tmp_path):
         module(folder, images=f"{tmp_path}/few").check()
     with pytest.raises(ConfigError, match=r"latents.json: cannot be read .*lit-gen prepare encoder="):
         Codec(tmp_path).decode(torch.zeros(1, 2, 4, 4))
+
+
+def test_latents_of_another_encoder_are_refused(folder, network, tmp_path):
+    """A resumed run whose data.path alone has changed keeps data.codec.path."""
+    other = shutil.copytree(folder, tmp_path / "other")
+    described = json.loads((other / "latents.json").read_text())
+    (other / "latents.json").write_text(json.dumps(described | {"mean": [0.5, 0.5]}))
+    kept = Codec(folder)
+    module(folder, path=str(shutil.copytree(folder, tmp_path / "moved")), images=None).check()
+    made = data_module(path=str(other), codec=kept, images=None, image_size=4, channels=2)
+    with pytest.raises(ConfigError, match=r"data.path=.*other has other latents than .* begin a new run"):
+        made.check()
 
 
 def test_latents_come_from_remote_storage(folder, tmp_path):

@@ -67,7 +67,10 @@ def test_the_default_is_that_of_stable_diffusion():
     assert sum(p.numel() for p in net.parameters()) == 83_653_863 and net.factor == 8
 
 
-@pytest.mark.parametrize("scale", [{}, {"scaling_factor": 1.5305, "shift_factor": 0.0609}])
+PER_CHANNEL = {"scaling_factor": 0.5, "latents_mean": [-1.6, 1.1, -0.2, 0.4], "latents_std": [2, 4, 1, 0.5]}
+
+
+@pytest.mark.parametrize("scale", [{}, {"scaling_factor": 1.5305, "shift_factor": 0.0609}, PER_CHANNEL])
 def test_folders_and_files_are_found(tmp_path, scale):
     net = network("two levels")
     folder = tmp_path / "model" / "vae"
@@ -79,7 +82,9 @@ def test_folders_and_files_are_found(tmp_path, scale):
     for path in (tmp_path / "model", folder, folder / diffusers.FILES[0]):
         read, found = diffusers.load(path)
         assert torch.equal(read.encode(x)[0], net.encode(x)[0])
-        expected = (1.5305, 0.0609) if scale else (0.18215, 0.0)
+        expected = (scale.get("scaling_factor", 0.18215), scale.get("shift_factor", 0.0))
+        if "latents_std" in scale:  # (z - mean) scaling_factor / std
+            expected = ([0.25, 0.125, 0.5, 1.0], scale["latents_mean"])
         assert (found.factor, found.shift) == expected
     state = invert(net, diffusers.rules(net, "latent-diffusion"))
     whole = {f"first_stage_model.{key}": t for key, t in state.items()} | {"cond.weight": torch.zeros(1)}
@@ -109,9 +114,15 @@ def test_other_files_are_named(tmp_path):
     del state["decoder.conv_out.bias"]
     with pytest.raises(ConfigError, match=r"lacks decoder.conv_out.bias"):
         diffusers.from_state_dict(state, 8)
-    (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderTiny"}')
-    with pytest.raises(ConfigError, match=r"an autoencoder of AutoencoderTiny"):
-        diffusers.load(tmp_path / "a.pth")
+    save_file(invert(net, diffusers.rules(net, "diffusers")), tmp_path / "b.safetensors")
+    for config, words in (
+        ({"_class_name": "AutoencoderTiny"}, r"an autoencoder of AutoencoderTiny"),
+        ({"act_fn": "relu"}, r"act_fn=relu: only autoencoders with silu"),
+        ({"latents_mean": [0.0], "norm_num_groups": 8}, r"latents_mean=\[0.0\].* give . numbers each"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ConfigError, match=words):
+            diffusers.load(tmp_path / "b.safetensors")
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -167,6 +167,10 @@ def test_half_precision_edm2_with_its_uncertainty(tmp_path, official_modules):
 def test_files_that_do_not_fit_are_named(tmp_path):
     net = randomized("ddpmpp")
     state = edm_state(net)
+    torch.save(state, tmp_path / "state.pt")
+    pretrained.load(tmp_path / "state.pt", image_size=8)
+    with pytest.raises(ConfigError, match=r"state.pt: image_size=16: its network is of 8x8 images"):
+        pretrained.load(tmp_path / "state.pt", image_size=16)
     torch.save({"epoch": 3, "weights": torch.zeros(2)}, tmp_path / "other.pt")
     with pytest.raises(ConfigError, match="neither an EDM snapshot"):
         pretrained.load(tmp_path / "other.pt")

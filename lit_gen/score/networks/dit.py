@@ -21,8 +21,8 @@ class DiT(nn.Module):
     256 pixels, 674,834,720 parameters. The noise label is a step, 0 to 999, or t in [0, 1] in SiT. An image
     of another size than `image_size` is refused.
 
-    Raises ConfigError for an image size that patches do not fill, and a width that heads do not share or 4
-    does not divide.
+    Raises ConfigError for an image size that patches do not fill, a width that heads do not share or 4 does
+    not divide, and sizes that are not above 0.
     """
 
     positions: Tensor
@@ -44,6 +44,7 @@ class DiT(nn.Module):
         condition_channels: int = 0,  # channels of a condition's image; 0: none
     ):
         super().__init__()
+        tokens.check_sizes(channels=channels, width=width, depth=depth, mlp_ratio=mlp_ratio)
         self.grid, self.patch_size = tokens.grid_of(image_size, patch_size), patch_size
         self.channels, self.out_channels = channels, out_channels or channels
         self.num_classes, self.augment_dim = num_classes, 0

@@ -65,7 +65,7 @@ class NCSNpp(nn.Module):
         _check_choices(
             embedding=embedding, input_pyramid=input_pyramid, output_pyramid=output_pyramid, block=block
         )
-        _check_unconditional(conditional, num_classes, augment_dim, vector_dim, second_time != "none")
+        _check_unconditional(conditional, num_classes, augment_dim, vector_dim, second_time)
         self.channels, self.out_channels, self.num_blocks = channels, out_channels or channels, num_blocks
         self.num_classes, self.augment_dim = num_classes, augment_dim
         self.vector_dim, self.condition_channels = vector_dim, condition_channels
@@ -303,11 +303,12 @@ def _attention(channels: int) -> layers.Attention:
     return attention
 
 
-def _check_unconditional(conditional: bool, *sizes: int) -> None:
+def _check_unconditional(conditional: bool, *sizes: int | str) -> None:
     """Raises ConfigError for what a network that ignores its noise label would ignore too."""
-    if not conditional and any(sizes):
-        told = "num_classes={}, augment_dim={}, vector_dim={}, and a second time ({})".format(*sizes)
-        raise ConfigError(f"{told} need conditional=True: all these enter with the noise level.")
+    if not conditional and any(size not in (0, "none") for size in sizes):
+        options = zip(("num_classes", "augment_dim", "vector_dim", "second_time"), sizes, strict=True)
+        told = ", ".join(f"{name}={size}" for name, size in options if size not in (0, "none"))
+        raise ConfigError(f"{told}: give conditional=True, for this enters with the noise level.")
 
 
 def _check_choices(**choices: str) -> None:

@@ -35,6 +35,13 @@ def grid_of(image_size: layers.ImageSize, patch_size: int) -> tuple[int, int]:
     return height // patch_size, width // patch_size
 
 
+def check_sizes(**sizes: float) -> None:
+    """Raises ConfigError for options, by name, that are not above 0."""
+    for name, size in sizes.items():
+        if not size > 0:
+            raise ConfigError(f"{name}={size}: must be above 0.")
+
+
 def check_image(x: Tensor, channels: int, grid: tuple[int, int], patch_size: int) -> None:
     """Raises ConfigError unless x is (B, channels, H, W) of the size that the positions are of."""
     height, width = (n * patch_size for n in grid)

@@ -15,7 +15,8 @@ class UViT(nn.Module):
     The defaults are the "S/2" of CIFAR-10, 44,255,328 parameters; its noise label is 999 t. An image of
     another size than `image_size` is refused, for tokens have trained positions. Nothing starts at zero.
 
-    Raises ConfigError for an image size that patches do not fill, and a width that heads do not share.
+    Raises ConfigError for an image size that patches do not fill, a width that heads do not share, and sizes
+    that are not above 0.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class UViT(nn.Module):
         condition_channels: int = 0,  # channels of a condition's image; 0: none
     ):
         super().__init__()
+        tokens.check_sizes(channels=channels, width=width, depth=depth, mlp_ratio=mlp_ratio)
         self.grid, self.patch_size = tokens.grid_of(image_size, patch_size), patch_size
         self.channels, self.num_classes, self.augment_dim = channels, num_classes, 0
         self.null_class = null_class and num_classes > 0

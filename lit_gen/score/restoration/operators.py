@@ -37,10 +37,10 @@ class LinearOperator(ABC):
     Images have one coordinate V^T x for each singular value, those that are 0 included: `coordinates`,
     `image`, `singular_values`. Which basis V has within equal singular values is up to the operator.
     `pixelwise` says that A A^T is diagonal in the pixels of y: then U is the identity there, and `a` may be a
-    value for each.
+    value for each. An operator that does not say so is not taken to be, and maps of noise are refused.
     """
 
-    pixelwise: bool = True
+    pixelwise: bool = False
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
@@ -81,6 +81,8 @@ class LinearOperator(ABC):
 class Denoising(LinearOperator):
     """A = I: nothing is lost but for the noise on y."""
 
+    pixelwise = True
+
     def __call__(self, x: Tensor) -> Tensor:
         return x
 
@@ -102,6 +104,8 @@ class Denoising(LinearOperator):
 
 class Inpainting(LinearOperator):
     """Keeps the pixels where `mask` (broadcastable to (C, H, W)) is true or 1; the others become 0."""
+
+    pixelwise = True
 
     def __init__(self, mask: Tensor):
         self.mask = mask.to(torch.bool)
@@ -136,6 +140,8 @@ class Inpainting(LinearOperator):
 class Colorization(LinearOperator):
     """A weighted sum of the channels, their mean by default: (B, C, H, W) -> (B, 1, H, W)."""
 
+    pixelwise = True
+
     def __init__(self, weights: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3)):
         self.weights = torch.tensor(weights, dtype=torch.float64)
         self.square = float(self.weights.square().sum())
@@ -169,6 +175,8 @@ class Colorization(LinearOperator):
 
 class SuperResolution(LinearOperator):
     """The mean of each block of `factor` x `factor` pixels."""
+
+    pixelwise = True
 
     def __init__(self, factor: int):
         if factor < 2:
@@ -209,8 +217,6 @@ class Blur(LinearOperator):
     Frequencies that the kernel damps below `cutoff` count as lost. The singular vectors are those of
     Hartley's transform, cos + sin of each frequency, and the singular values the moduli of the spectrum.
     """
-
-    pixelwise = False
 
     def __init__(self, kernel: Tensor, cutoff: float = 1e-6):
         if kernel.ndim != 2 or any(side % 2 == 0 for side in kernel.shape):
@@ -268,8 +274,6 @@ class Matrix(LinearOperator):
 
     Decomposed once, at a cost that grows with the cube of D: for small images, and as a reference.
     """
-
-    pixelwise = False
 
     def __init__(self, matrix: Tensor, shape: Sequence[int]):
         if matrix.ndim != 2 or matrix.shape[1] != math.prod(shape):

@@ -415,7 +415,7 @@ def test_an_unconditional_network_ignores_the_noise_label():
     assert torch.equal(net(x, torch.zeros(2)), net(x, torch.ones(2)))
     with pytest.raises(ConfigError, match="num_classes=0"):
         net(x, torch.zeros(2), torch.tensor([0, 1]))
-    with pytest.raises(ConfigError, match=r"num_classes=3, .* need conditional=True"):
+    with pytest.raises(ConfigError, match=r"num_classes=3: give conditional=True"):
         NCSNpp(8, conditional=False, num_classes=3)
 
 
@@ -520,6 +520,9 @@ def test_sinusoids_of_transformers():
 def test_sizes_that_are_no_patches(cls):
     with pytest.raises(ConfigError, match=r"image_size=\[9, 8\] cannot be cut into patches of patch_size=2"):
         cls([9, 8])
+    for name, size in (("depth", 0), ("width", 0), ("mlp_ratio", -1.0), ("channels", 0)):
+        with pytest.raises(ConfigError, match=f"{name}={size}: must be above 0"):
+            cls(8, **{name: size})
     with pytest.raises(ConfigError, match="width=64 cannot be shared out over heads=5"):
         cls(8, 1, 2, 64, 2, 5)
     net = cls(8, 1, 2, 16, 2, 2)
