@@ -1,22 +1,20 @@
+"""Fixtures of all tests. torch is imported where it is used: the process that hands tests out needs none."""
+
+import copy
 import multiprocessing
 import os
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from uuid import uuid4
 
-from lit_gen.config.experiment import build
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
-
-import pytest
-import torch
-from torch import distributed as dist
-
-torch.set_num_threads(1)
 
 TINY = [
     "model.net.base_channels=8",
@@ -40,6 +38,32 @@ TINY = [
 """The digits experiment, small enough for a test: 20 steps in a second or two."""
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def parsed_once() -> None:
+    """Hydra parses each file of conf/ once for all tests: a composition then takes two thirds of its time."""
+    from hydra._internal.core_plugins.file_config_source import FileConfigSource
+
+    from lit_gen.cli import CONF_DIR
+
+    load, kept = FileConfigSource.load_config, {}
+
+    def load_config(self, config_path: str):
+        if self.path != str(CONF_DIR):
+            return load(self, config_path)
+        if (key := (self.provider, config_path)) not in kept:
+            kept[key] = load(self, config_path)
+        return copy.deepcopy(kept[key])
+
+    FileConfigSource.load_config = load_config
+
+
 @pytest.fixture(scope="session")
 def goldens() -> Path:
     """The folder of recorded numbers: $LITGEN_GOLDENS, or tests/goldens."""
@@ -58,36 +82,47 @@ def tiny() -> list[str]:
 @pytest.fixture
 def compose() -> Callable:
     """`compose(*overrides) -> cfg` of the entry point `train` (or `config_name=`), as on its command line."""
-    import hydra
     from omegaconf import OmegaConf
 
-    from lit_gen.cli import CONF_DIR, _run_out
+    from lit_gen.cli import _run_out
     from lit_gen.config import schema
 
     schema.register()
     OmegaConf.register_new_resolver("run_out", _run_out, replace=True)
 
     def make(*overrides: str, config_name: str = "train"):
-        with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-            return hydra.compose(config_name, list(overrides))
+        return copy.deepcopy(_composed(config_name, overrides))
 
     return make
+
+
+@cache
+def _composed(config_name: str, overrides: tuple[str, ...]):
+    import hydra
+
+    from lit_gen.cli import CONF_DIR
+
+    with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        return hydra.compose(config_name, list(overrides))
 
 
 @pytest.fixture
 def fit(compose, tiny) -> Callable:
     """`fit(folder, *overrides) -> Experiment`: trains the tiny experiment here, with the CSV logger alone."""
+    from omegaconf import OmegaConf
+
     from lit_gen.commands import train as training
+    from lit_gen.config.experiment import build
 
     def run(folder: Path, *overrides: str, checkpoint: Path | None = None, callbacks=()):
         folder.mkdir(parents=True, exist_ok=True)
         cfg = compose(
             *(() if any(o.startswith("logger=") for o in overrides) else ("logger=csv",)),
-            f"logger.csv.save_dir={folder}",
             "trainer=cpu",
             *tiny,
             *overrides,
         )
+        OmegaConf.update(cfg, "logger.csv.save_dir", str(folder))
         training._quiet()
         experiment = build(cfg, folder)
         experiment.trainer.callbacks[1:1] = callbacks
@@ -100,6 +135,9 @@ def fit(compose, tiny) -> Callable:
 
 
 def _rank(body: Callable, args: tuple, rank: int, world: int, folder, store: str) -> None:
+    import torch
+    from torch import distributed as dist
+
     torch.set_num_threads(1)
     try:
         store, timeout = f"file://{folder}/{store}", timedelta(seconds=60)
@@ -120,6 +158,8 @@ def on_ranks(tmp_path):
     """
 
     def run(world: int, body: Callable, *args) -> list:
+        import torch
+
         fork, store = multiprocessing.get_context("fork"), f"store-{uuid4().hex}"
         processes = [
             fork.Process(target=_rank, args=(body, args, r, world, tmp_path, store)) for r in range(world)

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from lit_gen import checkpoints, runs, train
 from lit_gen.__main__ import COMMANDS
@@ -98,14 +99,32 @@ def test_a_run_is_needed(command, main):
     assert code == 2 and "run" in err and "Traceback" not in err
 
 
-def test_help_helps(command):
+def test_help_helps(command, listed_once):
     code, out, _ = command(train.main, "--help")
     assert code == 0
     assert "experiment=NAME" in out and "trainer: auto" in out and "resume=" in out
 
 
+@pytest.fixture(scope="module")
+def listed_once():
+    """Hydra looks for the options of all groups, the same for every command, and copies its configuration at
+    each: seconds for a help text."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("list_groups", "get_group_options"):
+            found, method = {}, getattr(ConfigLoaderImpl, name)
+
+            def kept(self, *arguments, _found=found, _method=method, **more):
+                key = arguments, *more.values()
+                if key not in _found:
+                    _found[key] = _method(self, *arguments, **more)
+                return _found[key]
+
+            patch.setattr(ConfigLoaderImpl, name, kept)
+        yield
+
+
 @pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"train"}))
-def test_every_command_has_help(command, name):
+def test_every_command_has_help(command, listed_once, name):
     main = import_module(f"lit_gen.commands.{name.replace('-', '_')}").main
     code, out, _ = command(main, "--help")
     assert code == 0 and f"lit-gen {name}" in out and "\nout: " in out

@@ -1,6 +1,7 @@
 """Restoration by the command line: masks, measures, images that do not depend on the batch."""
 
 import json
+from itertools import cycle
 
 import numpy as np
 import pytest
@@ -80,20 +81,20 @@ METHODS = {
 OPERATORS = ("inpaint", "super_resolution", "blur", "motion_blur", "denoise")
 
 
-def test_every_method_takes_every_operator(tiny_run, compose, tmp_path, capsys):
-    """All but DPS meet a measurement without noise exactly, whatever the model."""
-    for method, steps in METHODS.items():
-        for operator in OPERATORS:
-            out = tmp_path / method / operator
-            given = [f"run={tiny_run}", "device=cpu", "num=2", "samples=1", f"method={method}", *steps]
-            cfg = compose(*given, f"operator={operator}", f"out={out}", config_name="restore")
-            record = restoring.restore(cfg, out)
-            assert (out / "sheet.png").is_file()
-            assert record["labels"] == digits("test").batch(range(2))["label"].tolist()
-            if method != "dps" and operator == "denoise":
-                assert record["restored"]["ssim"] == pytest.approx(1)
-            else:
-                assert record["restored"]["psnr"] != record["degraded"]["psnr"]
+def test_the_command_takes_every_method_and_every_operator(tiny_run, compose, tmp_path, capsys):
+    """All but DPS meet a measurement without noise exactly, whatever the model. The whole product is
+    tests/score/restoration/test_combinations.py's."""
+    for (method, steps), operator in zip(METHODS.items(), cycle(OPERATORS), strict=False):
+        out = tmp_path / method
+        given = [f"run={tiny_run}", "device=cpu", "num=2", "samples=1", f"method={method}", *steps]
+        cfg = compose(*given, f"operator={operator}", f"out={out}", config_name="restore")
+        record = restoring.restore(cfg, out)
+        assert (out / "sheet.png").is_file()
+        assert record["labels"] == digits("test").batch(range(2))["label"].tolist()
+        if operator == "denoise":
+            assert method != "dps" and record["restored"]["ssim"] == pytest.approx(1)
+        else:
+            assert record["restored"]["psnr"] != record["degraded"]["psnr"]
     assert "LPIPS left out" in capsys.readouterr().out
 
 

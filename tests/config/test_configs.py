@@ -1,6 +1,7 @@
 """conf/: every option composes; every experiment has the network of the published model."""
 
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,7 @@ LAPTOP = [
     "digits_vp",
 ]
 
+PARTS = ("predictor", "corrector", "discretization")  # of the predictor-corrector sampler
 CALLS = {"ConsistencyLoss": 2, "MeanFlowLoss": 3}
 """Forward passes of a loss for each image, where it is not one, a derivative counting two; one has a backward
 pass."""
@@ -132,33 +134,36 @@ def test_families_compose(compose, family):
 
 @pytest.mark.parametrize("group", ["net", "process", "precondition", "loss", "optimizer", "lr_schedule"])
 def test_parts_of_a_model_compose(compose, group):
-    for name in options(f"model/{group}"):
-        extra = ["model/process=ve"] if name in ("score", "scaled_score_level") else []
-        config = plain(compose, "data=cifar10", f"model/{group}={name}", *extra)
-        config.data.image_size = 64
-        with torch.device("meta" if group == "net" else "cpu"):
-            instantiate(config.model[group])
+    with torch.device("meta" if group == "net" else "cpu"):
+        process = ["model/process=ve"] if group == "precondition" else []  # two are of its noise levels
+        made = every(compose, f"model/{group}", "data=cifar10", "data.image_size=64", *process)
+    assert list(made) == options(f"model/{group}")
+
+
+def every(compose, group: str, *overrides: str) -> dict:
+    """What the options of a group make, by name: composed at once, each at a place of its own."""
+    places = [f"+{group}@callbacks.an_option.{name}={name}" for name in options(group)]
+    made = plain(compose, *overrides, *places).callbacks.an_option
+    return {name: instantiate(made[name]) for name in options(group)}
 
 
 def test_samplers_and_their_parts_compose(compose):
-    for name in options("sampler"):
-        assert callable(instantiate(plain(compose, f"sampler={name}").sampler)), name
-    for name in options("sampler/grid"):
-        grid = instantiate(plain(compose, f"sampler/grid={name}").sampler).keywords["grid"]
+    samplers = every(compose, "sampler")
+    assert all(callable(sampler) for sampler in samplers.values())
+    assert samplers["euler_maruyama"].keywords["corrector"] is None
+    for name, grid in every(compose, "sampler/grid").items():
         assert grid.func.__name__ == name
-    for part in ("predictor", "corrector", "discretization"):
-        for name in options(f"sampler/{part}"):
-            sampler = instantiate(plain(compose, "sampler=pc", f"sampler/{part}={name}").sampler)
-            assert sampler.keywords[part] is not None
-    assert instantiate(plain(compose, "sampler=euler_maruyama").sampler).keywords["corrector"] is None
+    chosen = {part: every(compose, f"sampler/{part}", "sampler=pc") for part in PARTS}
+    last = (f"sampler/{part}={list(made)[-1]}" for part, made in chosen.items())
+    sampler = instantiate(plain(compose, "sampler=pc", *last).sampler)
+    assert all(sampler.keywords[part] is not None for part in PARTS)
 
 
 def test_restoration_options_compose(compose):
-    for name in options("operator"):
-        config = compose(f"operator={name}", "image_size=8", config_name="restore")
+    for operator, method in zip_longest(options("operator"), options("method"), fillvalue="denoise"):
+        config = compose(f"operator={operator}", f"method={method}", "image_size=8", config_name="restore")
         instantiate(config.operator)
-    for name in options("method"):
-        assert callable(instantiate(compose(f"method={name}", config_name="restore").method))
+        assert callable(instantiate(config.method))
     compose("data=cifar10", config_name="suggest_noise")
 
 
