@@ -48,12 +48,14 @@ class Task:
 class Treatment:
     """What an arm gives to the classifier: an augmentation, drawn anew each time that an image is seen, and
     images that are added to the labelled ones. `setting` says which candidate of the arm it is; `cost` may
-    divide what it took into phases, in `seconds`."""
+    divide what it took into phases, in `seconds`. `borrowed`: the seconds, the same for all candidates, that
+    an arm before this one has spent on what both use; they count here too."""
 
     augmentation: Augmentation | None = None
     made: Labelled | None = None
     setting: str = ""
     cost: dict[str, float] = field(default_factory=dict)
+    borrowed: float = 0.0
 
 
 class Arm(Protocol):
