@@ -196,7 +196,7 @@ class Restored:
         images = to_float(train.images)[rows]
         for share in self.erased:
             start = seconds(labels.device)
-            masks = _masks(len(labels), images.shape[-2:], share, keyed_generator(seed, "erased"))
+            masks = masks_of(len(labels), images.shape[-2:], share, keyed_generator(seed, "erased"))
             masks = masks.to(labels.device)
 
             def restore(x: Tensor, some: slice, label: Tensor, generator, masks: Tensor = masks) -> Tensor:
@@ -236,13 +236,13 @@ def _drawn(
     return torch.cat(made)
 
 
-def _masks(count: int, sides: Sequence[int], share: float, generator: torch.Generator) -> Tensor:
+def masks_of(count: int, sides: Sequence[int], share: float, generator: torch.Generator) -> Tensor:
     """bool (count, 1, H, W), false for about `share` of the pixels: by turns in a rectangle, whose sides are
     in a ratio of 1/2 to 2, and here and there."""
     height, width = sides
     u = torch.rand(count, 3, generator=generator)
     ratio = 4 ** (u[:, 0] - 0.5)
-    h = (height * (share * ratio).sqrt()).clamp(1, height).round()
+    h = (height * (share * ratio).sqrt()).clamp(max(1.0, share * height), height).round()
     w = (share * height * width / h).clamp(1, width).round()
     top, left = (u[:, 1] * (height - h + 1)).floor(), (u[:, 2] * (width - w + 1)).floor()
     y, x = torch.arange(height)[:, None], torch.arange(width)

@@ -156,12 +156,15 @@ class Study:
         `seconds`: of the choice, of the arm on all labelled images, and of the classifier."""
         task, start = self.source.task(cell.shots, cell.seed, self.device), seconds(self.device)
         arm = self.arms[cell.arm]
-        index, candidates = (0, []) if isinstance(arm, Union) else self._choose(arm, task, cell.seed)
+        index, candidates, borrowed = 0, [], 0.0
+        if not isinstance(arm, Union):
+            index, candidates, borrowed = self._choose(arm, task, cell.seed)
         chosen = seconds(self.device)
         treatment = self._union(cell) if isinstance(arm, Union) else self._treatment(cell, arm, task, index)
         given = seconds(self.device)
         score = self._score(task.train, treatment, task.test, cell.seed)
-        spent = {"choice": chosen - start, "arm": given - chosen, "classifier": seconds(self.device) - given}
+        spent = {"choice": chosen - start + borrowed, "arm": given - chosen + treatment.borrowed}
+        spent["classifier"] = seconds(self.device) - given
         record: dict[str, Any] = {"arm": cell.arm, "shots": cell.shots, "seed": cell.seed, "accuracy": score}
         record |= {"setting": treatment.setting, "index": index, "candidates": candidates}
         record["validation"] = candidates[index][1] if candidates else None
@@ -171,19 +174,19 @@ class Study:
         record["phases"] = {name: round(value, 3) for name, value in treatment.cost.items()}
         return record | {"options": self.digests[cell.arm]}
 
-    def _choose(self, arm: Arm, task: Task, seed: int) -> tuple[int, list[tuple[str, float]]]:
-        """The candidate of the best validation accuracy, the earlier of equals, and [setting, accuracy] of
-        all; the first, of none, where a class has one image."""
+    def _choose(self, arm: Arm, task: Task, seed: int) -> tuple[int, list[tuple[str, float]], float]:
+        """The candidate of the best validation accuracy, the earlier of equals, [setting, accuracy] of all,
+        and what they borrowed; the first, of none, where a class has one image."""
         labels = task.train.labels.cpu()
         if int(labels.bincount(minlength=task.classes).min()) < 2:
-            return 0, []
+            return 0, [], 0.0
         parts = stratified_split(labels, self.held_out, keyed_generator(seed, "comparison", "choice"))
         fit, rest = (task.train[part] for part in parts)
-        found = [
-            (treatment.setting, self._score(fit, treatment, rest, key(seed, "choice")))
-            for treatment in arm.treatments(fit, task.classes, key(seed, "choice"), self._other(arm, task))
-        ]
-        return max(range(len(found)), key=lambda i: found[i][1]), found
+        found, borrowed = [], 0.0
+        for treatment in arm.treatments(fit, task.classes, key(seed, "choice"), self._other(arm, task)):
+            found.append((treatment.setting, self._score(fit, treatment, rest, key(seed, "choice"))))
+            borrowed = treatment.borrowed
+        return max(range(len(found)), key=lambda i: found[i][1]), found, borrowed
 
     @staticmethod
     def _other(arm: Arm, task: Task) -> Labelled | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_gen.augment.differentiable import DifferentiableAugment
-from lit_gen.comparison.generators import digest, in_turn, random_numbers, trained
+from lit_gen.comparison.generators import NO_OTHER, digest, in_turn, random_numbers, trained
 from lit_gen.comparison.task import Treatment, seconds
 from lit_gen.data.transforms import Transform
 from lit_gen.errors import ConfigError, check_choice
@@ -159,9 +159,7 @@ class Translated:
         self, train: Labelled, classes: int, seed: int, other: Labelled | None
     ) -> Iterator[Treatment]:
         if self.pretrained and other is None:
-            raise ConfigError(
-                "pretrained=true learns from other classes or typefaces, and the data has none."
-            )
+            raise ConfigError(f"pretrained=true learns from {NO_OTHER}")
         known = other if self.pretrained and other is not None else train
         generator, spent, borrowed = self.training.generator(known, 0 if self.pretrained else seed)
         device = train.images.device
