@@ -139,7 +139,7 @@ class Translated:
     """
 
     training: FUNITTraining
-    per_class: int = 50
+    per_class: int = 30
     keeps: str = "class"
     style_images: int = 5
     pretrained: bool = False
