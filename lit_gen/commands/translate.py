@@ -19,7 +19,7 @@ from lit_gen.funit.networks import FewShotGenerator
 from lit_gen.images import grid, save_png, to_float
 from lit_gen.inputs import read_class_folders, read_pictures
 from lit_gen.instantiate import instantiate
-from lit_gen.models import open_translator, translate_images
+from lit_gen.models import content_augment, open_translator, translate_images
 from lit_gen.runs import write_json
 
 OFFICIAL_SIZE = 128
@@ -50,7 +50,11 @@ def translate(cfg: DictConfig, out: Path) -> dict[str, Any]:
             f"interpolate={cfg.interpolate} goes from class to class, {cfg.classes} shows one class alone."
         )
     images = torch.stack(list(contents.values()))
-    codes = {name: translator.class_code(generator, to_float(shown)) for name, shown in classes.items()}
+    augment = content_augment(run_cfg)
+    codes = {
+        name: translator.adapted_code(generator, to_float(shown), cfg.adapt, augment)
+        for name, shown in classes.items()
+    }
     translated = torch.stack(
         [translate_images(generator, images, code, cfg.batch_size) for code in codes.values()], 1
     )
@@ -69,6 +73,7 @@ def translate(cfg: DictConfig, out: Path) -> dict[str, Any]:
         "image_size": size,
         "fit": cfg.fit,
         "interpolate": cfg.interpolate,
+        "adapt": cfg.adapt,
         "seed": cfg.seed,
         "version": __version__,
     }

@@ -149,6 +149,7 @@ class TranslateSchema(ModelSchema):
     image_size: Any
     fit: str
     interpolate: int
+    adapt: int
     seed: int
 
 
@@ -258,6 +259,7 @@ class EvaluateTranslationSchema(ModelSchema):
     vgg: str | None
     lpips: str | None
     on_error: str | None
+    adapt: int
     num: int
     seed: int
 

@@ -7,7 +7,7 @@ know it, the true translation measure the results.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,15 +31,24 @@ from lit_gen.evaluation.classifiers import (
 )
 from lit_gen.figures import class_codes, save, translation_sweep
 from lit_gen.funit.classifier import Classifier, accuracy, load_classifier, predict
-from lit_gen.funit.evaluation import Measures, TargetClassifier, copy_content, evaluate, paste_example, sweep
+from lit_gen.funit.evaluation import (
+    Measures,
+    TargetClassifier,
+    Translator,
+    copy_content,
+    evaluate,
+    paste_example,
+    sweep,
+)
 from lit_gen.funit.imagenet import VGG16Maps
+from lit_gen.funit.module import FUNITModule
 from lit_gen.funit.networks import FewShotGenerator
-from lit_gen.funit.translator import class_code
+from lit_gen.funit.translator import adapted_code, class_code
 from lit_gen.images import to_float
 from lit_gen.instantiate import instantiate
 from lit_gen.metrics import Extractor, Moments, frechet_distance, moments
 from lit_gen.metrics.restored import Perceptual
-from lit_gen.models import funit_run
+from lit_gen.models import content_augment, funit_run
 from lit_gen.rng import keyed_generator
 from lit_gen.runs import write_json
 
@@ -86,7 +95,14 @@ def evaluate_translator(cfg: DictConfig, out: Path) -> dict[str, Any]:
         name: evaluate(baseline, task.contents, task.examples, measures, cfg.batch_size)
         for name, baseline in {"copying": copy_content, "pasting": paste}.items()
     }
-    found = sweep(module.translate, task.contents, task.examples, measures, ks, cfg.batch_size)
+    found = sweep(
+        _translator(module, cfg.adapt, content_augment(run_cfg)),
+        task.contents,
+        task.examples,
+        measures,
+        ks,
+        cfg.batch_size,
+    )
     rows |= {f"K = {k}": numbers for k, numbers in found.items()}
     record = {
         "checkpoint": str(path),
@@ -95,6 +111,7 @@ def evaluate_translator(cfg: DictConfig, out: Path) -> dict[str, Any]:
         "target_classes": len(task.examples),
         "left_out": task.left_out,
         "k": ks,
+        "adapt": cfg.adapt,
         "seed": cfg.seed,
         "classifiers": {
             n: {"id": str(extractor_id(v, n)), "accuracy": v.accuracy} for n, v in classifiers.items()
@@ -205,6 +222,14 @@ def _read(data: FewShotDataModule, kind: str, path: str, device: torch.device | 
     if kind == "all":
         labels = labels + len(data.train.classes)
     return TrainedClassifier(network.requires_grad_(False), classes, accuracy(network, images, labels))
+
+
+def _translator(module: FUNITModule, adapt: int, augment: Any) -> Translator:
+    """The module's translations; with `adapt` steps of adaptation of each class's code, once a class."""
+    if not adapt:
+        return module.translate
+    code = lru_cache(1)(lambda classes: adapted_code(module.generator_ema, classes, adapt, augment))
+    return lambda content, classes: module.translate(content, code(classes))
 
 
 def _measures(

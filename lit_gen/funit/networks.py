@@ -129,7 +129,7 @@ class ContentEncoder(nn.Module):
     def __init__(self, channels: int = 3, width: int = 64, downs: int = 3, num_res_blocks: int = 2):
         super().__init__()
         widths = [width * 2**i for i in range(downs + 1)]
-        self.downs = downs
+        self.downs, self.width = downs, widths[-1]
         self.stem = conv(channels, width, 7)
         self.down = nn.ModuleList(conv(a, b, 4, stride=2) for a, b in itertools.pairwise(widths))
         self.blocks = nn.ModuleList(ResBlock(widths[-1]) for _ in range(num_res_blocks))
@@ -175,22 +175,35 @@ class ClassEncoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Content code (B, C, h, w), AdaIN parameters (B, num_params) -> image (B, channels, H, W)."""
+    """Content code (B, C, h, w), AdaIN parameters (B, num_params) -> image (B, channels, H, W).
 
-    def __init__(self, channels: int = 3, width: int = 64, ups: int = 3, num_res_blocks: int = 2):
+    `adain_ups`: AdaIN follows the enlarging convolutions too, in the place of instance normalization.
+    """
+
+    def __init__(
+        self,
+        channels: int = 3,
+        width: int = 64,
+        ups: int = 3,
+        num_res_blocks: int = 2,
+        adain_ups: bool = False,
+    ):
         super().__init__()
         widths = [width * 2**i for i in reversed(range(ups + 1))]
-        self.num_params = num_res_blocks * 4 * widths[0]
+        self.sizes = [4 * widths[0]] * num_res_blocks + [2 * w if adain_ups else 0 for w in widths[1:]]
+        self.num_params = sum(self.sizes)
         self.blocks = nn.ModuleList(AdaINResBlock(widths[0]) for _ in range(num_res_blocks))
         self.up = nn.ModuleList(UpsampleConv(a, b) for a, b in itertools.pairwise(widths))
         self.out = conv(width, channels, 7)
 
     def forward(self, content: Tensor, params: Tensor) -> Tensor:
-        x = content
-        for block, block_params in zip(self.blocks, params.chunk(len(self.blocks), dim=1), strict=True):
-            x = block(x, block_params)
-        for layer in self.up:
-            x = F.relu_(F.instance_norm(layer(x)))
+        x, parts = content, iter(params.split(self.sizes, dim=1))
+        for block, part in zip(self.blocks, parts, strict=False):
+            x = block(x, part)
+        for layer, part in zip(self.up, parts, strict=True):
+            bias, weight = part.chunk(2, dim=1)
+            x = layer(x)
+            x = F.relu_(adain(x, bias, weight) if part.shape[1] else F.instance_norm(x))
         return torch.tanh(self.out(x))
 
 
@@ -215,6 +228,7 @@ class FewShotGenerator(nn.Module):
         content_downs, class_downs: halvings in the two encoders; the decoder doubles as often.
         num_res_blocks: in the content encoder and in the decoder.
         mlp_width, num_mlp_layers: of the network from class code to AdaIN parameters.
+        adain_ups: AdaIN also where the decoder enlarges (not in FUNIT).
     """
 
     def __init__(
@@ -227,12 +241,13 @@ class FewShotGenerator(nn.Module):
         num_res_blocks: int = 2,
         mlp_width: int = 256,
         num_mlp_layers: int = 3,
+        adain_ups: bool = False,
     ):
         super().__init__()
-        _check_counts(locals(), zero=("content_downs",))
+        _check_counts(locals(), zero=("content_downs", "adain_ups"))
         self.class_encoder = ClassEncoder(channels, width, class_downs, code_size)
         self.content_encoder = ContentEncoder(channels, width, content_downs, num_res_blocks)
-        self.decoder = Decoder(channels, width, content_downs, num_res_blocks)
+        self.decoder = Decoder(channels, width, content_downs, num_res_blocks, adain_ups)
         self.mlp = MLP(code_size, mlp_width, self.decoder.num_params, num_mlp_layers)
         kaiming_(self)
 
@@ -257,6 +272,46 @@ class FewShotGenerator(nn.Module):
     def forward(self, content: Tensor, classes: Tensor) -> Tensor:
         """Content images (B, C, H, W), class images (B[, K], C, H, W) -> translations (B, C, H, W)."""
         return self.decode(self.content_code(content), self.class_code(classes))
+
+
+class ContentConditionedGenerator(FewShotGenerator):
+    """A `FewShotGenerator` whose class code is conditioned on the content that is decoded: COCO-FUNIT (Saito
+    et al. 2020, https://arxiv.org/abs/2007.07431), against translations that lose the content.
+
+    With s the class code, b a constant style bias (learned, the same for all images), m the mean of the
+    content code over places, and products by element,
+
+        style = zeta_c * zeta_s,   zeta_s = W [s, b] + w,   zeta_c = MLP(m),
+
+    and AdaIN's parameters come from `style` instead of s. `class_code` returns s. The conditioning is affine
+    in s, so the mean code of K images gives the mean of their K styles, and a way between two codes is the
+    way between their styles. The paper's second encoder of the content image is the content encoder here.
+    Training begins with zeta_c = 1, where style depends on the class images alone.
+
+    Arguments are those of `FewShotGenerator`, and
+        style_bias: length of b (1024 in the authors' configuration).
+    """
+
+    def __init__(self, *args: Any, style_bias: int = 1024, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        _check_counts({"style_bias": style_bias})
+        code_size, content_size = self.class_encoder.out.out_channels, self.content_encoder.width
+        self.style_bias = nn.Parameter(torch.randn(style_bias))
+        self.style = nn.Linear(code_size + style_bias, code_size)
+        self.content_style = MLP(content_size, code_size, code_size, 2)
+        kaiming_(self.style), kaiming_(self.content_style)
+        last = self.content_style[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight), nn.init.ones_(last.bias)
+
+    def conditioned(self, content: Tensor, code: Tensor) -> Tensor:
+        """Content code (B, ...) and class code (B, code_size) -> style (B, code_size)."""
+        bias = self.style_bias.to(code.dtype).expand(len(code), -1)
+        return self.style(torch.cat([code, bias], 1)) * self.content_style(content.mean((2, 3)))
+
+    def decode(self, content: Tensor, code: Tensor) -> Tensor:
+        """As `FewShotGenerator.decode`, with the style in the place of the class code."""
+        return super().decode(content, self.conditioned(content, code))
 
 
 class ActFirstResBlock(nn.Module):

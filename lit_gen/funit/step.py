@@ -61,8 +61,10 @@ class Objective:
     `losses.gradient_penalty`, `losses.official_gradient_penalty`, either with other weights by
     `functools.partial`, or None for no penalty.
 
-    `content_codes` weighs `losses.content_consistency`, which costs two more passes of the content encoder;
-    the paper has none.
+    `content_codes` weighs `losses.content_consistency`, which costs two more passes of the content encoder,
+    and `cycle` the mean absolute difference between a content image and its translation translated back into
+    the content's class (cycle consistency, Zhu et al. 2017, eq. 2, https://arxiv.org/abs/1703.10593), whose
+    class code is taken as it is; the paper has neither.
 
     `augment`, with `apply(images, draws)` and `draw(n, generator, device)`, distorts whatever the
     discriminator sees, real and made, in both turns; the gradients pass through it
@@ -76,6 +78,7 @@ class Objective:
     penalty: Callable[[Tensor, Tensor], tuple[Tensor, Parts]] | None = losses.gradient_penalty
     augment: Any = None
     content_codes: float = 0.0
+    cycle: float = 0.0
 
     def draw(self, n: int, generator: torch.Generator | None, device: torch.device) -> Tensor | None:
         """`draws` for n images; None without `augment`."""
@@ -125,12 +128,19 @@ class Objective:
         self, generator: FewShotGenerator, batch: Batch, translated: Tensor
     ) -> tuple[Tensor | float, Parts]:
         """(loss, parts) of what the translations still say of their contents; nothing without its weight."""
-        if not self.content_codes:
+        if not self.content_codes and not self.cycle:
             return 0.0, {}
         with torch.no_grad():
             target = generator.content_code(_encoded(batch))
-        loss, parts = losses.content_consistency(generator.content_code(translated), target)
-        return self.content_codes * loss, parts
+        code = generator.content_code(translated)
+        loss, parts = losses.content_consistency(code, target)
+        loss = self.content_codes * loss
+        if self.cycle:
+            with torch.no_grad():
+                own = generator.class_code(_own_class(batch))
+            back, back_parts = losses.reconstruction(generator.decode(code, own), batch.content)
+            loss, parts = loss + self.cycle * back, parts | {"cycle": back_parts["reconstruction"]}
+        return loss, parts
 
 
 def run_generator(generator: FewShotGenerator, batch: Batch) -> Outputs:
@@ -143,9 +153,13 @@ def run_generator(generator: FewShotGenerator, batch: Batch) -> Outputs:
     then can only come from the class code.
     """
     content = generator.content_code(_encoded(batch))
-    target = batch.content if batch.same_class is None else batch.same_class
-    codes = generator.class_code(torch.cat([batch.classes, target]))
+    codes = generator.class_code(torch.cat([batch.classes, _own_class(batch)]))
     return Outputs(*generator.decode(torch.cat([content, content]), codes).chunk(2))
+
+
+def _own_class(batch: Batch) -> Tensor:
+    """What shows the class of the content images, (B, C, H, W)."""
+    return batch.content if batch.same_class is None else batch.same_class
 
 
 def _encoded(batch: Batch) -> Tensor:

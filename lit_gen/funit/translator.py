@@ -1,11 +1,14 @@
 """Translating with a generator: codes of few images, translations, ways between two classes."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from lit_gen.errors import ConfigError
 from lit_gen.funit.networks import FewShotGenerator
-from lit_gen.images import to_uint8
+from lit_gen.images import to_float, to_uint8
+from lit_gen.rng import keyed_generator
 
 
 @torch.no_grad()
@@ -15,6 +18,42 @@ def class_code(generator: FewShotGenerator, images: Tensor) -> Tensor:
     images = images.to(_device(generator))
     code = generator.class_code(images if images.ndim == 5 else images[None])
     return code if images.ndim == 5 else code[0]
+
+
+@torch.enable_grad()
+def adapted_code(
+    generator: FewShotGenerator,
+    images: Tensor,
+    steps: int,
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+    rate: float = 0.02,
+) -> Tensor:
+    """`class_code` of K images (K, C, H, W), float in [-1, 1], then `steps` steps of Adam on the code alone,
+    for the mean absolute difference between the images and their own reconstructions: (code_size,).
+
+    Test-time adaptation, which FUNIT does not have. The content of a reconstruction is that of the image, or
+    of `augment(image, generator)`, uint8 (C, H, W) in and out, drawn anew in every step: with the
+    augmentation of the training, the code has to add what it removes. A step is `rate` times the root mean
+    square of the code. Raises ConfigError for steps below 0.
+    """
+    if steps < 0:
+        raise ConfigError(f"adapt={steps}: a number of steps, 0 for none.")
+    images, random = images.to(_device(generator)), keyed_generator("adapt")
+    start = class_code(generator, images)
+    scale, change = start.square().mean().sqrt(), torch.zeros_like(start, requires_grad=True)
+    optimizer = torch.optim.Adam([change], lr=rate)
+    for _ in range(steps):
+        shown = images
+        if augment is not None:
+            shown = torch.stack([augment(image, random) for image in to_uint8(images).cpu()])
+            shown = to_float(shown).to(images)
+        with torch.no_grad():
+            content = generator.content_code(shown)
+        code = (start + scale * change).expand(len(images), -1)
+        loss = (generator.decode(content, code) - images).abs().mean()
+        (change.grad,) = torch.autograd.grad(loss, change)
+        optimizer.step()
+    return (start + scale * change).detach()
 
 
 @torch.no_grad()

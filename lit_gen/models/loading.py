@@ -2,14 +2,14 @@
 to."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 from lit_gen import checkpoints, pretrained, runs
 from lit_gen.autoencoder.module import AutoencoderModule
@@ -31,6 +31,7 @@ __all__ = [
     "autoguidance",
     "classifier",
     "classifier_free",
+    "content_augment",
     "funit_run",
     "guide",
     "load",
@@ -305,3 +306,13 @@ def funit_run(cfg: DictConfig) -> tuple[FUNITModule, DictConfig, Path]:
             f"{cfg.run} is a run of {type(module).__name__}, which does not translate: give one of FUNIT."
         )
     return module, run_cfg, path
+
+
+def content_augment(run_cfg: DictConfig | None) -> Callable[[Tensor, torch.Generator], Tensor] | None:
+    """The augmentation of content images that a few-shot translator was trained with; None without one.
+
+    Runs of the earliest versions call it `restyle`.
+    """
+    data = {} if run_cfg is None else run_cfg.data
+    node = data.get("content_augment", data.get("restyle"))
+    return node and instantiate(node)

@@ -8,7 +8,7 @@ import torch
 
 from lit_gen.augment.differentiable import DifferentiableAugment
 from lit_gen.funit import losses, translator
-from lit_gen.funit.networks import FewShotGenerator, PatchDiscriminator
+from lit_gen.funit.networks import ContentConditionedGenerator, FewShotGenerator, PatchDiscriminator
 from lit_gen.funit.step import Batch, Objective, alternating_step, average_
 
 B, CLASSES = 4, 3
@@ -18,6 +18,7 @@ OBJECTIVES = {
     "no penalty": Objective(penalty=None),
     "augmented": Objective(augment=DifferentiableAugment()),
     "content codes": Objective(content_codes=1.0),
+    "cycle": Objective(cycle=1.0),
 }
 
 
@@ -83,4 +84,12 @@ def test_translating(cuda, networks):
     with cuda.counting() as waits, cuda.autocast():
         translator.translate(generator, images, images)
         translator.interpolate(generator, images[:1], images, images, 3)
+        translator.adapted_code(generator, images, 2)
     assert waits == []
+
+
+def test_step_and_translation_conditioned_on_the_content(cuda, networks):
+    options = {"width": 4, "code_size": 4, "content_downs": 2, "class_downs": 2, "mlp_width": 8}
+    generator = cuda.put(ContentConditionedGenerator(**options, style_bias=3, adain_ups=True))
+    trained_without_waiting(cuda, (generator, networks[1]), batch(cuda), Objective(cycle=1.0))
+    test_translating(cuda, (generator,))

@@ -1,5 +1,6 @@
 """FUNITModule against the plain step, and against itself resumed, cut in parts and on two processes."""
 
+import copy
 import importlib.util
 import os
 import re
@@ -16,7 +17,7 @@ from torch.multiprocessing import ProcessRaisedException
 
 from lit_gen.callbacks import NaNGuard, NotFiniteError
 from lit_gen.errors import ConfigError
-from lit_gen.funit import gradients
+from lit_gen.funit import gradients, translator
 from lit_gen.funit.gradients import GradientMean
 from lit_gen.funit.losses import Parts
 from lit_gen.funit.module import FUNITModule
@@ -200,6 +201,28 @@ def test_interpolation_ends_at_its_classes():
     assert torch.equal(way[:, 2], module.translate(content, (first + second) / 2))
     with pytest.raises(ConfigError, match="interpolate=1"):
         module.interpolate(content, first, second, steps=1)
+
+
+def test_adaptation_steps_down_the_reconstruction_of_the_class_images():
+    """Of the code alone: no step is the mean code, and no weight moves; what `augment` shows is encoded."""
+    generator = training.module().generator_ema
+    images = training.batch(1)["classes"]
+    before = copy.deepcopy(generator.state_dict())
+
+    def error(code, content=images):
+        code = code.expand(len(images), -1)
+        return (generator.decode(generator.content_code(content), code) - images).abs().mean().item()
+
+    codes = [translator.adapted_code(generator, images, steps) for steps in (0, 5, 50)]
+    assert torch.equal(codes[0], translator.class_code(generator, images))
+    assert error(codes[2]) < error(codes[1]) < error(codes[0])
+    assert all(torch.equal(before[name], weight) for name, weight in generator.state_dict().items())
+    flip = lambda image, random: image.flip(-1)  # noqa: E731
+    flipped = translator.adapted_code(generator, images, 50, flip)
+    assert error(flipped, images.flip(-1)) < error(codes[0], images.flip(-1))
+    assert not torch.equal(flipped, codes[2]) and not flipped.requires_grad
+    with pytest.raises(ConfigError, match="adapt=-1"):
+        translator.adapted_code(generator, images, -1)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import copy
 import threading
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from lit_gen.errors import ConfigError
 from lit_gen.funit.networks import (
     ActFirstResBlock,
+    ContentConditionedGenerator,
     FewShotGenerator,
     PatchDiscriminator,
     UpsampleConv,
@@ -116,6 +118,60 @@ def test_k_shot_code_is_the_mean(generator, images):
     torch.testing.assert_close(generator.class_code(images[None])[0], codes.mean(0))
     torch.testing.assert_close(generator.class_code(images.flip(0)[None])[0], codes.mean(0))
     torch.testing.assert_close(generator.class_code(images[:, None]), codes)
+
+
+@pytest.fixture
+def conditioned() -> ContentConditionedGenerator:
+    """Its content attention differs from the initial 1."""
+    torch.manual_seed(0)
+    generator = ContentConditionedGenerator(**SMALL, style_bias=5, adain_ups=True).double()
+    torch.nn.init.normal_(generator.content_style[-1].weight)
+    return generator
+
+
+def test_the_style_is_the_papers(conditioned, images):
+    """zeta_c * zeta_s, written out; the decoder gets it in the place of the class code."""
+    content, code = conditioned.content_code(images), conditioned.class_code(images)
+    weights = {name: p.detach().numpy() for name, p in conditioned.named_parameters()}
+    mean = content.detach().numpy().mean((2, 3))
+    hidden = np.maximum(mean @ weights["content_style.0.weight"].T + weights["content_style.0.bias"], 0)
+    zeta_c = hidden @ weights["content_style.2.weight"].T + weights["content_style.2.bias"]
+    told = np.concatenate([code.detach().numpy(), np.tile(weights["style_bias"], (3, 1))], 1)
+    style = zeta_c * (told @ weights["style.weight"].T + weights["style.bias"])
+    torch.testing.assert_close(conditioned.conditioned(content, code), torch.from_numpy(style))
+    expected = conditioned.decoder(content, conditioned.mlp(torch.from_numpy(style)))
+    torch.testing.assert_close(conditioned.decode(content, code), expected)
+
+
+def test_the_mean_of_codes_is_the_mean_of_styles(conditioned, images):
+    """So K images and interpolations mean what they do in FUNIT, whatever the content."""
+    content = conditioned.content_code(images)
+    codes = [conditioned.class_code(image.expand_as(images)) for image in images]
+    styles = torch.stack([conditioned.conditioned(content, code) for code in codes])
+    mean = conditioned.class_code(images.expand(3, *images.shape))
+    torch.testing.assert_close(conditioned.conditioned(content, mean), styles.mean(0))
+
+
+def test_without_attention_it_is_funit(generator, images):
+    """With zeta_c = 1 and zeta_s = s, the same weights translate bit for bit as FUNIT's."""
+    conditioned = ContentConditionedGenerator(**SMALL, style_bias=5).double()
+    conditioned.load_state_dict(generator.state_dict(), strict=False)
+    with torch.no_grad():
+        conditioned.style.weight.copy_(torch.eye(6, 11))
+    assert torch.equal(conditioned(images, images[:, None]), generator(images, images[:, None]))
+
+
+def test_enlargements_take_the_last_parameters(generator, images):
+    """Scale 1 and shift 0 are instance normalization, for which AdaIN stands in."""
+    wide = FewShotGenerator(**SMALL, adain_ups=True).double()
+    plain, more = generator.decoder.num_params, wide.decoder.num_params
+    assert more - plain == 2 * (8 + 4)  # scale and shift of both enlargements
+    weights = {k: v for k, v in generator.state_dict().items() if not k.startswith("mlp")}
+    wide.load_state_dict(weights, strict=False)
+    content, params = generator.content_code(images), torch.randn(3, plain, dtype=torch.float64)
+    neutral = torch.cat([torch.tensor([0.0, 1.0], dtype=torch.float64).repeat_interleave(n) for n in (8, 4)])
+    padded = torch.cat([params, neutral.expand(3, -1)], 1)
+    torch.testing.assert_close(wide.decoder(content, padded), generator.decoder(content, params))
 
 
 def test_batch_rows_are_independent(generator, images):

@@ -23,6 +23,7 @@ from lit_gen.funit import translator
 from lit_gen.funit.evaluation import copy_content, paired_l1
 from lit_gen.images import save_png, to_float
 from lit_gen.instantiate import instantiate
+from lit_gen.models import content_augment
 from lit_gen.pretrained.funit import rules
 
 
@@ -187,6 +188,13 @@ def test_translates_evaluates_and_classifies(trained, compose, tmp_path):
     assert len(ends) == 3 and np.array_equal(np.asarray(Image.open(ends[0])), expected.numpy())
     with pytest.raises(ConfigError, match="already holds translations"):
         translating.translate(cfg, tmp_path / "t")
+    # With the code adapted to the class images, under the training's augmentation.
+    cfg = compose(f"run={run}", "checkpoint=last", *given, "adapt=2", config_name="translate")
+    assert translating.translate(cfg, tmp_path / "a")["adapt"] == 2
+    augment = content_augment(runs.saved_config(run))
+    code = translator.adapted_code(module.generator_ema, to_float(shown), 2, augment)
+    adapted = np.asarray(Image.open(tmp_path / "a" / "images" / name / "content.png"))
+    assert np.array_equal(adapted, module.translate(to_float(content[None]), code)[0, 0].numpy())
     # The same, from the weights in the official layout.
     file, average = tmp_path / "gen_00000004.pt", module.generator_ema
     torch.save({"gen_test": invert(average, rules(average))}, file)
@@ -197,10 +205,10 @@ def test_translates_evaluates_and_classifies(trained, compose, tmp_path):
     official = np.asarray(Image.open(tmp_path / "o" / "images" / name / "content.png")).astype(int)
     assert np.abs(official - written).max() <= 1  # another memory layout, another rounding
     # The evaluation: baselines and each K.
-    cfg = compose(
-        f"run={run}", "k=[1,3]", "num=5", f"out={tmp_path / 'e'}", config_name="evaluate_translation"
-    )
+    options = [f"run={run}", "k=[1,3]", "num=5", "adapt=1", f"out={tmp_path / 'e'}"]
+    cfg = compose(*options, config_name="evaluate_translation")
     record = translation_evaluation.evaluate_translator(cfg, tmp_path / "e")
+    assert record["adapt"] == 1
     assert list(record["results"]) == ["copying", "pasting", "K = 1", "K = 3"]
     index = data.contents(5, cfg.seed)
     images = torch.stack([data.train[int(i)]["image"] for i in index])

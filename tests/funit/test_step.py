@@ -59,6 +59,8 @@ class Training:
         matching = matching + (f_r.mean((2, 3)) - f_a.mean((2, 3))).abs().mean()
         kept = (g.content_code(xt) - g.content_code(seen).detach()).abs().mean()
         kept = self.objective.content_codes * kept
+        back = g.decode(g.content_code(xt), g.class_code(xa if own is None else own).detach())
+        kept = kept + self.objective.cycle * (back - xa).abs().mean()
         (adversarial + 0.1 * (xr - xa).abs().mean() + matching + kept).backward()
         d.zero_grad()
         self.update("generator", {})
@@ -87,6 +89,17 @@ def test_content_codes_of_translations_are_held_to_those_of_their_contents(parts
     plain.plainly()
     assert_same(lean, plain, 1e-12)
     assert logged["generator/content_codes"] > 0
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_translations_are_translated_back(parts):
+    lean, plain = Training(cycle=0.7), Training(cycle=0.7)
+    own = torch.rand_like(lean.batch.content)
+    lean.batch = plain.batch = lean.batch._replace(same_class=own, content_view=own.flip(0))
+    logged = lean.step(parts)
+    plain.plainly()
+    assert_same(lean, plain, 1e-12)
+    assert logged["generator/cycle"] > 0
 
 
 @pytest.mark.parametrize("parts", [1, 2])
