@@ -21,7 +21,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from torch import Tensor
 from lit_gen.augment import boxes as box_maps
 from lit_gen.augment import layers
 from lit_gen.augment.ops import Batch, Op, PairOp, Record, rows_of
-from lit_gen.augment.tables import DETECTION_OFFICIAL, TABLES
+from lit_gen.augment.tables import DETECTION_OFFICIAL, TABLES, checked
 from lit_gen.errors import ConfigError, check_choice
 
 __all__ = ["Augmentation", "Draws", "Policy", "shipped_policies"]
@@ -320,7 +320,7 @@ class Policy(Augmentation):
     ):
         if official and ops != "detection":
             raise ConfigError("official=True is about the detection code; classification has no such mode.")
-        self.sub_policies = _checked(sub_policies, ops, name)
+        self.sub_policies = checked(sub_policies, ops, name)
         self.ops, self.name = ops, name
         super().__init__(DETECTION_OFFICIAL if official else TABLES[ops], official=official, **options)
         if missing := self.names_used - self.table.keys():
@@ -392,45 +392,3 @@ def uniform(count: int, generator: torch.Generator | None = None) -> Iterator[fl
 def shipped_policies() -> list[str]:
     """The names `Policy.load` knows."""
     return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
-
-
-def _checked(
-    sub_policies: Any, ops: str, source: str
-) -> tuple[tuple[tuple[str, float, float | None], ...], ...]:
-    if ops not in TABLES:
-        raise ConfigError(f"{source}: ops: {ops!r} is unknown; choose {' or '.join(TABLES)}.")
-    if not _is_list(sub_policies) or not sub_policies:
-        raise ConfigError(
-            f"{source}: sub_policies must be a list of at least one sub-policy, got {sub_policies!r}."
-        )
-    out = []
-    for k, sub in enumerate(sub_policies):
-        if not _is_list(sub) or not sub:
-            raise ConfigError(f"{source}, sub-policy {k}: a list of [op, probability, level], got {sub!r}.")
-        where = f"{source}, sub-policy {k}, op"
-        out.append(tuple(_checked_op(op, ops, f"{where} {j}") for j, op in enumerate(sub)))
-    return tuple(out)
-
-
-def _checked_op(op: Any, ops: str, where: str) -> tuple[str, float, float | None]:
-    table, top = TABLES[ops], 9 if ops == "classification" else 10
-    if not _is_list(op) or len(op) != 3:
-        raise ConfigError(f"{where}: [op, probability, level], got {op!r}.")
-    name, probability, level = op
-    if name not in table:
-        raise ConfigError(f"{where}: {name!r} is no {ops} op; choose one of {', '.join(table)}.")
-    if not _is_number(probability) or not 0 <= probability <= 1:
-        raise ConfigError(f"{where} ({name}): probability {probability!r} is not a number in [0, 1].")
-    if level is None and table[name].magnitude is None:
-        return name, probability, None
-    if not _is_number(level) or not 0 <= level <= top:
-        raise ConfigError(f"{where} ({name}): level {level!r} is not a number in [0, {top}].")
-    return name, probability, level
-
-
-def _is_list(x: Any) -> bool:
-    return isinstance(x, Sequence) and not isinstance(x, str)
-
-
-def _is_number(x: Any) -> TypeGuard[float]:
-    return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)

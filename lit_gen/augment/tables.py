@@ -5,9 +5,10 @@ levels 0..10; `MIXING`, the ops of `mixing` and flips with boxes, which policies
 too; `CLASSIFICATION` (https://arxiv.org/abs/1805.09501), levels 0..9 as torchvision bins them.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import Tensor
 
@@ -25,6 +26,7 @@ from lit_gen.augment.ops import (
     regions,
     regions_official,
 )
+from lit_gen.errors import ConfigError
 
 OpTable = dict[str, Op]
 
@@ -216,3 +218,46 @@ MIXING = _table(
     ]
 )
 TABLES = {"detection": DETECTION | MIXING, "classification": CLASSIFICATION}
+
+
+def checked(
+    sub_policies: Any, ops: str, source: str
+) -> tuple[tuple[tuple[str, float, float | None], ...], ...]:
+    """The sub-policies of a policy, or a ConfigError that names `source`, the sub-policy and the op."""
+    if ops not in TABLES:
+        raise ConfigError(f"{source}: ops: {ops!r} is unknown; choose {' or '.join(TABLES)}.")
+    if not _is_list(sub_policies) or not sub_policies:
+        raise ConfigError(
+            f"{source}: sub_policies must be a list of at least one sub-policy, got {sub_policies!r}."
+        )
+    out = []
+    for k, sub in enumerate(sub_policies):
+        if not _is_list(sub) or not sub:
+            raise ConfigError(f"{source}, sub-policy {k}: a list of [op, probability, level], got {sub!r}.")
+        where = f"{source}, sub-policy {k}, op"
+        out.append(tuple(_checked_op(op, ops, f"{where} {j}") for j, op in enumerate(sub)))
+    return tuple(out)
+
+
+def _checked_op(op: Any, ops: str, where: str) -> tuple[str, float, float | None]:
+    table, top = TABLES[ops], 9 if ops == "classification" else 10
+    if not _is_list(op) or len(op) != 3:
+        raise ConfigError(f"{where}: [op, probability, level], got {op!r}.")
+    name, probability, level = op
+    if name not in table:
+        raise ConfigError(f"{where}: {name!r} is no {ops} op; choose one of {', '.join(table)}.")
+    if not _is_number(probability) or not 0 <= probability <= 1:
+        raise ConfigError(f"{where} ({name}): probability {probability!r} is not a number in [0, 1].")
+    if level is None and table[name].magnitude is None:
+        return name, probability, None
+    if not _is_number(level) or not 0 <= level <= top:
+        raise ConfigError(f"{where} ({name}): level {level!r} is not a number in [0, {top}].")
+    return name, probability, level
+
+
+def _is_list(x: Any) -> bool:
+    return isinstance(x, Sequence) and not isinstance(x, str)
+
+
+def _is_number(x: Any) -> TypeGuard[float]:
+    return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)

@@ -2,8 +2,9 @@
 
     train = v2.Compose([AutoAugment("detection_v1"), v2.ToDtype(torch.float32, scale=True)])
 
-Images are tv_tensors.Image, uint8 tensors (C, H, W) or PIL; BoundingBoxes (any upright format) and Masks move
-along. A batch (B, C, H, W) of images gets draws per image.
+Images are tv_tensors.Image, uint8 tensors (C, H, W) or PIL; BoundingBoxes (of any format, rotated ones too),
+Masks, and KeyPoints move along. A batch (B, C, H, W) of images gets draws per image. `BatchAugment` augments
+lists of samples, as Mosaic and the like take them.
 """
 
 import os
@@ -11,29 +12,36 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import PIL.Image
+import numpy as np
 import torch
+from numpy import ndarray
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_unflatten
 from torchvision import tv_tensors
 from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F
 
 from lit_gen import rng
-from lit_gen.augment.boxes import BOX_FORMATS
+from lit_gen.augment.layers import box_weights
 from lit_gen.augment.policy import Augmentation, Policy
+from lit_gen.augment.samples import Parts, holder, wrapped
 from lit_gen.errors import ConfigError
 
-__all__ = ["AutoAugment", "Views"]
+__all__ = ["AutoAugment", "BatchAugment", "LabelRows", "Views"]
 
 
 class AutoAugment(v2.Transform):
     """Applies a policy, drawn anew for each image, to an image or to a sample of any structure that holds
     one.
 
-    `policy` is a shipped name, a policy file, or an `Augmentation`; `options` (fill, min_visibility,
+    `policy` is a shipped name, a policy file, or an `Augmentation`; `options` (fill, min_visibility, tight,
     official) go to `Policy.load`. With `drop`, boxes that left the image are removed, and with them the rows
-    of the entries `per_box` of the same dict.
+    of the entries `per_box` of the same dict. An entry `weights` is multiplied by `layers.box_weights`, the
+    share that mixup leaves of each box's image.
+
+    Rotated boxes of an angle become the smallest rectangle around themselves where they are sheared, and
+    `keep` looks at the upright box around them. Keypoints whose pixels are no longer in the image lie outside
+    it, at (-1, -1) if they would not otherwise; with `tight` they are taken for polygons, (N, P, 2), one a
+    box, and go where the image's map puts them.
 
     Randomness comes from torch's global generator, which DataLoader seeds differently in each worker, and
     from the process's rank, so that ranks seeded alike draw different numbers. For data that do not depend on
@@ -46,7 +54,7 @@ class AutoAugment(v2.Transform):
         policy: str | Path | Augmentation,
         *,
         drop: bool = True,
-        per_box: Sequence[str] = ("labels", "masks", "area", "iscrowd"),
+        per_box: Sequence[str] = ("labels", "masks", "area", "iscrowd", "keypoints", "weights"),
         **options: Any,
     ):
         super().__init__()
@@ -63,40 +71,41 @@ class AutoAugment(v2.Transform):
 
     @property
     def needs_partner(self) -> bool:
-        """Whether `augment` wants a second image: the policy has SamplePairing."""
+        """Whether `augment` wants other images: the policy has SamplePairing, Mosaic, or the like."""
         return self.policy.needs_partner
 
     def augment(
-        self, sample: Any, generator: torch.Generator | None = None, partner: Tensor | None = None
+        self,
+        sample: Any,
+        generator: torch.Generator | None = None,
+        partner: Tensor | Sequence[Any] | None = None,
     ) -> Any:
         """The sample, augmented; with a generator the result depends on nothing else. `partner`, an image
-        uint8 (C, H, W) of the same size, is what SamplePairing mixes in.
+        uint8 (C, H, W) of the same size, is what SamplePairing mixes in; Mosaic and the like take a list of
+        `policy.partners` samples of the same structure, whose boxes, masks, keypoints, and entries `per_box`
+        come behind the sample's own.
         """
         generator = generator or _generator()
-        flat, spec = tree_flatten(sample)
-        at = _image_index(flat)
-        image = _to_tensor(flat[at])
-        if image.ndim == 4:
-            return tree_unflatten(self._batch(flat, at, image, generator), spec)
-        boxes_at = [i for i, x in enumerate(flat) if isinstance(x, tv_tensors.BoundingBoxes)]
-        masks_at = [i for i, x in enumerate(flat) if isinstance(x, tv_tensors.Mask)]
-        if len(boxes_at) > 1:
-            raise ConfigError(f"A sample has one BoundingBoxes, got {len(boxes_at)}; concatenate them.")
-        boxes, box_format = _boxes(flat[boxes_at[0]]) if boxes_at else (None, None)
-        planes = [flat[i].as_subclass(Tensor).reshape(-1, *flat[i].shape[-2:]) for i in masks_at]
-        masks = torch.cat(planes) if planes else None
-        draws = self.policy.sample(0 if boxes is None else len(boxes), generator)
-        mixed_in = _given(partner) if self.needs_partner else None
-        out = self.policy.apply(image, boxes, draws, masks, box_format, mixed_in)
-        image, moved, keep, *masks_out = out
-        flat[at] = _like(image, flat[at])
-        if boxes_at:
-            flat[boxes_at[0]] = _wrapped(moved.as_subclass(Tensor), flat[boxes_at[0]])
-        if masks_at:
-            for i, part in zip(masks_at, masks_out[0].split([len(some) for some in planes]), strict=True):
-                flat[i] = _wrapped(part.reshape(flat[i].shape), flat[i])
-        out = tree_unflatten(flat, spec)
-        return self._dropped(out, keep) if boxes_at and self.drop and not keep.all() else out
+        own = Parts(sample)
+        if own.image.ndim == 4:
+            return tree_unflatten(self._batch(own, generator), own.spec)
+        given = _given(partner) if self.needs_partner else None
+        others = [] if given is None or isinstance(given, Tensor) else [Parts(x) for x in given]
+        if others:
+            own.check_partners(others)
+            given = [x.as_partner() for x in others]
+        counts = [x.count for x in (own, *others)]
+        draws = self.policy.sample(sum(counts), generator)
+        shapes = own.masks, own.upright_format, given, own.points
+        image, boxes, keep, *rest = self.policy.apply(own.image, own.boxes, draws, *shapes)
+        masks = rest.pop(0) if own.masks is not None else None
+        points = rest.pop(0) if own.points is not None else None
+        out = own.put_back(others, self.policy.tight, image, boxes, masks, points)
+        if own.boxes is None or not (others or (self.drop and not keep.all())):
+            return out
+        more = [holder(x) or {} for x in partner or ()] if others else []
+        keep = keep if self.drop else torch.ones_like(keep)
+        return self._selected(out, keep, more, box_weights(draws, counts) if others else None)
 
     def batch(
         self, images: Tensor, generators: Sequence[torch.Generator], partners: Tensor | None = None
@@ -107,43 +116,120 @@ class AutoAugment(v2.Transform):
         mixed_in = _given(partners) if self.needs_partner else None
         return self.policy.apply_batch(images, None, draws, partners=mixed_in)[0]
 
-    def _batch(self, flat: list[Any], at: int, images: Tensor, generator: torch.Generator) -> list[Any]:
-        if any(isinstance(x, (tv_tensors.BoundingBoxes, tv_tensors.Mask)) for x in flat):
+    def _batch(self, own: Parts, generator: torch.Generator) -> list[Any]:
+        if own.boxes_at or own.masks_at or own.points_at:
             raise ConfigError(
-                "A batch with boxes or masks goes through policy.apply_batch, which takes a list of them."
+                "A batch with boxes, masks, or keypoints goes through policy.apply_batch, which takes a list "
+                "of them, or as a list of samples through BatchAugment."
             )
-        draws = self.policy.sample_batch(len(images), generator)
-        flat[at] = _like(self.policy.apply_batch(images, None, draws)[0], flat[at])
-        return flat
+        draws = self.policy.sample_batch(len(own.image), generator)
+        own.flat[own.at] = wrapped(self.policy.apply_batch(own.image, None, draws)[0], own.flat[own.at])
+        return own.flat
 
-    def _dropped(self, sample: Any, keep: Tensor) -> Any:
-        """The sample without the rows that are not kept, in the dict that holds the boxes."""
+    def _selected(
+        self, sample: Any, keep: Tensor, more: list[Mapping[str, Any]], weights: Tensor | None
+    ) -> Any:
+        """The sample with the rows that are kept, in the dict that holds the boxes; behind its own those of
+        its partners' dicts, `more`."""
         same_type: Callable[..., Any] = type(sample)
-        if isinstance(sample, Mapping) and any(
-            isinstance(x, tv_tensors.BoundingBoxes) for x in sample.values()
-        ):
-            return same_type((k, self._rows(k, x, keep)) for k, x in sample.items())
+        if isinstance(sample, Mapping) and holder(sample) is sample:
+            return same_type((k, self._rows(k, x, keep, more, weights)) for k, x in sample.items())
         if isinstance(sample, Mapping):
-            return same_type((k, self._dropped(x, keep)) for k, x in sample.items())
+            return same_type((k, self._selected(x, keep, more, weights)) for k, x in sample.items())
         if isinstance(sample, tv_tensors.BoundingBoxes):
             raise ConfigError(
                 "A box left the image, and its label cannot be found: put BoundingBoxes and labels into one "
                 "dict, or use AutoAugment(drop=False) and v2.SanitizeBoundingBoxes."
             )
         if isinstance(sample, (list, tuple)):
-            return same_type(self._dropped(x, keep) for x in sample)
+            return same_type(self._selected(x, keep, more, weights) for x in sample)
         return sample
 
-    def _rows(self, name: str, x: Any, keep: Tensor) -> Any:
-        if isinstance(x, tv_tensors.BoundingBoxes) or (name in self.per_box and isinstance(x, Tensor)):
-            rows = x.as_subclass(Tensor)[keep.to(x.device)]
-            return _wrapped(rows, x)
-        if name in self.per_box and isinstance(x, list):
+    def _rows(
+        self, name: str, x: Any, keep: Tensor, more: list[Mapping[str, Any]], weights: Tensor | None
+    ) -> Any:
+        if isinstance(x, tv_tensors.BoundingBoxes):
+            return wrapped(x.as_subclass(Tensor)[keep.to(x.device)], x)
+        if name not in self.per_box or not isinstance(x, (Tensor, list)):
+            return x
+        if missing := [other for other in more if name not in other]:
+            raise ConfigError(f"{len(missing)} of the partners have no {name!r}, which the sample has.")
+        if isinstance(x, list):
+            x = [*x, *(v for other in more for v in other[name])]
             return [v for v, good in zip(x, keep.tolist(), strict=True) if good]
-        return x
+        if isinstance(x, tv_tensors.KeyPoints) and len(x) != len(keep):
+            return x  # none of a box's own
+        rows = x.as_subclass(Tensor)
+        if not isinstance(x, tv_tensors.TVTensor):
+            rows = torch.cat([rows, *(other[name].to(rows) for other in more)])
+        if name == "weights" and weights is not None:
+            rows = rows * weights.to(rows)
+        return wrapped(rows[keep.to(x.device)], x)
 
     def extra_repr(self) -> str:
         return f"{type(self.policy).__name__} {getattr(self.policy, 'name', '')}".strip()
+
+
+class BatchAugment(v2.Transform):
+    """An `AutoAugment` of lists of samples, each of which has random samples of the list as its partners.
+
+    `augment(samples)` gives a list, of (image, target) samples the list of images and the list of targets, so
+    that it is a DataLoader's `collate_fn`; `augment(images, targets)` takes these lists apart. A
+    torch.Generator as the last input is what is drawn from.
+    """
+
+    def __init__(self, policy: str | Path | Augmentation | AutoAugment, **options: Any):
+        super().__init__()
+        self.augment = policy if isinstance(policy, AutoAugment) else AutoAugment(policy, **options)
+
+    def forward(self, *inputs: Any) -> Any:
+        """The samples, augmented."""
+        columns = [x for x in inputs if not isinstance(x, torch.Generator)]
+        generator = next((x for x in inputs if isinstance(x, torch.Generator)), None) or _generator()
+        samples: list[Any] = list(zip(*columns, strict=True)) if len(columns) > 1 else list(columns[0])
+        places = (len(samples), self.augment.policy.partners)
+        chosen = torch.randint(len(samples), places, generator=generator).tolist()
+        out = []
+        for sample, row in zip(samples, chosen, strict=True):
+            partners = [samples[j] for j in row] if row else None
+            out.append(self.augment.augment(sample, generator, partners))
+        return [list(x) for x in zip(*out, strict=True)] if isinstance(samples[0], tuple) else out
+
+
+class LabelRows:
+    """A policy for loaders of (image, labels) as Ultralytics' are: image uint8 (H, W, C) of numpy or a tensor
+    (C, H, W), labels float (N, 5) of the same kind: class, and the box's cx, cy, w, h in shares of the image.
+
+    `partners` are `policy.partners` other pairs of the data set, for Mosaic and the like.
+    """
+
+    def __init__(self, policy: str | Path | Augmentation, **options: Any):
+        self.augment = AutoAugment(policy, **options)
+
+    def __call__(
+        self,
+        image: ndarray | Tensor,
+        labels: ndarray | Tensor,
+        partners: Sequence[tuple[Any, Any]] = (),
+        generator: torch.Generator | None = None,
+    ) -> tuple[Any, Any]:
+        """The pair, augmented; rows of lost boxes are gone and those of partners come last."""
+        others = [self._sample(*pair) for pair in partners]
+        out = self.augment.augment(self._sample(image, labels), generator, others or None)
+        h, w = out["image"].shape[-2:]
+        boxes = out["boxes"].as_subclass(Tensor) / torch.tensor([w, h, w, h])
+        rows = torch.cat([out["labels"][:, None], boxes], 1)
+        rows = rows.to(torch.as_tensor(labels).dtype)
+        if isinstance(image, ndarray):
+            return np.ascontiguousarray(out["image"].permute(1, 2, 0).numpy()), rows.numpy()
+        return out["image"], rows
+
+    def _sample(self, image: ndarray | Tensor, labels: ndarray | Tensor) -> dict[str, Tensor]:
+        pixels = torch.from_numpy(image).permute(2, 0, 1) if isinstance(image, ndarray) else image
+        (h, w), rows = pixels.shape[-2:], torch.as_tensor(labels, dtype=torch.float32).reshape(-1, 5)
+        kind: Any = tv_tensors.BoundingBoxes
+        boxes = kind(rows[:, 1:] * torch.tensor([w, h, w, h]), format="CXCYWH", canvas_size=(h, w))
+        return {"image": pixels, "boxes": boxes, "labels": rows[:, 0]}
 
 
 class Views(torch.nn.Module):
@@ -167,55 +253,11 @@ def _generator() -> torch.Generator:
     return rng.keyed_generator(draw, *(os.environ.get(k, "0") for k in ("RANK", "NODE_RANK", "LOCAL_RANK")))
 
 
-def _given(partner: Tensor | None) -> Tensor:
+def _given(partner: Tensor | Sequence[Any] | None) -> Tensor | Sequence[Any]:
     if partner is None:
         raise ConfigError(
-            "SamplePairing mixes in a second image: augment batches (B, C, H, W), or augment(sample, "
-            "generator, partner), or leave this op out of the policy."
+            "SamplePairing mixes in a second image, and Mosaic and the like take others: augment batches "
+            "(B, C, H, W), or lists of samples (BatchAugment), or augment(sample, generator, partner), or "
+            "leave these ops out."
         )
     return partner
-
-
-def _image_index(flat: list[Any]) -> int:
-    if len(flat) == 1 and type(flat[0]) is Tensor and flat[0].ndim >= 3:
-        return 0  # nothing else could be meant
-    if any(isinstance(x, (tv_tensors.Video, tv_tensors.KeyPoints)) for x in flat):
-        raise ConfigError("AutoAugment moves Image, BoundingBoxes and Mask; Video and KeyPoints it does not.")
-    found = [i for i, x in enumerate(flat) if isinstance(x, (tv_tensors.Image, PIL.Image.Image))]
-    if not found:  # as in torchvision: a plain tensor is the image if nothing else is
-        found = [
-            i
-            for i, x in enumerate(flat)
-            if isinstance(x, Tensor) and not isinstance(x, tv_tensors.TVTensor) and x.ndim >= 3
-        ]
-    if len(found) != 1:
-        raise ConfigError(
-            f"A sample holds one image (tv_tensors.Image, PIL or a tensor (C, H, W)), found {len(found)}."
-        )
-    return found[0]
-
-
-def _to_tensor(image: Any) -> Tensor:
-    if isinstance(image, PIL.Image.Image):
-        return F.pil_to_tensor(image if image.mode in ("L", "RGB") else image.convert("RGB"))
-    return image.as_subclass(Tensor)
-
-
-def _like(image: Tensor, given: Any) -> Any:
-    if isinstance(given, PIL.Image.Image):
-        return F.to_pil_image(image)
-    return _wrapped(image, given)
-
-
-def _wrapped(x: Tensor, given: Any) -> Tensor:
-    """`x` as the kind of tensor that `given` is."""
-    if not isinstance(given, tv_tensors.TVTensor):
-        return x
-    return tv_tensors.wrap(x, like=given)  # pyright: ignore[reportCallIssue] (its decorator hides its arguments)
-
-
-def _boxes(boxes: tv_tensors.BoundingBoxes) -> tuple[Tensor, str]:
-    box_format = boxes.format.value.lower()
-    if box_format not in BOX_FORMATS:
-        raise ConfigError(f"Boxes of format {boxes.format} are not upright; convert them to XYXY.")
-    return boxes.as_subclass(Tensor).reshape(-1, 4), box_format

@@ -136,8 +136,10 @@ def test_bad_samples_are_named():
         transform({"label": 3})
     with pytest.raises(ConfigError, match="found 2"):
         transform([IMAGE, IMAGE])
-    with pytest.raises(ConfigError, match="KeyPoints"):
-        transform(IMAGE, tv_tensors.KeyPoints([[1, 2]], canvas_size=(40, 60)))
+    with pytest.raises(ConfigError, match="Video"):
+        transform(tv_tensors.Video(IMAGE[None]), IMAGE)
+    with pytest.raises(ConfigError, match="Mosaic"):
+        AutoAugment(Policy([[["Mosaic", 1, 5]]]))(sample_of())
     with pytest.raises(ConfigError, match="policy object"):
         AutoAugment(LEFT, fill=0)
     with pytest.raises(ConfigError, match="geometric=False"):
