@@ -8,12 +8,16 @@ from torch import Tensor
 
 from lit_gen.callbacks.contracts import Periodic, Sampler, Samples, SamplesTrajectories, of
 from lit_gen.callbacks.ema import evaluating
+from lit_gen.data.module import KeyedDataModule
+from lit_gen.data.sound import LogMel, save_wav
 from lit_gen.errors import ConfigError
 from lit_gen.images import grid, save_png, shown_channels
 from lit_gen.metrics.distributed import gather_batches, own_batches
 from lit_gen.module import BaseModule
 
 __all__ = ["SampleGrid", "show"]
+
+SOUNDS = 4  # of a grid, to be heard
 
 
 class SampleGrid(Periodic):
@@ -26,7 +30,8 @@ class SampleGrid(Periodic):
 
     The module draws: `module.sample(indices, seed, sampler)`, (N, C, H, W) as `module.pixels` says, and
     `module.sample_trajectory(indices, seed, num_frames) -> uint8 (N, F, C, H, W)`. Of other numbers of
-    channels than one or three, those of `pixels.shown` are shown.
+    channels than one or three, those of `pixels.shown` are shown. Where pictures are of sounds, the first
+    four of a grid are also written as `grids/sound_<k>_<batches>.wav` and sent to W&B as `samples/sound`.
     """
 
     requires = SamplesTrajectories
@@ -77,12 +82,16 @@ class SampleGrid(Periodic):
         share = -(-self.num // trainer.world_size)
         with evaluating(trainer):
             parts = own_batches(self.num, share)
-            own = [module.pixels.picture(model.sample(part, self.seed, sampler)) for part in parts]
+            own = [model.sample(part, self.seed, sampler) for part in parts]
         images = gather_batches(own, self.num, share)
         if images is not None:
             seeds = f"seeds {self.seed}:0-{self.num - 1}"
             caption = f"batch {module.batches_seen}, {model.sampler_name(sampler)}, {seeds}, EMA weights"
-            show(trainer, "grid", grid(images, scale=self.scale), module.batches_seen, caption)
+            shown = module.pixels.picture(images)
+            show(trainer, "grid", grid(shown, scale=self.scale), module.batches_seen, caption)
+            data = vars(trainer).get("datamodule")
+            if isinstance(data, KeyedDataModule) and data.sound is not None:
+                _hear(trainer, data.sound, images[:SOUNDS], module.batches_seen, seeds)
 
 
 def show(trainer: Trainer, name: str, picture: Tensor, step: int, caption: str) -> Path:
@@ -93,3 +102,16 @@ def show(trainer: Trainer, name: str, picture: Tensor, step: int, caption: str) 
         if isinstance(logger, WandbLogger):
             logger.log_image(f"samples/{name}", [str(path)], step=step, caption=[caption])
     return path
+
+
+def _hear(trainer: Trainer, sound: LogMel, images: Tensor, step: int, caption: str) -> None:
+    """Writes the sounds of pictures (N, 1, bands, frames) in [-1, 1] and sends them to W&B."""
+    folder = Path(trainer.default_root_dir) / "grids"
+    paths = [folder / f"sound_{k}_{step:07d}.wav" for k in range(len(images))]
+    for wave, path in zip(sound.wave(images), paths, strict=True):
+        save_wav(wave, path, sound.rate)
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_audio(
+                "samples/sound", list(map(str, paths)), step=step, caption=[caption] * len(paths)
+            )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lit_gen.cli import check_at_least_1, claim, entry_point
 from lit_gen.data.arrays import import_tifffile, save_tiff
+from lit_gen.data.sound import save_wav, sound_of
 from lit_gen.devices import divided
 from lit_gen.errors import ConfigError, check_choice
 from lit_gen.images import grid, save_png
@@ -28,14 +29,16 @@ SAVE = {"png": save_png, "tiff": save_tiff}
 def sample(cfg: DictConfig, out: Path) -> None:
     """Writes `grid.png` and the images as the data are stored (`format=png`: `images/<index>.png`, of bytes
     of one or three channels; `tiff`: `images/<index>.tif`; `npz`: `images.npz` with arr_0, NHWC; `auto`: png,
-    or npz where that cannot hold them); and `labels.csv`, the seed of each and what it was told."""
+    or npz where that cannot hold them); and `labels.csv`, the seed of each and what it was told. Of pictures
+    of sounds also `sounds/<index>.wav`."""
     check_choice("format", cfg.format, FORMATS)
     check_at_least_1(cfg, "num", "batch_size", "grid")
-    from_rank_zero(lambda: claim(out, "samples", "grid.png", "images", "images.npz", "labels.csv"))
+    from_rank_zero(lambda: claim(out, "samples", "grid.png", "images", "images.npz", "labels.csv", "sounds"))
     module, run_cfg, path = open_model(cfg)
     told = Told.of(cfg, run_cfg, module)
     file_format = _format(cfg.format, module)
     sampler = instantiate(cfg.sampler) if cfg.sampler else None
+    sound = sound_of(None if run_cfg is None else run_cfg.data)
     indices = range(cfg.first, cfg.first + cfg.num)
     start = time.perf_counter()
     needed = cfg.num if file_format == "npz" else min(cfg.grid, cfg.num)  # by rank 0
@@ -47,6 +50,9 @@ def sample(cfg: DictConfig, out: Path) -> None:
         if file_format in SAVE:
             for i, image in zip(indices[rows.start : rows.stop], images, strict=True):
                 SAVE[file_format](image, out / "images" / f"{i:06d}.{file_format[:3]}")
+        if sound is not None:
+            for i, wave in zip(indices[rows.start : rows.stop], sound.wave(images), strict=True):
+                save_wav(wave, out / "sounds" / f"{i:06d}.wav", sound.rate)
         if rows.start < needed:
             kept.append(images[: needed - rows.start])
         drawn += len(images)

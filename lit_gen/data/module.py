@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
@@ -15,6 +15,9 @@ from lit_gen.data.keyed import KeyedBatches, KeyedDataset, Order, stored
 from lit_gen.errors import ConfigError
 from lit_gen.images import BYTES, Pixels
 from lit_gen.rng import keyed_generator
+
+if TYPE_CHECKING:
+    from lit_gen.data.sound import LogMel
 
 
 class KeyedDataModule(pl.LightningDataModule):
@@ -38,6 +41,7 @@ class KeyedDataModule(pl.LightningDataModule):
 
     keyed: ClassVar[type[KeyedDataset]] = KeyedDataset
     image_key: ClassVar[str] = "image"
+    sound: "LogMel | None" = None  # of images that are pictures of sounds
 
     def __init__(
         self,
@@ -63,6 +67,7 @@ class KeyedDataModule(pl.LightningDataModule):
         self.batch_size, self.num_workers, self.augment = batch_size, num_workers, augment
         self.seed, self.pin_memory = seed, pin_memory
         size = image_size if image_size is None or isinstance(image_size, int) else list(image_size)
+        size = size[0] if isinstance(size, list) and len(set(size)) == 1 else size
         self.expected = {"image_size": size, "channels": channels, "num_classes": num_classes}
         self.pixels = Pixels(dtype, range, shown)
         self._sources = {"train": train, "test": test}
