@@ -15,7 +15,9 @@ from torch import Tensor
 from lit_gen.augment.boxes import cos_sin
 
 TILE = 1 << 16  # output pixels at once on a CPU, so that the indices stay in the cache
-REMEMBERED = 1 << 17  # pixels of the largest image whose index is kept: 64 of them are 32 MiB then
+REMEMBERED = 1 << 17  # pixels of an image whose index is kept: 64 of them are 32 MiB then
+REMEMBERED_LARGE = 1 << 19  # and of a larger one: 16 of them
+Floats = ndarray | Tensor  # numpy adds in half of torch's time
 LARGE = 1 << 14  # pixels from which on an image by itself, its channels together, takes less time
 
 
@@ -76,14 +78,12 @@ def warp(images: Tensor, t: ndarray, fill: int = 128) -> Tensor:
     n, c, h, w = images.shape
     if n == 1 and (moved := _shift(images, t[0].tolist(), fill)) is not None:
         return moved
-    if images.device.type == "cpu" and h * w <= REMEMBERED:
-        if n == 1:
-            return _warp_by_remembered_index(images[0], t, fill)[None]
-        if h * w >= LARGE:
+    if images.device.type == "cpu":
+        if n == 1 and (h * w <= REMEMBERED_LARGE or _packs(images)):
+            return _warp_one(images[0], t, fill)[None]
+        if n > 1 and h * w >= LARGE:
             return torch.cat([warp(images[i : i + 1], t[i : i + 1], fill) for i in range(n)])
-    framed = images.new_full((n, c, h + 2, w + 2), fill)
-    framed[..., 1:-1, 1:-1] = images
-    framed = framed.view(n, c, -1)
+    framed = _framed(images, fill)
     out = torch.empty_like(images)
     step = max(1, TILE // (n * w)) if images.device.type == "cpu" else h
     for top in range(0, h, step):
@@ -93,88 +93,105 @@ def warp(images: Tensor, t: ndarray, fill: int = 128) -> Tensor:
     return out
 
 
-def _warp_by_remembered_index(image: Tensor, t: ndarray, fill: int) -> Tensor:
-    """`warp` of one image (C, H, W) by one map (1, 6)."""
+def _framed(images: Tensor, fill: int) -> Tensor:
+    """(n, C, (H + 2) (W + 2)): with a frame of one pixel."""
+    n, c, h, w = images.shape
+    framed = images.new_full((n, c, h + 2, w + 2), fill)
+    framed[..., 1:-1, 1:-1] = images
+    return framed.view(n, c, -1)
+
+
+def _packs(images: Tensor) -> bool:
+    """Whether images are such that their three channels are best moved at once."""
+    return images.dtype == torch.uint8 and images.shape[1] == 3 and images.shape[2:].numel() >= LARGE
+
+
+def _warp_one(image: Tensor, t: ndarray, fill: int) -> Tensor:
+    """`warp` of one image (C, H, W) by one map (1, 6), on a CPU."""
     c, h, w = image.shape
-    index = _whole_index(t.tobytes(), h, w)
-    if c == 3 and image.dtype == torch.uint8 and h * w >= LARGE:
-        return _unpacked(torch.index_select(_packed(image, fill), 0, index)).view(image.shape)
-    channels = image.new_full((c, h * w + 1), fill)
-    channels[:, :-1] = image.flatten(1)
-    return torch.gather(channels, 1, index.long().expand(c, -1)).view(image.shape)
+    remembered = _whole_index if h * w <= REMEMBERED else _large_index
+    whole = remembered(t.tobytes(), h, w) if h * w <= REMEMBERED_LARGE else None
+    if whole is not None and not _packs(image[None]):
+        return torch.gather(_framed(image[None], fill)[0], 1, whole.long().expand(c, -1)).view(image.shape)
+    packed, out = _packed(image, fill), torch.empty((c, h, w), dtype=image.dtype)
+    step = max(1, 4 * TILE // w)
+    for rows in (slice(top, min(top + step, h)) for top in range(0, h, step)):
+        if whole is None:
+            index = _frame_index(t, rows.start, rows.stop - rows.start, h, w, image.device).view(-1)
+        else:
+            index = whole[rows.start * w : rows.stop * w]
+        _unpack(torch.index_select(packed, 0, index), out[:, rows])
+    return out
 
 
 def _packed(image: Tensor, fill: int) -> Tensor:
-    """int32 (H W + 1,): the three bytes of each pixel and of the fill in one number, so that they are looked
-    up at once."""
+    """int32 ((H + 2) (W + 2),): the three bytes of each pixel in one number, so that they are looked up at
+    once, with a frame of the fill."""
     first, second, third = image.numpy()
-    packed = np.empty(first.size + 1, np.uint32)
-    packed[-1] = fill * 0x010101
-    pixels = packed[:-1].reshape(first.shape)
-    pixels[...] = third
-    for channel in (second, first):
-        pixels <<= 8
-        pixels |= channel.astype(np.uint32)
-    return torch.from_numpy(packed.view(np.int32))
+    low = second.astype(np.uint16)
+    low <<= 8
+    low |= first.astype(np.uint16)
+    high = third.astype(np.uint32)
+    high <<= 16
+    packed = np.empty((high.shape[0] + 2, high.shape[1] + 2), np.uint32)
+    np.bitwise_or(high, low.astype(np.uint32), out=packed[1:-1, 1:-1])
+    for side in (packed[0], packed[-1], packed[:, 0], packed[:, -1]):
+        side[...] = fill * 0x010101
+    return torch.from_numpy(packed.view(np.int32).reshape(-1))
 
 
-def _unpacked(pixels: Tensor) -> Tensor:
-    """uint8 (3, K) of `_packed` (K,), which is overwritten."""
-    numbers, out = pixels.numpy(), np.empty((3, pixels.numel()), np.uint8)
-    for i, channel in enumerate(out):
-        if i:
-            numbers >>= 8
-        channel[...] = numbers  # the lowest byte
-    return torch.from_numpy(out)
+def _unpack(pixels: Tensor, out: Tensor) -> None:
+    """Writes `_packed` pixels to uint8 (3, h, W), and overwrites them."""
+    first, second, third = out.numpy()
+    numbers = pixels.numpy().view(np.uint32).reshape(first.shape)
+    low = numbers.astype(np.uint16)
+    first[...] = low  # the lowest byte
+    low >>= 8
+    second[...] = low
+    numbers >>= 16
+    third[...] = numbers
 
 
-@lru_cache(maxsize=64)
-def _whole_index(t: bytes, h: int, w: int) -> Tensor:
-    """int32 (H W,): where the pixels of a whole image come from in the image, H W for the outside. A policy
-    has few levels and a data set one size, so that maps recur; making an index takes four times as long as
-    using it."""
+def _index(t: bytes, h: int, w: int) -> Tensor:
+    """int32 (H W,): where the pixels of a whole image come from in the framed image. A policy has few levels
+    and a data set one size, so that maps recur; making an index takes as long as using it."""
     rows = np.frombuffer(bytearray(t), np.float32).reshape(1, 6)
-    framed = _frame_index(rows, 0, h, h, w, torch.device("cpu"))
-    return torch.index_select(_unframed(h, w), 0, framed.view(-1))
+    return _frame_index(rows, 0, h, h, w, torch.device("cpu")).view(-1)
 
 
-@lru_cache(maxsize=16)
-def _unframed(h: int, w: int) -> Tensor:
-    """int32 ((H + 2) (W + 2),): the image's index of each pixel of the framed image, H W on the frame."""
-    index = torch.full((h + 2, w + 2), h * w, dtype=torch.int32)
-    index[1:-1, 1:-1] = torch.arange(h * w, dtype=torch.int32).view(h, w)
-    return index.view(-1)
+_whole_index = lru_cache(maxsize=64)(_index)
+_large_index = lru_cache(maxsize=16)(_index)
 
 
 def _frame_index(t: ndarray, top: int, rows: int, h: int, w: int, device: torch.device) -> Tensor:
     """int32 (n, rows, W): where output rows top, top + 1, ... come from in the image with a frame of one
     pixel.
     """
-    x = torch.arange(w, dtype=torch.float32, device=device)
-    y = torch.arange(top, top + rows, dtype=torch.float32, device=device)[:, None]
-    column, row = _nearest(t[:, 0:3], x, y, w), _nearest(t[:, 3:6], x, y, h)
+    needs: list[bool] = (t != 0).any(0).tolist()
+    x, y = np.arange(w, dtype=np.float32), np.arange(top, top + rows, dtype=np.float32)[:, None]
+    m, x, y = (v if device.type == "cpu" else torch.from_numpy(v).to(device) for v in (t, x, y))
+    column, row = (_nearest(m[:, i : i + 3], x, y, needs[i : i + 2], size) for i, size in ((0, w), (3, h)))
     if (h + 2) * (w + 2) > 1 << 24:  # beyond, float32 does not count every pixel
         column, row = column.long(), row.long()
     return torch.add(column, row, alpha=w + 2).add_(w + 3).to(torch.int32)
 
 
-def _nearest(t: ndarray, x: Tensor, y: Tensor, size: int) -> Tensor:
+def _nearest(t: Floats, x: Floats, y: Floats, needs: Sequence[bool], size: int) -> Tensor:
     """Index 0 .. size + 1 into a framed axis: 1 + round(a x + b y + c) of t = (a, b, c), the outside on the
     frame.
 
     Broadcasts: (n, 1, W) if no b is needed, (n, H, 1) if no a is, else (n, H, W).
     """
-    needs_x, needs_y = (bool(t[:, i].any()) for i in (0, 1))
-    a, b, offset = torch.from_numpy(t.T.reshape(3, -1, 1, 1)).to(x.device)
-    if needs_x and needs_y:
+    a, b, offset = t.T.reshape(3, -1, 1, 1)
+    if all(needs):
         at = a * x + b * y
         at += offset
     else:
-        at = (b * y if needs_y else a * x) + offset
+        at = (b * y if needs[1] else a * x) + offset
     # floor(v + pred(0.5)) is round-half-up without the double rounding of v + 0.5; below zero only -0.5
     # matters: outside, as it must be.
     at += 0.49999997
-    return at.floor_().clamp_(-1, size)
+    return torch.as_tensor(at).floor_().clamp_(-1, size)
 
 
 def _shift(images: Tensor, t: list[float], fill: int) -> Tensor | None:

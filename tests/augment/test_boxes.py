@@ -164,7 +164,7 @@ def test_warp_of_whole_pixels_is_a_copy():
     assert torch.equal(warps.warp(square, warps.rotation([90.0], 32, 32)), F.rotate(square, 90))
 
 
-@pytest.mark.parametrize("size", [(31, 40), (130, 127), (370, 360)])  # small, remembered and packed, neither
+@pytest.mark.parametrize("size", [(31, 40), (130, 127), (370, 360), (732, 721)])  # the last not remembered
 def test_a_warp_is_its_definition_for_any_channels_and_type(size):
     """Against the nearest pixels by float64, for a map that has none halfway between two."""
     h, w = size
@@ -172,7 +172,8 @@ def test_a_warp_is_its_definition_for_any_channels_and_type(size):
     y, x = np.mgrid[:h, :w]
     from_x, from_y = (np.rint(a * x + b * y + c).astype(int) for a, b, c in t.reshape(2, 3).astype(float))
     inside = torch.from_numpy((from_x >= 0) & (from_x < w) & (from_y >= 0) & (from_y < h))
-    for c, dtype in ((1, torch.uint8), (3, torch.uint8), (3, torch.bool), (5, torch.int64)):
+    kinds = ((3, torch.uint8), (3, torch.bool), (1, torch.uint8), (5, torch.int64))
+    for c, dtype in kinds[: 2 if h > 700 else 4]:
         images = torch.stack([image_of(h, w).repeat(2, 1, 1)[:c] + i for i in range(2)]).to(dtype)
         expected = torch.full_like(images, 1)
         expected[..., inside] = images[..., from_y[inside], from_x[inside]]
