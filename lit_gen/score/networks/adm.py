@@ -39,13 +39,14 @@ class ADM(nn.Module):
         checkpoint_blocks: bool = False,  # recompute blocks in the backward pass: less memory, 1/3 more time
         vector_dim: int = 0,  # numbers of a condition's vector; 0: none
         condition_channels: int = 0,  # channels of a condition's image; 0: none
+        patch: int = 1,  # the network sees squares of patch x patch pixels as channels
     ):
         super().__init__()
-        self.resolutions = layers.levels_of(image_size, len(channel_mult))
+        self.resolutions = layers.levels_of(image_size, len(channel_mult), patch)
         self.channels, self.out_channels = channels, out_channels or channels
         self.num_classes, self.augment_dim = num_classes, augment_dim
         self.vector_dim, self.condition_channels = vector_dim, condition_channels
-        self.checkpoint_blocks = checkpoint_blocks
+        self.checkpoint_blocks, self.patch = checkpoint_blocks, patch
         c_emb = emb_mult * base_channels
         self.noise = _NoiseMLP(base_channels, c_emb, num_classes, augment_dim, vector_dim)
 
@@ -54,12 +55,13 @@ class ADM(nn.Module):
 
         widths = [base_channels * m for m in channel_mult]
         attend = [r in tuple(attention_resolutions) for r in self.resolutions]
-        self.stem = nn.Conv2d(layers.input_channels(channels, condition_channels), widths[0], 3, padding=1)
+        c_in = layers.input_channels(channels, condition_channels) * patch**2
+        self.stem = nn.Conv2d(c_in, widths[0], 3, padding=1)
         self.encoder, skips = layers.encoder_levels(block, widths, attend, num_blocks)
         c = skips[-1]
         self.middle = nn.ModuleList([block(c, c, attention=True), block(c, c)])
         self.decoder = layers.decoder_levels(block, widths, attend, num_blocks, skips)
-        head = _zero(nn.Conv2d(widths[0], self.out_channels, 3, padding=1))
+        head = _zero(nn.Conv2d(widths[0], self.out_channels * patch**2, 3, padding=1))
         self.head = nn.Sequential(layers.group_norm(widths[0], 1e-5), nn.SiLU(), head)
 
     def forward(
@@ -73,9 +75,9 @@ class ADM(nn.Module):
     ) -> Tensor:
         """x (B, C, H, W) and noise_label (B,) -> (B, out_channels, H, W); the conditions as in
         NCSNpp."""
-        layers.check_input(x, self.channels, len(self.resolutions))
+        layers.check_input(x, self.channels, len(self.resolutions), self.patch)
         emb = self.noise(noise_label, label, augment_label, vector)
-        x = layers.with_condition(x, image, self.condition_channels)
+        x = layers.to_patches(layers.with_condition(x, image, self.condition_channels), self.patch)
         h = self.stem(layers.laid_out_as(self.stem.weight, x))
         skips = [h]
         for level in self.encoder:
@@ -92,7 +94,7 @@ class ADM(nn.Module):
                 h = layers.run(level.resize, h, emb, self.checkpoint_blocks)
             for block in level.blocks:
                 h = layers.run(block, torch.cat([h, skips.pop()], 1), emb, self.checkpoint_blocks)
-        return self.head(h)
+        return layers.from_patches(self.head(h), self.patch)
 
 
 class _NoiseMLP(nn.Module):

@@ -38,13 +38,15 @@ class DDPM(nn.Module):
         resample_conv: bool = True,  # False: 2x2 means and nearest neighbours, without weights
         vector_dim: int = 0,  # numbers of a condition's vector; 0: none
         condition_channels: int = 0,  # channels of a condition's image; 0: none
+        patch: int = 1,  # the network sees squares of patch x patch pixels as channels
     ):
         super().__init__()
-        self.resolutions = layers.levels_of(image_size, len(channel_mult))
+        self.resolutions = layers.levels_of(image_size, len(channel_mult), patch)
         self.channels, self.out_channels = channels, out_channels or channels
         self.num_classes, self.augment_dim = num_classes, 0
         self.vector_dim, self.condition_channels = vector_dim, condition_channels
         self.checkpoint_blocks, self.resample_conv = checkpoint_blocks, resample_conv
+        self.patch = patch
         c, c_emb = base_channels, 4 * base_channels
         waves = layers.PositionalEmbedding(c)
         self.noise = layers.NoiseMLP(waves, c, c_emb, num_classes, 0, activation, vector_dim)
@@ -55,7 +57,7 @@ class DDPM(nn.Module):
         widths = [base_channels * m for m in channel_mult]
         attend = [r in tuple(attention_resolutions) for r in self.resolutions]
         last = len(widths) - 1
-        self.stem = layers.conv(layers.input_channels(channels, condition_channels), c)
+        self.stem = layers.conv(layers.input_channels(channels, condition_channels) * patch**2, c)
         skips, self.encoder, self.decoder = [c], layers.Levels(), layers.Levels()
         for i, width in enumerate(widths):
             level = layers.Level()
@@ -76,7 +78,7 @@ class DDPM(nn.Module):
             if i:
                 level.resize = _Up(c) if resample_conv else _Double()
             self.decoder.append(level)
-        last = layers.conv(c, self.out_channels, gain=_SMALL)
+        last = layers.conv(c, self.out_channels * patch**2, gain=_SMALL)
         self.head = nn.Sequential(_norm(c), layers.activation_of(activation), last)
 
     def forward(
@@ -90,9 +92,9 @@ class DDPM(nn.Module):
     ) -> Tensor:
         """x (B, C, H, W) and noise_label (B,), 0 to 999 -> (B, out_channels, H, W); the
         conditions as in NCSNpp."""
-        layers.check_input(x, self.channels, len(self.resolutions))
+        layers.check_input(x, self.channels, len(self.resolutions), self.patch)
         emb = self.noise(noise_label, label, augment_label, vector)
-        x = layers.with_condition(x, image, self.condition_channels)
+        x = layers.to_patches(layers.with_condition(x, image, self.condition_channels), self.patch)
         h = self.stem(layers.laid_out_as(self.stem.weight, x))
         skips = [h]
         for level in self.encoder:
@@ -109,7 +111,7 @@ class DDPM(nn.Module):
                 h = layers.run(block, torch.cat([h, skips.pop()], 1), emb, self.checkpoint_blocks)
             if level.resize is not None:
                 h = level.resize(h)
-        return self.head(h)
+        return layers.from_patches(self.head(h), self.patch)
 
 
 class _ResBlock(nn.Module):

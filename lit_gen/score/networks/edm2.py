@@ -47,13 +47,14 @@ class EDM2(nn.Module):
         checkpoint_blocks: bool = False,  # recompute blocks in the backward pass: less memory, 1/3 more time
         vector_dim: int = 0,  # numbers of a condition's vector, weighed as the class is; 0: none
         condition_channels: int = 0,  # channels of a condition's image; 0: none
+        patch: int = 1,  # the network sees squares of patch x patch pixels as channels
     ):
         super().__init__()
-        self.resolutions = layers.levels_of(image_size, len(channel_mult))
+        self.resolutions = layers.levels_of(image_size, len(channel_mult), patch)
         self.channels, self.num_classes, self.augment_dim = channels, num_classes, 0
         self.vector_dim, self.condition_channels = vector_dim, condition_channels
         self.label_balance, self.concat_balance = label_balance, concat_balance
-        self.checkpoint_blocks = checkpoint_blocks
+        self.checkpoint_blocks, self.patch = checkpoint_blocks, patch
         widths = [base_channels * m for m in channel_mult]
         c_noise = base_channels * noise_mult if noise_mult else widths[0]
         c_emb = base_channels * emb_mult if emb_mult else max(widths)
@@ -72,12 +73,13 @@ class EDM2(nn.Module):
             return _Block(encoder, c_in, c_out, c_emb, dropout, heads, balances, clip, mode, resample)
 
         attend = [r in tuple(attention_resolutions) for r in self.resolutions]
-        self.stem = MPConv(layers.input_channels(channels, condition_channels) + 1, widths[0], 3)
+        c_in = layers.input_channels(channels, condition_channels) * patch**2
+        self.stem = MPConv(c_in + 1, widths[0], 3)
         self.encoder, skips = layers.encoder_levels(partial(block, True), widths, attend, num_blocks)
         c = skips[-1]
         self.middle = nn.ModuleList([block(False, c, c, attention=True), block(False, c, c)])
         self.decoder = layers.decoder_levels(partial(block, False), widths, attend, num_blocks, skips)
-        self.head = MPConv(widths[0], channels, 3)
+        self.head = MPConv(widths[0], channels * patch**2, 3)
 
     def forward(
         self,
@@ -89,11 +91,11 @@ class EDM2(nn.Module):
         image: Tensor | None = None,
     ) -> Tensor:
         """x (B, C, H, W) and noise_label (B,), ln(sigma) / 4 -> like x; the conditions as in NCSNpp."""
-        layers.check_input(x, self.channels, len(self.resolutions))
+        layers.check_input(x, self.channels, len(self.resolutions), self.patch)
         if self.training:
             renormalize(self)
         emb = self._condition(noise_label, label, augment_label, vector)
-        x = layers.with_condition(x, image, self.condition_channels)
+        x = layers.to_patches(layers.with_condition(x, image, self.condition_channels), self.patch)
         # A channel of ones stands in for the bias of the first layer.
         x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
         h = self.stem(layers.laid_out_as(self.stem.weight, x))
@@ -114,7 +116,7 @@ class EDM2(nn.Module):
                 h = layers.run(
                     block, mp_cat(h, skips.pop(), self.concat_balance), emb, self.checkpoint_blocks
                 )
-        return self.head(h, self.out_gain)
+        return layers.from_patches(self.head(h, self.out_gain), self.patch)
 
     def _condition(
         self, noise_label: Tensor, label: Tensor | None, augment_label: Tensor | None, vector: Tensor | None

@@ -442,26 +442,29 @@ def activation_of(name: str) -> nn.Module:
     return known[name]()
 
 
-def levels_of(image_size: ImageSize, num_levels: int) -> list[int]:
-    """The heights of a U-Net's levels, each half the one before; ConfigError where a height or a width leaves
-    a remainder, and where there is no level."""
+def levels_of(image_size: ImageSize, num_levels: int, patch: int = 1) -> list[int]:
+    """The heights of a U-Net's levels, the first in squares of `patch` pixels, each half the one before;
+    ConfigError where a height or a width leaves a remainder, and where there is no level."""
     if num_levels < 1:
         raise ConfigError("channel_mult is empty: give a width for each resolution, [1,2] for instance.")
-    sides, factor = height_and_width(image_size), 2 ** (num_levels - 1)
+    if patch < 1:
+        raise ConfigError(f"patch={patch}: the side of a square is 1 pixel at least.")
+    sides, factor = height_and_width(image_size), patch * 2 ** (num_levels - 1)
     if any(side < factor or side % factor for side in sides):
         fitting = [factor * max(side // factor, 1) for side in sides]
         larger = [x if x == side else x + factor for x, side in zip(fitting, sides, strict=True)]
         shown = [x[0] if isinstance(image_size, int) else x for x in (fitting, larger)]
+        cut = f"cut into squares of {patch} and " if patch > 1 else ""
         raise ConfigError(
-            f"image_size={image_size} cannot be halved {num_levels - 1} times: take multiples of {factor} "
+            f"image_size={image_size} cannot be {cut}halved {num_levels - 1} times: take multiples of {factor} "
             f"(e.g. {shown[0]} or {shown[1]}), or a channel_mult of fewer levels."
         )
-    return [sides[0] >> level for level in range(num_levels)]
+    return [sides[0] // patch >> level for level in range(num_levels)]
 
 
-def check_input(x: Tensor, channels: int, num_levels: int) -> None:
-    """Raises ConfigError unless x is (B, channels, H, W) with H and W multiples of 2^(num_levels - 1)."""
-    factor = 2 ** (num_levels - 1)
+def check_input(x: Tensor, channels: int, num_levels: int, patch: int = 1) -> None:
+    """Raises ConfigError unless x is (B, channels, H, W), H and W multiples of patch 2^(num_levels - 1)."""
+    factor = patch * 2 ** (num_levels - 1)
     if x.ndim != 4 or x.shape[1] != channels:
         raise ConfigError(
             f"images of shape {tuple(x.shape)}: this network takes (B, {channels}, H, W); see its `channels`."
@@ -471,3 +474,13 @@ def check_input(x: Tensor, channels: int, num_levels: int) -> None:
             f"images of {x.shape[2]}x{x.shape[3]} pixels cannot be halved {num_levels - 1} times: "
             f"this network takes heights and widths that are multiples of {factor}."
         )
+
+
+def to_patches(x: Tensor, patch: int) -> Tensor:
+    """(B, C, H, W) -> (B, C patch^2, H / patch, W / patch): squares of pixels become channels."""
+    return x if patch == 1 else F.pixel_unshuffle(x, patch)
+
+
+def from_patches(x: Tensor, patch: int) -> Tensor:
+    """The inverse of `to_patches`."""
+    return x if patch == 1 else F.pixel_shuffle(x, patch)

@@ -58,10 +58,11 @@ class NCSNpp(nn.Module):
         conditional: bool = True,  # False: the network ignores its noise label
         vector_dim: int = 0,  # numbers of a condition's vector; 0: none
         condition_channels: int = 0,  # channels of a condition's image; 0: none
+        patch: int = 1,  # the network sees squares of patch x patch pixels as channels
         second_time: str = "none",  # how a second time enters: "concatenated" or "added", see layers.NoiseMLP
     ):
         super().__init__()
-        self.resolutions = layers.levels_of(image_size, len(channel_mult))
+        self.resolutions = layers.levels_of(image_size, len(channel_mult), patch)
         _check_choices(
             embedding=embedding, input_pyramid=input_pyramid, output_pyramid=output_pyramid, block=block
         )
@@ -69,7 +70,8 @@ class NCSNpp(nn.Module):
         self.channels, self.out_channels, self.num_blocks = channels, out_channels or channels, num_blocks
         self.num_classes, self.augment_dim = num_classes, augment_dim
         self.vector_dim, self.condition_channels = vector_dim, condition_channels
-        self.in_channels = layers.input_channels(channels, condition_channels)
+        self.in_channels = layers.input_channels(channels, condition_channels) * patch**2
+        self.patch = patch
         self.input_pyramid, self.output_pyramid = input_pyramid, output_pyramid
         self.block, self.activation, self.checkpoint_blocks = block, activation, checkpoint_blocks
         self.embedding, self.rescale, self.conditional = embedding, rescale, conditional
@@ -129,7 +131,7 @@ class NCSNpp(nn.Module):
                 level.blocks.append(residual(c + skips.pop(), width, attend[i] and n == self.num_blocks))
                 c = width
             if i == 0 or self.output_pyramid == "skip":
-                last = layers.conv(c, self.out_channels, gain=_SMALL)
+                last = layers.conv(c, self.out_channels * self.patch**2, gain=_SMALL)
                 level.head = nn.Sequential(layers.group_norm(c), layers.activation_of(self.activation), last)
             levels.append(level)
         return levels
@@ -151,8 +153,8 @@ class NCSNpp(nn.Module):
         for what is not known; None is nothing known. image: the condition's, see `layers.with_condition`.
         second_time: float (B,); None is zeros. Raises ConfigError for shapes that do not fit.
         """
-        layers.check_input(x, self.channels, len(self.resolutions))
-        x = layers.with_condition(x, image, self.condition_channels)
+        layers.check_input(x, self.channels, len(self.resolutions), self.patch)
+        x = layers.to_patches(layers.with_condition(x, image, self.condition_channels), self.patch)
         pyramid = x = layers.laid_out_as(self.stem.weight, x)
         emb = self._embed(noise_label, label, augment_label, vector, second_time)
         h = self.stem(x)
@@ -177,7 +179,7 @@ class NCSNpp(nn.Module):
             if level.head is not None:
                 out = level.head(h) if out is None else self.resample.up(out) + level.head(h)
         assert out is not None  # the last level has a head
-        return out
+        return layers.from_patches(out, self.patch)
 
     def _embed(self, noise_label: Tensor, *told: Tensor | None) -> Tensor | None:
         if self.noise is not None:

@@ -542,6 +542,27 @@ def test_second_derivatives_for_sliced_score_matching():
     assert second.abs().max() > 0
 
 
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [(NCSNpp, {}), (NCSNpp, PX256 | {"channel_mult": (1, 1)}), (DDPM, {}), (ADM, {}), (EDM2, {})],
+)
+def test_patches_are_channels(cls, options):
+    """A network of squares of 2 x 2 pixels is that of images half as large with 4 times the channels."""
+    options = {"channel_mult": (1, 1), "num_blocks": 1} | options
+    torch.manual_seed(0)
+    net = cls((8, 12), 2, 8, patch=2, condition_channels=1, **options).eval()
+    plain = cls((4, 6), 8, 8, condition_channels=7, **options).eval()  # 7 and 1 that say where they are known
+    for parameter in net.parameters():  # what begins at zero would hide what is before it
+        torch.nn.init.normal_(parameter, std=0.3)
+    plain.load_state_dict(net.state_dict())
+    x, image, noise = torch.randn(3, 2, 8, 12), torch.randn(3, 1, 8, 12), torch.rand(3)
+    told = F.pixel_unshuffle(torch.cat([x, image, torch.ones_like(image)], 1), 2)
+    expected = F.pixel_shuffle(plain(told[:, :8], noise, image=told[:, 8:15]), 2)
+    torch.testing.assert_close(net(x, noise, image=image), expected)
+    with pytest.raises(ConfigError, match=r"image_size=.8, 10. cannot be cut into squares of 2 and halved 1"):
+        cls((8, 10), 2, 8, patch=2, **options)
+
+
 # Errors that name the remedy
 
 
