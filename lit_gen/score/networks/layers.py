@@ -456,8 +456,8 @@ def levels_of(image_size: ImageSize, num_levels: int, patch: int = 1) -> list[in
         shown = [x[0] if isinstance(image_size, int) else x for x in (fitting, larger)]
         cut = f"cut into squares of {patch} and " if patch > 1 else ""
         raise ConfigError(
-            f"image_size={image_size} cannot be {cut}halved {num_levels - 1} times: take multiples of {factor} "
-            f"(e.g. {shown[0]} or {shown[1]}), or a channel_mult of fewer levels."
+            f"image_size={image_size} cannot be {cut}halved {num_levels - 1} times: take multiples of "
+            f"{factor} (e.g. {shown[0]} or {shown[1]}), or a channel_mult of fewer levels."
         )
     return [sides[0] // patch >> level for level in range(num_levels)]
 
