@@ -110,17 +110,16 @@ def joined(own: Layer, partners: Sequence[Partner], moved: Sequence[Layer]) -> L
     return out
 
 
-def shown(layer: Layer, view: View, tile: Tile, size: tuple[int, int], fill: int) -> Layer:
-    """What is seen of a layer in `view`, put into `tile` of an image of `size` (H, W), the rest filled:
-    bilinear, the masks nearest; boxes are cut at the tile's sides."""
+def shown(layer: Layer, view: View, tile: Tile, canvas: Tensor) -> Layer:
+    """The layer of `canvas`, (C, H, W), into whose `tile` is written what is seen of the layer in `view`:
+    bilinear, masks nearest; boxes are cut at the tile's sides."""
     left, top, width, height = view
     x0, y0, x1, y1 = tile
-    image = layer.image.new_full((len(layer.image), *size), fill)
-    image[:, y0:y1, x0:x1] = resampled(layer.image, view, y1 - y0, x1 - x0)
+    canvas[:, y0:y1, x0:x1] = resampled(layer.image, view, y1 - y0, x1 - x0)
     masks = layer.masks
     if masks is not None:
         seen = _nearest(masks, view, y1 - y0, x1 - x0)
-        masks = masks.new_zeros(len(masks), *size)
+        masks = masks.new_zeros(len(masks), *canvas.shape[1:])
         masks[:, y0:y1, x0:x1] = seen
     scale, start = np.array([(x1 - x0) / width, (y1 - y0) / height]), np.array([left, top])
     boxes, visible = layer.boxes.copy(), np.zeros(len(layer.boxes))
@@ -131,9 +130,9 @@ def shown(layer: Layer, view: View, tile: Tile, size: tuple[int, int], fill: int
     boxes[ok], visible[ok] = cut, layer.visible[ok] * areas[0] / np.maximum(areas[1], 1e-12)
     points = layer.points.copy()
     points[:, :2] = (points[:, :2] + 0.5 - start) * scale + (x0, y0) - 0.5
-    inside = ((points[:, :2] >= np.array([x0, y0]) - 0.5) & (points[:, :2] < np.array([x1, y1]) - 0.5)).all(1)
-    points[:, 2] *= inside
-    return Layer(image, boxes, visible, masks, points)
+    low, high = np.array([x0, y0]) - 0.5, np.array([x1, y1]) - 0.5
+    points[:, 2] *= ((points[:, :2] >= low) & (points[:, :2] < high)).all(1)
+    return Layer(canvas, boxes, visible, masks, points)
 
 
 def fitted(layer: Layer, size: tuple[int, int], fill: int) -> Layer:
@@ -142,35 +141,49 @@ def fitted(layer: Layer, size: tuple[int, int], fill: int) -> Layer:
         return layer
     (h, w), k = layer.size, min(a / b for a, b in zip(size, layer.size, strict=True))
     tile = 0, 0, min(max(round(w * k), 1), size[1]), min(max(round(h * k), 1), size[0])
-    return shown(layer, (0, 0, w, h), tile, size, fill)
+    return shown(layer, (0, 0, w, h), tile, layer.image.new_full((len(layer.image), *size), fill))
 
 
 def resampled(image: Tensor, view: View, h: int, w: int) -> Tensor:
     """uint8 (C, h, w): the view of (C, H, W), bilinear at pixel centers and, beyond the border, its pixels.
     Weights are 256ths, so that float32 is exact and every device gives the same bytes."""
     left, top, width, height = view
-    out = image.float()
-    for dim, start, length, n in ((-2, top, height, h), (-1, left, width, w)):
-        side = image.shape[dim]
-        at = (start + (np.arange(n) + 0.5) * (length / n) - 0.5).clip(0, side - 1)
-        low = np.floor(at).astype(np.int64)
-        weight = np.rint((at - low) * 256).astype(np.float32)
-        if not weight.any():
-            out = out.index_select(dim, torch.from_numpy(low).to(image.device)) * 256
-            continue
-        high = torch.from_numpy(np.minimum(low + 1, side - 1)).to(image.device)
-        share = torch.from_numpy(weight).to(image.device)
-        share = share[:, None] if dim == -2 else share
-        first = out.index_select(dim, torch.from_numpy(low).to(image.device)) * (256 - share)
-        out = first.add_(out.index_select(dim, high).mul_(share))
-    return out.add_(32768).div_(65536, rounding_mode="floor").to(torch.uint8)
+    rows, row_weights = _between(image.shape[-2], top, height, h)
+    columns, column_weights = _between(image.shape[-1], left, width, w)
+    first, last = int(columns[0].min()), int(columns[1].max()) + 1
+    out = image[..., first:last]
+    out = _mixed(out, -2, rows, row_weights[:, None])
+    out = _mixed(out, -1, columns - first, column_weights)
+    return out.add_(32768).mul_(1 / 65536).floor_().to(torch.uint8)
+
+
+def _between(side: int, start: float, length: float, n: int) -> tuple[ndarray, ndarray]:
+    """int64 (2, n): the two pixels of an axis between which n centers in [start, start + length] lie, and the
+    second one's weights in 256ths."""
+    at = (start + (np.arange(n) + 0.5) * (length / n) - 0.5).clip(0, side - 1)
+    low = np.floor(at).astype(np.int64)
+    weights = np.rint((at - low) * 256).astype(np.float32)
+    return np.stack([low, np.minimum(low + 1, side - 1)]), weights
+
+
+def _mixed(image: Tensor, dim: int, between: ndarray, weights: ndarray) -> Tensor:
+    second = torch.from_numpy(weights).to(image.device)
+    low, high = (_at(image, dim, index).float() for index in between)
+    return low.mul_(256 - second).add_(high.mul_(second))
+
+
+def _at(image: Tensor, dim: int, index: ndarray) -> Tensor:
+    """Rows or columns; of numpy, which takes columns five times as fast as torch."""
+    if image.device.type == "cpu":
+        return torch.from_numpy(np.take(image.numpy(), index, axis=dim))
+    return image.index_select(dim, torch.from_numpy(index).to(image.device))
 
 
 def _nearest(masks: Tensor, view: View, h: int, w: int) -> Tensor:
     left, top, width, height = view
     for dim, start, length, n in ((-2, top, height, h), (-1, left, width, w)):
         at = np.floor(start + (np.arange(n) + 0.5) * (length / n)).clip(0, masks.shape[dim] - 1)
-        masks = masks.index_select(dim, torch.from_numpy(at.astype(np.int64)).to(masks.device))
+        masks = _at(masks, dim, at.astype(np.int64))
     return masks
 
 

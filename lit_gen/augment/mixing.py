@@ -20,7 +20,6 @@ from scipy.special import betaincinv
 from lit_gen.augment.layers import Layer, fitted, hidden, joined, shown
 from lit_gen.augment.ops import Batch, Op, Record, regions
 from lit_gen.errors import ConfigError
-from lit_gen.rng import Permutation
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class Mosaic(MixOp):
         return {"at": [0.25 + v / 2 for v in u[:2]], "scale": 1 - u[2] * (1 - m), "windows": windows}
 
     def mix(self, layers: list[Layer], record: Record, fill: int) -> list[Layer]:
-        h, w = size = layers[0].size
+        (h, w), canvas = layers[0].size, torch.empty_like(layers[0].image)
         x, y = (min(max(round(v * side), 1), side) for v, side in zip(record["at"], (w, h), strict=True))
         tiles = [(0, 0, x, y), (x, 0, w, y), (0, y, x, h), (x, y, w, h)]
         out = []
@@ -84,13 +83,9 @@ class Mosaic(MixOp):
             (tall, wide), (x0, y0, x1, y1) = layer.size, tile
             scale = max(record["scale"] * min(w / wide, h / tall), (x1 - x0) / wide, (y1 - y0) / tall)
             width, height = (x1 - x0) / scale, (y1 - y0) / scale
-            out.append(
-                shown(layer, (u * (wide - width), v * (tall - height), width, height), tile, size, fill)
-            )
-        image = out[0].image.clone()
-        for layer, (x0, y0, x1, y1) in zip(out, tiles, strict=True):
-            image[:, y0:y1, x0:x1] = layer.image[:, y0:y1, x0:x1]
-        return [replace(out[0], image=image), *out[1:]]
+            view = u * (wide - width), v * (tall - height), width, height
+            out.append(shown(layer, view, tile, canvas))
+        return out
 
 
 @dataclass(frozen=True)
@@ -165,7 +160,7 @@ class CopyPaste(PasteOp):
         there = [(j, r) for j, r in enumerate(regions(partner.boxes, h, w)) if r]
         if not there:
             return region
-        order = Permutation(len(there), record["order"])(torch.arange(len(there)).numpy())
+        order = torch.randperm(len(there), generator=torch.Generator().manual_seed(record["order"]))
         for k in order[: math.ceil(record["count"] * len(there)) or 1].tolist():
             j, (top, bottom, left, right) = there[k]
             if partner.masks is not None and partner.one_mask_a_box:
@@ -190,7 +185,8 @@ class ResizedCrop(MixOp):
     def mix(self, layers: list[Layer], record: Record, fill: int) -> list[Layer]:
         (layer,), (h, w) = layers, layers[0].size
         x, y, width, height = record["crop"]
-        return [shown(layer, (x * w, y * h, width * w, height * h), (0, 0, w, h), (h, w), fill)]
+        view, canvas = (x * w, y * h, width * w, height * h), torch.empty_like(layer.image)
+        return [shown(layer, view, (0, 0, w, h), canvas)]
 
 
 def _beta(a: float, u: float) -> float:
