@@ -4,6 +4,7 @@ docs/augment.md, measured on one thread:
     python benchmarks/search_evidence.py synthetic    # PPO against random search on a synthetic reward
     python benchmarks/search_evidence.py invariance   # upright digits, rotated tests; 6 against 9: control
     python benchmarks/search_evidence.py digits       # no policy, RandAugment, random search at equal budgets
+    python benchmarks/search_evidence.py generative   # six images of a symmetric distribution, a score model
 """
 
 import argparse
@@ -17,7 +18,9 @@ from sklearn.datasets import load_digits
 from lit_gen import rng
 from lit_gen.augment import warps
 from lit_gen.augment.policy import Augmentation, Policy
+from lit_gen.metrics import pixel_means
 from lit_gen.search.density import density_folds
+from lit_gen.search.generative import WAYS, ConditionalSpace, GenerativeReward
 from lit_gen.search.loop import Result, run
 from lit_gen.search.methods import TPE, Grid, Random
 from lit_gen.search.ppo import PPO
@@ -165,6 +168,36 @@ def digits_table(seeds: Sequence[int], budget: int) -> None:
         )
 
 
+def squares(n: int, seed: int) -> Labelled:
+    """A white square anywhere in the upper half of a black image: left and right may change places, top and
+    bottom may not."""
+    g = rng.keyed_generator(seed, "squares")
+    images = torch.zeros(n, 1, 8, 8, dtype=torch.uint8)
+    for image in images:
+        y, x = (int(torch.randint(high, (), generator=g)) for high in (2, 6))
+        image[:, y : y + 3, x : x + 3] = 255
+    return Labelled(images, torch.zeros(n, dtype=torch.int64))
+
+
+def generative_table(seeds: Sequence[int]) -> None:
+    """Of each of the nine augmentations the Fréchet distance to images of the whole distribution, by seed."""
+    space = ConditionalSpace(transforms=("xflip", "yflip"), probabilities=(1.0,))
+    options = {"steps": 250, "batch_size": 32, "num_steps": 8, "extractor": pixel_means(1, 4)}
+    distances: dict[tuple[int, ...], list[float]] = {}
+    for seed in seeds:
+        reward = GenerativeReward(squares(6, seed), squares(300, 1000 + seed), 1, seeds=(seed,), **options)
+        result = run(space, reward, Grid(space), budget=9)
+        for trial in result.trials:
+            distances.setdefault(trial.choices[1:], []).append(-trial.reward)
+        print(
+            f"seed {seed}: best {result.best.active}, untold {result.best.untold}; {result.cost}", flush=True
+        )
+    print("left-right | upside down | mean | by seed")
+    for ways, values in distances.items():
+        names = " | ".join(WAYS[way] for way in ways)
+        print(f"{names} | {statistics.mean(values):.2f} | {' '.join(f'{v:.2f}' for v in values)}")
+
+
 def _spread(low: int, high: int, count: int) -> tuple[int, ...]:
     """`count` different whole numbers from `low` to `high`, evenly, or all there are."""
     return tuple(dict.fromkeys(torch.linspace(low, high, count).round().int().tolist()))
@@ -178,7 +211,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("synthetic", "invariance", "digits"))
+    parser.add_argument("what", choices=("synthetic", "invariance", "digits", "generative"))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--budget", type=int, default=60, help="child models per search")
     arguments = parser.parse_args()
@@ -188,6 +221,8 @@ def main() -> None:
         synthetic_table(seeds)
     elif arguments.what == "invariance":
         invariance_table(seeds, arguments.budget)
+    elif arguments.what == "generative":
+        generative_table(seeds)
     else:
         digits_table(seeds, arguments.budget)
 
