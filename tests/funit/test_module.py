@@ -21,6 +21,7 @@ from lit_gen.funit import gradients, translator
 from lit_gen.funit.gradients import GradientMean
 from lit_gen.funit.losses import Parts
 from lit_gen.funit.module import FUNITModule
+from lit_gen.funit.networks import ContentConditionedGenerator, FewShotGenerator
 from lit_gen.funit.step import Batch, Objective, alternating_step, average_
 from lit_gen.instantiate import instantiate
 
@@ -159,14 +160,15 @@ def complete(finish):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="ranks are forked")
-@pytest.mark.parametrize("micro_batches", [1, 2])
-def test_two_processes_equal_one(micro_batches, monkeypatch):
+@pytest.mark.parametrize(("micro_batches", "kind"), [(1, FewShotGenerator), (2, ContentConditionedGenerator)])
+def test_two_processes_equal_one(micro_batches, kind, monkeypatch):
     """DDP with each half of the batch on its own process, against one process with all of it. Gradients
     travel in several buckets, all of which are under way when the backward pass ends."""
     monkeypatch.setattr(gradients, "BUCKET", 4000)
     monkeypatch.setattr(GradientMean, "finish", complete(GradientMean.finish))
     sgd = partial(torch.optim.SGD, lr=0.01)  # gradients that differ would show in proportion
-    single, shared = training.module(sgd), training.module(sgd, micro_batches=micro_batches)
+    single = training.module(sgd, kind)
+    shared = training.module(sgd, kind, micro_batches=micro_batches)
     training.fit(single, 3)
     # The options of conf/trainer/ddp.yaml.
     strategy = DDPStrategy(start_method="fork", broadcast_buffers=False, gradient_as_bucket_view=True)

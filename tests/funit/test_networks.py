@@ -246,14 +246,15 @@ def test_refuses_with_value_and_remedy(generator, images, call, message):
         call(generator, images)
 
 
-@pytest.mark.parametrize("which", ["generator", "discriminator"])
+@pytest.mark.parametrize("which", ["generator", "conditioned", "discriminator"])
 def test_compiles_as_one_graph(which):
     """No graph break, and the same numbers; the backend that runs the captured graph as it is makes this
     cheap."""
     torch.manual_seed(0)
     x = torch.randn(2, 3, 16, 16)
-    if which == "generator":
-        network, arguments = FewShotGenerator(**SMALL), (x, x.flip(0)[:, None])
+    if which != "discriminator":
+        kinds = {"generator": FewShotGenerator, "conditioned": ContentConditionedGenerator}
+        network, arguments = kinds[which](**SMALL), (x, x.flip(0)[:, None])
     else:
         network, arguments = PatchDiscriminator(3, width=4, num_res_blocks=4), (x, torch.tensor([0, 2]))
     compiled = torch.compile(network, fullgraph=True, backend="eager")

@@ -59,9 +59,11 @@ class Recorder(Logger):
         return
 
 
-def module(optimizer: Any = None, **options: Any) -> FUNITModule:
+def module(
+    optimizer: Any = None, kind: type[FewShotGenerator] = FewShotGenerator, **options: Any
+) -> FUNITModule:
     torch.manual_seed(0)
-    generator = FewShotGenerator(width=3, code_size=4, content_downs=2, class_downs=2, mlp_width=5)
+    generator = kind(width=3, code_size=4, content_downs=2, class_downs=2, mlp_width=5)
     discriminator = PatchDiscriminator(CLASSES, width=3, num_res_blocks=4)
     optimizer = optimizer or partial(torch.optim.RMSprop, lr=1e-3, weight_decay=1e-4)
     return FUNITModule(generator.double(), discriminator.double(), optimizer, **options)
