@@ -163,51 +163,46 @@ def distance_curves(histories: Mapping[str, Mapping[str, Mapping[int, float]]]) 
 
 
 def augmentation_arms(
-    overall: Mapping[str, Any], by_shots: Mapping[str, Mapping[str, Any]], made: Mapping[str, Any]
+    by_shots: Mapping[str, Mapping[str, Any]], made: Mapping[str, Mapping[str, Any]]
 ) -> "Figure":
-    """The comparison of augmentations: each arm's difference from none, paired over the seeds; accuracy over
-    shots; and over the number of made images a class. Error bars are standard errors.
-
-    See `lit_gen.comparison.results.summarize` for the arguments.
+    """The comparison of augmentations: each arm's difference from none, paired over the seeds, by shots;
+    accuracy over shots; and the difference over the number of made images a class. Error bars are standard
+    errors. See `lit_gen.comparison.results.summarize` for the arguments.
     """
-    figure, (left, middle, right) = _figure(14, 4.5, columns=3)
-    differences = {arm: row["minus"]["none"] for arm, row in overall.items() if row["minus"].get("none")}
-    for place, found in enumerate(reversed(differences.values())):
-        left.errorbar(
-            100 * found["mean"], place, xerr=100 * (found["se"] or 0), fmt="o", color="C0", capsize=3
-        )
-    left.set(yticks=range(len(differences)), yticklabels=reversed(differences))
+    figure, (left, middle, right) = _figure(15, 5, columns=3)
+    arms = list(dict.fromkeys(arm for row in by_shots.values() for arm in row))
+    for number, (shots, row) in enumerate(by_shots.items()):
+        rows = [
+            (len(arms) - i - 0.15 * number, row[arm]["minus"].get("none"))
+            for i, arm in enumerate(arms)
+            if arm in row
+        ]
+        at, found = zip(*[(y, f) for y, f in rows if f] or [(0, {"mean": 0, "se": 0})], strict=True)
+        means, errors = ([100 * (f[key] or 0) for f in found] for key in ("mean", "se"))
+        left.errorbar(means, at, xerr=errors, fmt="o", markersize=4, capsize=2, label=f"{shots} a class")
     left.axvline(0, color="gray", linewidth=1)
-    left.set(xlabel="points of accuracy above none, mean of all shots")
-    for number, arm in enumerate(overall):
-        style: dict[str, Any] = {
-            "label": arm,
-            "capsize": 2,
-            "markersize": 3,
-            "marker": "osv^"[number // 10 % 4],
-        }
+    left.set(yticks=range(len(arms), 0, -1), yticklabels=arms, xlabel="points of accuracy above none")
+    for number, arm in enumerate(arms):
+        style = {"color": f"C{number % 10}", "marker": "osv^"[number // 10 % 4], "label": arm}
         points = {int(n): row[arm]["accuracy"] for n, row in by_shots.items() if arm in row}
-        _accuracies(middle, points, linewidth=1.2, color=f"C{number % 10}", **style)
-        for n, curve in made.get(arm, {}).items():
-            style["label"] = f"{arm}, {n} a class"
-            _accuracies(right, {int(k): v for k, v in curve.items()}, linewidth=1.2, **style)
-    middle.set(xlabel="labelled images a class", ylabel="accuracy in %", xscale="log")
-    right.set(xlabel="made images a class", ylabel="accuracy in %", xscale="log")
+        _percents(middle, points, **style)
+        if curve := made.get(arm):
+            _percents(right, {0: {"mean": 0.0, "se": 0.0}} | {int(n): v for n, v in curve.items()}, **style)
+    middle.set(xlabel="labelled images a class", ylabel="accuracy in %", xticks=[int(n) for n in by_shots])
+    right.set(xlabel="made images a class", ylabel="points of accuracy above none, all shots")
     for axis in (left, middle, right):
         axis.grid(alpha=0.3)
-    middle.legend(fontsize=6)
-    if right.lines:
-        right.legend(fontsize=6)
-    else:
+    left.legend(fontsize=7)
+    figure.legend(*middle.get_legend_handles_labels(), loc="outside right upper", fontsize=7)
+    if not right.lines:
         right.remove()
     return figure
 
 
-def _accuracies(axis: Any, points: Mapping[int, Mapping[str, Any]], **style: Any) -> None:
+def _percents(axis: Any, points: Mapping[int, Mapping[str, Any]], **style: Any) -> None:
     at = sorted(points)
-    errors = [100 * (points[n]["se"] or 0) for n in at]
-    axis.errorbar(at, [100 * points[n]["mean"] for n in at], errors, **style)
-    axis.set_xticks(sorted({*axis.get_xticks(minor=False), *at} & set(at)), [str(n) for n in at])
+    means, errors = ([100 * (points[n][key] or 0) for n in at] for key in ("mean", "se"))
+    axis.errorbar(at, means, errors, capsize=2, markersize=4, linewidth=1.2, **style)
 
 
 def translation_sweep(panels: Mapping[str, Mapping[str, float]], ks: Sequence[int]) -> "Figure":

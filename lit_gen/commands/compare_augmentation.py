@@ -93,7 +93,7 @@ def _report(cfg: DictConfig, config: dict[str, Any], study: Study, out: Path) ->
         "environment": environment(),
     }
     write_json(out / "results.json", result)
-    figure = save(augmentation_arms(result["overall"], result["by_shots"], result["made"]), out / "arms.png")
+    figure = save(augmentation_arms(result["by_shots"], result["made"]), out / "arms.png")
     columns, rows = _rows(result, arms, config["shots"])
     logger = wandb(str(out), name=cfg.name, mode=cfg.wandb)
     try:

@@ -58,26 +58,27 @@ def _costs(records: Records, arm: str) -> dict[str, float]:
     return {name: round(sum(values) / len(cells), 2) for name, values in found.items()}
 
 
-def _made_curve(records: Records, arm: str, shots: int) -> dict[str, Any]:
-    """Number of made images a class -> the paired difference to what the arm has with all of them."""
-    found: dict[str, list[float]] = {}
+def _by_number_made(records: Records, arm: str, shots: Sequence[int]) -> dict[str, Any]:
+    """Number of made images a class -> the paired difference from none, with so many and, last, with all."""
+    none = _scores(records, "none", shots)
+    found: dict[str, dict[Cell, dict[str, Any]]] = {}
     for cell, record in records.items():
-        if cell.arm == arm and cell.shots == shots:
-            for n, value in record["curve"].items():
-                found.setdefault(n, []).append(value)
-    return {n: estimate(values) for n, values in found.items()}
+        if cell.arm == arm and record["made_a_class"]:
+            everything = {str(record["made_a_class"]): record["accuracy"]}
+            for n, value in (record["curve"] | everything).items():
+                found.setdefault(n, {})[cell] = {"accuracy": value}
+    curves = {n: paired(_scores(some, arm, shots), none) for n, some in found.items()}
+    return {n: curve for n, curve in sorted(curves.items(), key=lambda item: int(item[0])) if curve}
 
 
 def summarize(records: Records, arms: Sequence[str], shots: Sequence[int]) -> dict[str, Any]:
-    """`by_shots` and `overall`: see the function `overall`; `seconds` of a cell by arm and phase; `made`:
-    arm -> shots -> number of made images a class -> accuracy."""
+    """`by_shots` and `overall`: see the function `overall`; `seconds` of a cell by arm and phase;
+    `made`: arm -> number of made images a class -> its difference from none, the mean over `shots`."""
     return {
         "overall": overall(records, arms, shots),
         "by_shots": {str(n): overall(records, arms, [n]) for n in shots},
         "seconds": {arm: _costs(records, arm) for arm in arms},
-        "made": {
-            arm: {str(n): curve for n in shots if (curve := _made_curve(records, arm, n))} for arm in arms
-        },
+        "made": {arm: curve for arm in arms if (curve := _by_number_made(records, arm, shots))},
         "chosen": {
             arm: {str(cell): record["setting"] for cell, record in records.items() if cell.arm == arm}
             for arm in arms

@@ -168,7 +168,8 @@ class Study:
         record: dict[str, Any] = {"arm": cell.arm, "shots": cell.shots, "seed": cell.seed, "accuracy": score}
         record |= {"setting": treatment.setting, "index": index, "candidates": candidates}
         record["validation"] = candidates[index][1] if candidates else None
-        record["made"] = len(treatment.made) if treatment.made is not None else 0
+        is_copy = treatment.made is None or treatment.made is task.train
+        record["made_a_class"] = 0 if is_copy else len(treatment.made or ()) // task.classes
         record["curve"] = self._curve(task, treatment, cell.seed)
         record["seconds"] = {name: round(value, 3) for name, value in spent.items()}
         record["phases"] = {name: round(value, 3) for name, value in treatment.cost.items()}

@@ -220,7 +220,7 @@ def test_the_union_is_of_the_two_best_and_keeps_what_they_gave(tmp_path):
     calls = len(spy.seen)
     record = this.records()[cells[-1]]
     assert set(record["setting"].split(" + ")) == {"inverted", "spy"} and len(spy.seen) == calls
-    assert record["made"] == 8
+    assert record["made_a_class"] == 4
     treatment = this._union(cells[-1])
     assert treatment.augmentation.sub_policies == invert.sub_policies
     assert torch.equal(treatment.made.images, this.source.task(4, 0).train.images)
@@ -280,7 +280,7 @@ def test_differences_are_paired_by_seed():
         for shots, gain in ((1, 0.0), (5, 0.1)):
             for arm, more in (("none", 0.0), ("b", 0.1)):
                 record = {"accuracy": base + gain + more, "seconds": {"arm": 2.0}, "phases": {}}
-                records[Cell(arm, shots, seed)] = record | {"curve": {}, "setting": ""}
+                records[Cell(arm, shots, seed)] = record | {"curve": {}, "made_a_class": 0, "setting": ""}
     found = overall(records, ["none", "b"], [1, 5])
     assert found["b"]["accuracy"]["mean"] == pytest.approx(0.65)
     assert found["b"]["accuracy"]["se"] == pytest.approx(0.3 / 3**0.5)
