@@ -45,14 +45,19 @@ def transform_boxes(boxes: ndarray, t: Sequence[float], h: int, w: int) -> tuple
     """
     a, b, e, c, d, f = t
     det = a * d - b * c
-    x = boxes[:, (0, 2, 0, 2)] - (0.5 + e)
-    y = boxes[:, (1, 1, 3, 3)] - (0.5 + f)
-    out = np.stack([x * (d / det) - y * (b / det), y * (a / det) - x * (c / det)]) + 0.5  # (2, N, 4)
-    low, high = out.min(2), out.max(2)
-    size = np.array([[w], [h]], np.float64)
-    low_in, high_in = low.clip(0, size), high.clip(0, size)
-    left = (high_in - low_in).prod(0) / np.maximum((high - low).prod(0), 1e-12)
-    return np.concatenate([low_in, high_in]).T, left
+    x, y = boxes[:, ::2] - (0.5 + e), boxes[:, 1::2] - (0.5 + f)
+    out = np.empty((2, 2, len(boxes)))  # (x, y), (low, high): sums of the terms' own extremes
+    for k, (u, v) in enumerate(((d / det, -b / det), (-c / det, a / det))):
+        np.add((x * u)[:, :: _order(u)], (y * v)[:, :: _order(v)], out=out[k].T)
+    out += 0.5
+    inner = out.clip(0, np.array([[[w]], [[h]]], np.float64))
+    sides, sides_in = out[:, 1] - out[:, 0], inner[:, 1] - inner[:, 0]
+    left = sides_in[0] * sides_in[1] / np.maximum(sides[0] * sides[1], 1e-12)
+    return inner.transpose(2, 1, 0).reshape(-1, 4), left
+
+
+def _order(factor: float) -> int:
+    return 1 if factor >= 0 else -1
 
 
 def transform_points(points: ndarray, t: Sequence[float], h: int, w: int) -> ndarray:

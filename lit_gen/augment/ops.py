@@ -14,6 +14,7 @@ import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -203,12 +204,16 @@ class WarpOp(CropOp):
         return m if self.length is None else [self.length(v, size[self.axis], max(size)) for v in m]
 
     def pixels(self, images: Tensor, records: Sequence[Record], fill: int, size: tuple[int, int]) -> Tensor:
-        return warps.warp(images, self.maps(self._arguments(records, size), *images.shape[-2:]), fill)
+        return warps.warp(images, self._maps(self._arguments(records, size), *images.shape[-2:]), fill)
+
+    def _maps(self, m: Sequence[float], h: int, w: int) -> ndarray:
+        """(n, 6)."""
+        return _map(self.maps, m[0], h, w) if len(m) == 1 else self.maps(m, h, w)
 
     def run(self, batch: Batch, records: Sequence[Record], fill: int) -> Batch:
         h, w = batch.images.shape[-2:]
         m = self._arguments(records, (h, w))
-        t = self.maps(m, h, w)
+        t = self._maps(m, h, w)
         out = batch.with_images(warps.warp(batch.images, t, fill))
         if batch.boxes is not None and self.official is not None:
             out.boxes = [self.official(b, v, h, w) for b, v in zip(batch.boxes, m, strict=True)]
@@ -229,9 +234,17 @@ class WarpOp(CropOp):
     @staticmethod
     def _move(boxes: ndarray, t: list[float], h: int, w: int) -> tuple[ndarray, ndarray]:
         ok = box_maps.usable(boxes, h, w)  # padding rows and degenerate boxes pass through
+        if ok.all():
+            return box_maps.transform_boxes(boxes, t, h, w)
         moved, left = boxes.copy(), np.zeros(len(boxes))
         moved[ok], left[ok] = box_maps.transform_boxes(boxes[ok], t, h, w)
         return moved, left
+
+
+@lru_cache(maxsize=256)
+def _map(maps: Callable[[Sequence[float], int, int], ndarray], m: float, h: int, w: int) -> ndarray:
+    """`maps([m], h, w)`: a policy has few of them."""
+    return maps([m], h, w)
 
 
 def _fill(image: Tensor, cy: int, cx: int, half_h: int, half_w: int, fill: int) -> None:

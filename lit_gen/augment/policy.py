@@ -213,6 +213,8 @@ class Augmentation(ABC):
 
     def _run_step(self, batch: Batch, step: dict[int, Record], partners: Tensor | None) -> None:
         """One op for every image that has one left."""
+        if len(batch.images) == 1 and not isinstance(op := self._op(step[0]["op"]), PairOp):
+            return batch.put([0], op.run(batch, [step[0]], self.fill))
         groups: dict[str, list[int]] = {}
         for i, record in step.items():
             groups.setdefault(record["op"], []).append(i)
