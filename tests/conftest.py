@@ -79,7 +79,7 @@ def tiny() -> list[str]:
     return list(TINY)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def compose() -> Callable:
     """`compose(*overrides) -> cfg` of the entry point `train` (or `config_name=`), as on its command line."""
     from omegaconf import OmegaConf
@@ -106,7 +106,7 @@ def _composed(config_name: str, overrides: tuple[str, ...]):
         return hydra.compose(config_name, list(overrides))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def fit(compose, tiny) -> Callable:
     """`fit(folder, *overrides) -> Experiment`: trains the tiny experiment here, with the CSV logger alone."""
     from omegaconf import OmegaConf
@@ -140,7 +140,7 @@ def _rank(body: Callable, args: tuple, rank: int, world: int, folder, store: str
 
     torch.set_num_threads(1)
     try:
-        store, timeout = f"file://{folder}/{store}", timedelta(seconds=60)
+        store, timeout = f"file://{folder}/{store}", timedelta(seconds=1800)
         dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=timeout)
         dist.barrier()  # a rank that is done at once would leave while others are still connecting
         answer = body(*args)
@@ -167,7 +167,7 @@ def on_ranks(tmp_path):
         for process in processes:
             process.start()
         for process in processes:
-            process.join(120)
+            process.join(1800)
         for process in processes:
             process.kill()
         answers = [torch.load(tmp_path / f"answer{r}.pt", weights_only=False) for r in range(world)]

@@ -38,7 +38,7 @@ def run(tmp_path_factory, tiny):
     given = [*tiny, "trainer=cpu", "logger.wandb.mode=offline", "logger.wandb.checkpoints=true"]
     given += ["callbacks.quality.final_images=96"]
     command = [sys.executable, "-m", "lit_gen.train", f"hydra.run.dir={folder}", *given]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -46,7 +46,7 @@ def run(tmp_path_factory, tiny):
 def inspected(run):
     file = next(run.glob("wandb/offline-run-*/*.wandb"))
     tool = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json", str(file)]
-    out = subprocess.run(tool, capture_output=True, text=True, timeout=60).stdout
+    out = subprocess.run(tool, capture_output=True, text=True, timeout=1800).stdout
     return [json.loads(line) for line in out.splitlines() if line.startswith("{")]
 
 

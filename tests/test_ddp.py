@@ -20,7 +20,7 @@ def command(*arguments):
 
 
 def launch(*arguments):
-    done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -151,7 +151,7 @@ def test_a_failing_trial_does_not_end_the_sweep(tmp_path, tiny):
     tiny = [o for o in tiny if not o.startswith("data.batch_size")]
     options = ["-m", "data.batch_size=5000,64", f"hydra.sweep.dir={tmp_path}", *tiny, "trainer.max_steps=2"]
     sweep = command(*options, "trainer=cpu", "logger=csv")
-    done = subprocess.run(sweep, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(sweep, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 1
     assert "exit code 2" in done.stderr and "output.log" in done.stderr
     assert "1437 images" in (tmp_path / "0" / "output.log").read_text()

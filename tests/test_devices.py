@@ -169,7 +169,7 @@ def call(tmp_path, arguments, **more):
         env=environment(tmp_path, **more),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1800,
     )
 
 
@@ -318,7 +318,7 @@ def alive(pid):
         return False
 
 
-def wait_for(condition, seconds=120):
+def wait_for(condition, seconds=1800):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

@@ -57,7 +57,7 @@ def records(folder):
         [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json", str(file)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=1800,
     )
     return [json.loads(line) for line in out.stdout.splitlines() if line.startswith("{")]
 

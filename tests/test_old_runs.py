@@ -50,7 +50,7 @@ def test_it_is_evaluated_by_the_extractor_that_it_was_trained_with(old, compose)
 def test_it_resumes(old):
     command = [sys.executable, "-m", "lit_gen.train", f"resume={old}", "trainer.max_steps=6"]
     command += ["callbacks.quality.final_images=32", f"logger.csv.save_dir={old}"]
-    done = run(command, capture_output=True, text=True, timeout=300)
+    done = run(command, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr
     losses = runs.history(old)["train/loss"]
     assert sorted(losses) == [1, 2, 3, 4, 5, 6]

@@ -103,7 +103,7 @@ def test_sheets_go_to_wandb(compose, tmp_path):
     previewing.preview(cfg, tmp_path)
     file = next(tmp_path.glob("wandb/offline-run-*/*.wandb"))
     tool = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json", str(file)]
-    text = subprocess.run(tool, capture_output=True, text=True, timeout=60).stdout
+    text = subprocess.run(tool, capture_output=True, text=True, timeout=1800).stdout
     assert "preview/policy_0" in text and "preview/training_batch" in text
     media = [p.name for p in tmp_path.glob("wandb/offline-run-*/files/media/images/preview/*.png")]
     assert len([n for n in media if n.startswith("policy_0")]) == 1

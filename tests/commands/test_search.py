@@ -264,7 +264,7 @@ def logged(folder):
     """Name -> its values, of an offline W&B run."""
     file = next(folder.glob("wandb/offline-run-*/*.wandb"))
     tool = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json", str(file)]
-    out = subprocess.run(tool, capture_output=True, text=True, timeout=60).stdout
+    out = subprocess.run(tool, capture_output=True, text=True, timeout=1800).stdout
     names: dict[str, list] = {}
     for line in out.splitlines():
         record = json.loads(line) if line.startswith("{") else {}
@@ -308,8 +308,8 @@ def test_two_commands_share_a_search(tmp_path):
         [*common, storage, f"out={tmp_path}/together"], stdout=subprocess.PIPE, text=True
     )
     joined = [*common, storage, "worker=true", f"out={tmp_path}/helper"]
-    second = subprocess.run(joined, capture_output=True, text=True, timeout=300)
-    assert first.wait(timeout=300) == 0 and second.returncode == 0, second.stderr
+    second = subprocess.run(joined, capture_output=True, text=True, timeout=1800)
+    assert first.wait(timeout=1800) == 0 and second.returncode == 0, second.stderr
     assert "every child model is trained" in second.stdout and not (tmp_path / "helper").exists()
     subprocess.run([*common, f"storage={tmp_path}/alone.journal", f"out={tmp_path}/alone"], check=True)
     assert sorted(trials(tmp_path / "together")) == trials(tmp_path / "alone")

@@ -82,7 +82,7 @@ def test_forked_readers_do_not_disturb_one_another(archive):
     for child in children:
         child.start()
     assert all(store.read(n) == FILES[n] for _ in range(200) for n in store.names)
-    assert [queue.get(timeout=30) for _ in children] == [True] * 3
+    assert [queue.get(timeout=1800) for _ in children] == [True] * 3
     for child in children:
         child.join()
 

@@ -309,7 +309,7 @@ def test_processes_share_a_cache(shards, tmp_path):
     ranks = [fork.Process(target=_reads, args=(url, cache, rank, results)) for rank in (0, 1)]
     for rank in ranks:
         rank.start()
-    found = dict(results.get(timeout=60) for _ in ranks)
+    found = dict(results.get(timeout=1800) for _ in ranks)
     for rank in ranks:
         rank.join()
     whole = iter(KeyedBatches(360, 24, order=Windows(104, 2)))

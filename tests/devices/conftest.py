@@ -261,6 +261,8 @@ def abstract_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[AbstractCuda]:
     from lit_gen import rng
 
     torch._C._ensureCUDADeviceGuardSet()
+    there = torch.cuda.is_available()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)  # asked at every operation, at a file each
     monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: None)  # of a generator on the host
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state: None)

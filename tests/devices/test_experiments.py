@@ -2,7 +2,7 @@
 the host must not wait after the second.
 
 Each recipe has its optimizer, clipping, average, augmentation and data transforms; its networks are made
-narrow, and synthetic images stand in for its data.
+narrow and shallow, and synthetic images stand in for its data.
 """
 
 import pytest
@@ -41,7 +41,7 @@ LARGE = (  # of images or depth; smaller ones have the same kinds of layers, ste
 )
 EVALUATIONS = ("quality", "grid", "translations", "validation")
 NARROW = {
-    "net": {"base_channels": 16, "width": 16},
+    "net": {"base_channels": 16, "width": 16, "num_blocks": 1},
     "generator": {"width": 4, "code_size": 8, "mlp_width": 16},
     "discriminator": {"width": 4, "max_width": 16},
 }
@@ -136,6 +136,8 @@ def narrow(model: DictConfig) -> None:
     for part, widths in NARROW.items():
         for option in widths.keys() & (model.get(part) or {}).keys():
             model[part][option] = widths[option]
+    if model.get("net") and model.net._target_.endswith(("DiT", "UViT")):
+        model.net.depth = 2
 
 
 def synthesize(data: DictConfig) -> None:

@@ -33,7 +33,7 @@ def batch(cuda, **more):
     return cuda.put(Batch(images[0], labels[0], images[1], labels[1], **more))
 
 
-def trained_without_waiting(cuda, networks, data, objective, micro_batches=1, bf16=True):
+def trained_without_waiting(cuda, networks, data, objective, micro_batches=1, bf16=True, steps=1):
     generator, discriminator = networks
     optimizers = {
         "generator": torch.optim.RMSprop(generator.parameters(), lr=1e-3),
@@ -44,7 +44,7 @@ def trained_without_waiting(cuda, networks, data, objective, micro_batches=1, bf
         optimizers[which].step()
         optimizers[which].zero_grad()
 
-    for _ in range(2):
+    for _ in range(2 if cuda.real else steps):
         with cuda.counting() as waits:
             draws = objective.draw(B, None, cuda.device)
             with cuda.autocast() if bf16 else nullcontext():
@@ -65,7 +65,8 @@ def trained_without_waiting(cuda, networks, data, objective, micro_batches=1, bf
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_step(cuda, networks, name):
-    trained_without_waiting(cuda, networks, batch(cuda), OBJECTIVES[name])
+    twice = 2 if name == "gradient penalty" else 1  # the second finds what the optimizers keep
+    trained_without_waiting(cuda, networks, batch(cuda), OBJECTIVES[name], steps=twice)
 
 
 @pytest.mark.slow

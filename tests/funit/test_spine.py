@@ -112,7 +112,7 @@ def test_two_processes_equal_one_through_the_spine(fit_glyphs, tiny_glyphs, tmp_
     fit_glyphs(tmp_path / "one", *sgd)
     ddp = ["trainer=ddp_cpu" if option == "trainer=cpu" else option for option in tiny_glyphs]
     command = [sys.executable, "-m", "lit_gen.train", *ddp, *sgd, f"hydra.run.dir={tmp_path / 'two'}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout + done.stderr
     for key, value in state(tmp_path / "one")["state_dict"].items():
         torch.testing.assert_close(state(tmp_path / "two")["state_dict"][key], value, rtol=1e-4, atol=1e-6)

@@ -23,7 +23,7 @@ def said(folder: Path) -> str:
     return folder.with_suffix(".log").read_text()
 
 
-def wait_for(what, seconds: float = 300.0, process: subprocess.Popen | None = None):
+def wait_for(what, seconds: float = 1800.0, process: subprocess.Popen | None = None):
     """The first true value of `what()`."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

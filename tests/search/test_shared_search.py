@@ -86,7 +86,7 @@ def test_processes_share_the_trials(tmp_path, kind):
     processes = [start(storage, 0.2, 20, "random") for _ in range(3)]
     for process in processes:
         go(process)
-    assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
+    assert [process.wait(timeout=1800) for process in processes] == [0, 0, 0]
     trials = run_shared(SPACE, synthetic(), 20, storage=storage, random=True, seed=5).trials
     assert len(trials) == 20
     owners = {tuple(t.user_attrs["owner"]) for t in open_study(storage, "search", "maximize").get_trials()}
@@ -113,7 +113,7 @@ def test_the_trial_of_a_killed_process_is_done_by_another(tmp_path):
     assert other.poll() is None  # it waits for the fifth
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    assert other.wait(timeout=60) == 0
+    assert other.wait(timeout=1800) == 0
     states = [t.state.name for t in study.get_trials()]
     assert sorted(states) == ["COMPLETE"] * 5 + ["FAIL"] and states[0] == "FAIL"
 

@@ -31,7 +31,7 @@ def test_a_trial_knows_nothing_of_the_ranks_around_it(tmp_path, monkeypatch):
 def test_submitit_runs_trials_of_two_ranks(tmp_path, tiny):
     command = [sys.executable, "-m", "lit_gen.train", "-m", "hydra/launcher=submitit_local", "seed=1,2"]
     options = [f"hydra.sweep.dir={tmp_path}", "trainer=ddp_cpu", *tiny, "trainer.max_steps=2", "logger=csv"]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=600)
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr
     for number, seed in enumerate((1, 2)):
         folder = tmp_path / str(number)
@@ -44,6 +44,6 @@ def test_submitit_runs_trials_of_two_ranks(tmp_path, tiny):
 def test_the_slurm_launcher_composes():
     command = [sys.executable, "-m", "lit_gen.train", "hydra/launcher=submitit_slurm"]
     options = ["hydra.launcher.gpus_per_node=8", "--cfg", "hydra", "-p", "hydra.launcher"]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr
     assert "gpus_per_node: 8" in done.stdout and "tasks_per_node: 1" in done.stdout

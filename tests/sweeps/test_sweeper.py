@@ -53,7 +53,7 @@ def test_a_sweep_killed_while_a_trial_trains_goes_on_with_it(tmp_path, tiny):
         "model.optimizer.lr=tag(log,interval(1e-4,1e-2))",
     )
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 1800
     while not (folder / "1" / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     import os
@@ -62,7 +62,7 @@ def test_a_sweep_killed_while_a_trial_trains_goes_on_with_it(tmp_path, tiny):
     process.wait()
     assert not (folder / "1" / "summary.json").exists()
     lr = runs.saved_config(folder / "1").model.optimizer.lr
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr
     assert "resumed from" in (folder / "1" / "output.log").read_text()
     record = json.loads((folder / "sweep.json").read_text())
@@ -94,7 +94,7 @@ def test_a_hopeless_trial_is_stopped_and_a_wrong_one_recorded(tmp_path, tiny):
         "+hydra.sweeper.pruner.upper=0.0",
         "data.batch_size=32,5000",
     )
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=1800)
     record = json.loads((folder / "sweep.json").read_text())
     states = {t["params"]["data.batch_size"]: t for t in record["trials"]}
     assert states["32"]["state"] == "pruned" and states["32"]["intermediate"]

@@ -86,7 +86,7 @@ def test_a_command_line_runs(tmp_path, tiny):
         "callbacks.quality.every=2",
         f"hydra.run.dir={tmp_path}/run",
     ]
-    done = subprocess.run([*line, *cheap, *more], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*line, *cheap, *more], capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout + done.stderr
     config = runs.saved_config(tmp_path / "run")
     assert config.model.optimizer.lr == sweep["parameters"]["model.optimizer.lr"]["max"]
