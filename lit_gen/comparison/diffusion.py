@@ -1,7 +1,6 @@
 """Arms of a score model that is trained on the labelled images: its samples, and restorations.
 
 The model is a small class-conditional EDM (Karras et al. 2022, https://arxiv.org/abs/2206.00364), trained
-with non-leaking augmentation (its Appendix F.2), without which a model of so few images repeats them, and
 with dropped labels, for classifier-free guidance (Ho & Salimans 2022, https://arxiv.org/abs/2207.12598).
 """
 
@@ -57,19 +56,20 @@ class ScoreTraining:
 
     The network sees images of 16 pixels and more as squares of 2 x 2, and halves them until a side is odd or
     of 4; its widths are `base_channels`, then twice that. The noise levels of training are log-normal:
-    `P_mean` is far above EDM's -1.2, because what a sample shows is decided at high noise, and a short
-    training learns that first or never. `augment` moves images by what the network is told of. `pretraining`
-    is the number of steps, before all others, on images of other classes or typefaces without their labels,
-    if the arm has them.
+    `P_mean` and `P_std` are above EDM's -1.2 and 1.2, because what a sample shows is decided at high noise,
+    and a short training learns that first or never. `augment` moves images, which the network is told of
+    (EDM's Appendix F.2): it keeps a long training from repeating its images. `pretraining` is the number of
+    steps, before all others, on images of other classes or typefaces without their labels, if the arm has
+    them.
     """
 
-    steps: int = 400
+    steps: int = 500
     batch_size: int = 32
     base_channels: int = 16
     learning_rate: float = 6e-3
     label_dropout: float = 0.1
-    P_mean: float = 1.0
-    P_std: float = 1.5
+    P_mean: float = 0.0
+    P_std: float = 1.8
     augment: ConditionalAugment | None = None
     pretraining: int = 0
 

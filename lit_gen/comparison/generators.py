@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lit_gen.comparison.task import seconds
 from lit_gen.errors import ConfigError
+from lit_gen.images import grid
 from lit_gen.metrics.reference import cache_folder, load_tensors, save_tensors
 from lit_gen.rng import key
 from lit_gen.search import Labelled
@@ -74,3 +75,15 @@ def in_turn(labels: Tensor, classes: int, count: int) -> Tensor:
     if empty := [c for c, rows in enumerate(members) if not len(rows)]:
         raise ConfigError(f"Class {empty[0]} has no labelled image.")
     return torch.stack([rows.repeat(-(-count // len(rows)))[:count] for rows in members], 1).flatten()
+
+
+def sheet(train: Labelled, made: Labelled, columns: tuple[int, int] = (4, 12)) -> Tensor:
+    """A picture uint8 (3, H', W'), a row for each class of which images were made: its first labelled images,
+    and its first made ones, over again where there are fewer; `columns` of each."""
+    rows = []
+    for label in made.labels.unique():
+        both = [data.images[data.labels == label] for data in (train, made)]
+        if len(both[0]):
+            some = [x[torch.arange(n, device=x.device) % len(x)] for x, n in zip(both, columns, strict=True)]
+            rows += [some[0], torch.full_like(some[0][:1], 128), some[1]]
+    return grid(torch.cat(rows), sum(columns) + 1, scale=2)

@@ -21,8 +21,10 @@ from torch import Tensor
 
 from lit_gen.augment import Policy
 from lit_gen.comparison.arms import united
+from lit_gen.comparison.generators import sheet
 from lit_gen.comparison.task import Arm, Source, Task, Treatment, seconds
 from lit_gen.errors import ConfigError
+from lit_gen.images import save_png
 from lit_gen.rng import key, keyed_generator
 from lit_gen.search import Labelled
 from lit_gen.search.density import stratified_split
@@ -210,7 +212,7 @@ class Study:
         return {str(n): self._score(task.train, each, task.test, seed) for n, each in fewer.items()}
 
     def _treatment(self, cell: Cell, arm: Arm, task: Task, index: int) -> Treatment:
-        """The candidate made from all labelled images, also into `treatments/`; from there if it is there."""
+        """The candidate made from all labelled images, also into `treatments/`, with a picture in `made/`."""
         candidates = arm.treatments(task.train, task.classes, cell.seed, self._other(arm, task))
         treatment = next(islice(candidates, index, None))
         if treatment.augmentation is None or isinstance(treatment.augmentation, Policy):
@@ -218,6 +220,8 @@ class Study:
             part = file.with_suffix(".part")
             torch.save(_plain(treatment), part)
             part.replace(file)
+        if treatment.made is not None:
+            save_png(sheet(task.train, treatment.made), self.out / "made" / f"{cell}.png")
         return treatment
 
     def _file(self, cell: Cell) -> Path:

@@ -33,15 +33,17 @@ class FUNITTraining:
     """How FUNIT is trained on few small images: Adam, whose rate warms up and falls to 5 %, and an average
     of the generator's weights with `ema_decay`, which translates.
 
-    Contents are coded at 4 or 8 positions a side, so that networks are as deep as the images are large. In
-    the reconstruction the class comes from another image of the content's class; `content_augment`, a
-    transform of uint8 (C, H, W), is what the content encoder sees images through (both: docs/funit.md).
+    The networks are as deep as the images are large; contents are coded at `positions` a side or a few more,
+    and the fewer, the more of what is shown must come from the class. In the reconstruction the class comes
+    from another image of the content's class; `content_augment`, a transform of uint8 (C, H, W), is what the
+    content encoder sees images through (both: docs/funit.md).
     """
 
     steps: int = 800
     batch_size: int = 16
     width: int = 16
     code_size: int = 32
+    positions: int = 4
     learning_rate: float = 5e-4  # of the discriminator twice that
     ema_decay: float = 0.99
     reconstruction: float = 10.0  # weights of the objective, see `lit_gen.funit.step.Objective`
@@ -52,25 +54,24 @@ class FUNITTraining:
     content_augment: Transform | None = None
 
     def __post_init__(self):
-        if min(self.steps, self.batch_size, self.width, self.code_size) < 1:
+        if min(self.steps, self.batch_size, self.width, self.code_size, self.positions) < 1:
             raise ConfigError(
-                f"training: steps={self.steps}, batch_size={self.batch_size}, width={self.width}, and "
-                f"code_size={self.code_size} must be at least 1."
+                f"training: steps={self.steps}, batch_size={self.batch_size}, width={self.width}, "
+                f"code_size={self.code_size}, and positions={self.positions} must be at least 1."
             )
 
     def generator(self, data: Labelled, seed: int) -> tuple[FewShotGenerator, float, float]:
         """The generator that translates among the classes of `data`; seconds that its training took here,
         and before (`trained`)."""
         device, (_, channels, *sides) = data.images.device, data.images.shape
-        downs = 1
-        while min(sides) >= 2 ** (downs + 4):
-            downs += 1
+        levels = max(1, (min(sides) // 4).bit_length() - 1)
+        downs = max(0, (min(sides) // self.positions).bit_length() - 1)
         size = {"channels": channels, "width": self.width}
         with random_numbers(device, "funit", seed):
             generator = FewShotGenerator(
-                **size, code_size=self.code_size, content_downs=downs, class_downs=downs + 1, mlp_width=64
+                **size, code_size=self.code_size, content_downs=downs, class_downs=levels, mlp_width=64
             ).to(device)
-            classes, depth = int(data.labels.max()) + 1, 2 * (downs + 1)
+            classes, depth = int(data.labels.max()) + 1, 2 * max(levels, 2)
             discriminator = PatchDiscriminator(classes, **size, num_res_blocks=depth, max_width=128)
         learn = partial(self._train, generator, discriminator.to(device), data, seed)
         seen = f"{type(self.content_augment).__name__} {vars(self.content_augment or self)}"

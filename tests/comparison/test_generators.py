@@ -6,13 +6,13 @@ import torch
 from lit_gen.augment.conditional import ConditionalAugment
 from lit_gen.comparison import FUNITTraining, Restored, Sampled, ScoreTraining, Translated, translations
 from lit_gen.comparison.diffusion import masks_of
-from lit_gen.comparison.generators import in_turn
+from lit_gen.comparison.generators import in_turn, sheet
 from lit_gen.errors import ConfigError
 from lit_gen.images import to_uint8
 from lit_gen.rng import keyed_generator
 from lit_gen.search import Labelled
 
-SCORE = ScoreTraining(steps=50, batch_size=16, base_channels=8, P_mean=0.0)
+SCORE = ScoreTraining(steps=50, batch_size=16, base_channels=8)
 FUNIT = FUNITTraining(steps=3, batch_size=4, width=4)
 AUGMENT = ConditionalAugment(p=0.3, xflip=0, yflip=0)
 
@@ -166,3 +166,14 @@ def test_options_out_of_range_are_refused():
         Translated(FUNIT, keeps="content")
     with pytest.raises(ConfigError, match="keeps"):
         Translated(FUNIT, keeps="style")
+
+
+def test_a_sheet_has_a_row_for_each_class():
+    train, made = sides(8, 4), sides(40, 4, seed=1)
+    picture = sheet(train, made, (3, 5))
+    assert picture.shape == (3, 4 * 17 + 1, 9 * 17 + 1)
+    cells = picture[0, 1:, 1:].unfold(0, 16, 17).unfold(1, 16, 17)[..., ::2, ::2]
+    for row in range(4):
+        of_class = [data.images[data.labels == row, 0] for data in (train, made)]
+        assert torch.equal(cells[row, :3], of_class[0][[0, 1, 0]])
+        assert torch.equal(cells[row, 4:], of_class[1][:5])
