@@ -66,14 +66,23 @@ class FUNITTraining:
         device, (_, channels, *sides) = data.images.device, data.images.shape
         levels = max(1, (min(sides) // 4).bit_length() - 1)
         downs = max(0, (min(sides) // self.positions).bit_length() - 1)
-        size = {"channels": channels, "width": self.width}
         with random_numbers(device, "funit", seed):
             generator = FewShotGenerator(
-                **size, code_size=self.code_size, content_downs=downs, class_downs=levels, mlp_width=64
+                channels=channels,
+                width=self.width,
+                code_size=self.code_size,
+                content_downs=downs,
+                class_downs=levels,
+                mlp_width=64,
             ).to(device)
-            classes, depth = int(data.labels.max()) + 1, 2 * max(levels, 2)
-            discriminator = PatchDiscriminator(classes, **size, num_res_blocks=depth, max_width=128)
-        learn = partial(self._train, generator, discriminator.to(device), data, seed)
+            discriminator = PatchDiscriminator(
+                num_classes=int(data.labels.max()) + 1,
+                channels=channels,
+                width=self.width,
+                num_res_blocks=2 * max(levels, 2),
+                max_width=128,
+            ).to(device)
+        learn = partial(self._train, generator, discriminator, data, seed)
         seen = f"{type(self.content_augment).__name__} {vars(self.content_augment or self)}"
         depends = repr(replace(self, content_augment=None)), seen, digest(data), seed
         spent, borrowed = trained(generator, learn, device, *depends)
