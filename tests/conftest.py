@@ -3,6 +3,7 @@
 import copy
 import multiprocessing
 import os
+import sys
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -130,6 +131,24 @@ def fit(compose, tiny) -> Callable:
             experiment.module, datamodule=experiment.data, ckpt_path=checkpoint, weights_only=True
         )
         return experiment
+
+    return run
+
+
+@pytest.fixture
+def command(monkeypatch, capfd, tmp_path):
+    """`command(main, *arguments) -> (exit code, stdout, stderr)`, run in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(main, *arguments):
+        monkeypatch.setattr(sys, "argv", [main.__module__, *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+        out, err = capfd.readouterr()
+        return code, out, err
 
     return run
 

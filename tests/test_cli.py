@@ -16,25 +16,6 @@ from lit_gen import checkpoints, runs, train
 from lit_gen.__main__ import COMMANDS
 from lit_gen.commands import evaluate, sample
 
-
-@pytest.fixture
-def command(monkeypatch, capfd, tmp_path):
-    """`command(main, *arguments) -> (exit code, stdout, stderr)`, run in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(main, *arguments):
-        monkeypatch.setattr(sys, "argv", [main.__module__, *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code or 0
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return run
-
-
 MISTAKES = {
     "experiment=nope": "Available options in 'experiment':",
     "data=nope": "Available options in 'data':",

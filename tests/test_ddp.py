@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loops import training_epoch_loop
 from PIL import Image
+from ranks import trained
 
 from lit_gen import checkpoints, runs
 
@@ -35,12 +37,11 @@ def logged_once(folder):
     return len(lines) == len({line.split(",")[0] for line in lines}) > 0
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory, tiny):
-    """The tiny experiment by two gloo processes from the command line, 20 steps, saved at 10 and 20."""
-    folder = tmp_path_factory.mktemp("ddp") / "two"
-    options = [*tiny, *RANDOM, "callbacks.checkpoint.every=10", "logger=csv"]
-    launch(f"hydra.run.dir={folder}", "trainer=ddp_cpu", *options)
+@pytest.fixture
+def two(on_ranks, compose, tiny, tmp_path):
+    """The tiny experiment by two gloo processes, 20 steps, saved at 10 and 20."""
+    folder, by = tmp_path / "two", ["trainer=ddp_cpu", "logger=csv"]
+    on_ranks(2, partial(trained, compose, folder, *tiny, *RANDOM, "callbacks.checkpoint.every=10", by=by))
     return folder
 
 

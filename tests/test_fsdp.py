@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import ranks
 import torch
 from PIL import Image
 from torch import distributed as dist
@@ -37,22 +38,7 @@ SHORT += ["callbacks.quality.every=6", "callbacks.grid.every=6", "callbacks.qual
 SHORT += ["data.batch_size=126"]  # by two and by three
 
 
-def trained(compose, folder, *options, by=FSDP, resume=False):
-    """Trains in this process, one of those of `on_ranks`, as torchrun would have started it."""
-    from lit_gen.commands import train as training
-
-    world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
-    if dist.is_initialized():
-        names = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK", "GROUP_RANK", "GROUP_WORLD_SIZE")
-        os.environ |= dict(zip(names, map(str, (world, world, rank, rank, 0, 1)), strict=True))
-        os.environ |= {"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
-        by = [*by, f"trainer.devices={world}"]
-    overrides = [f"resume={folder}"] if resume else []
-    cfg = compose(*by, *overrides, f"logger.csv.save_dir={folder}", *options)
-    changes = []
-    if resume:
-        changes = [f"trainer.devices={world}"] + ["trainer.strategy=auto"] * (not dist.is_initialized())
-    training.train(cfg, folder, changes, main=rank == 0)
+trained = partial(ranks.trained, by=FSDP)
 
 
 def state(folder, name="last"):

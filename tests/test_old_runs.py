@@ -5,14 +5,12 @@ steps; `expected_images.npz` holds the images 0 to 3 of seed 0 that the code of 
 """
 
 import shutil
-import sys
 from pathlib import Path
-from subprocess import run
 
 import numpy as np
 import pytest
 
-from lit_gen import models, runs
+from lit_gen import models, runs, train
 from lit_gen.commands.evaluate import evaluate
 
 OLD = Path(__file__).parent / "fixtures" / "run_2026_11"
@@ -47,10 +45,9 @@ def test_it_is_evaluated_by_the_extractor_that_it_was_trained_with(old, compose)
     assert runs.saved_config(old).metrics.objective == "fd"
 
 
-def test_it_resumes(old):
-    command = [sys.executable, "-m", "lit_gen.train", f"resume={old}", "trainer.max_steps=6"]
-    command += ["callbacks.quality.final_images=32", f"logger.csv.save_dir={old}"]
-    done = run(command, capture_output=True, text=True, timeout=1800)
-    assert done.returncode == 0, done.stderr
+def test_it_resumes(old, command):
+    changes = ["trainer.max_steps=6", "callbacks.quality.final_images=32", f"logger.csv.save_dir={old}"]
+    code, _, err = command(train.main, f"resume={old}", *changes)
+    assert code == 0, err
     losses = runs.history(old)["train/loss"]
     assert sorted(losses) == [1, 2, 3, 4, 5, 6]
