@@ -15,7 +15,6 @@ from lit_gen.cli import check_at_least_1, claim, entry_point
 from lit_gen.data.fewshot_module import FewShotDataModule
 from lit_gen.errors import ConfigError
 from lit_gen.funit import translator
-from lit_gen.funit.networks import FewShotGenerator
 from lit_gen.images import grid, save_png, to_float
 from lit_gen.inputs import read_class_folders, read_pictures
 from lit_gen.instantiate import instantiate
@@ -44,7 +43,7 @@ def translate(cfg: DictConfig, out: Path) -> dict[str, Any]:
     generator, run_cfg, path = open_translator(cfg)
     size = cfg.image_size or (OFFICIAL_SIZE if run_cfg is None else run_cfg.data.image_size)
     size = size if isinstance(size, int) else list(size)
-    contents, classes, truth = _inputs(cfg, run_cfg, generator.content_encoder.stem.in_channels, size)
+    contents, classes, truth = _inputs(cfg, run_cfg, generator.channels, size)
     if cfg.interpolate and len(classes) < 2:
         raise ConfigError(
             f"interpolate={cfg.interpolate} goes from class to class, {cfg.classes} shows one class alone."
@@ -118,7 +117,11 @@ def _inputs(
 
 
 def _interpolate(
-    generator: FewShotGenerator, contents: dict[str, Tensor], codes: dict[str, Tensor], steps: int, out: Path
+    generator: translator.Generator,
+    contents: dict[str, Tensor],
+    codes: dict[str, Tensor],
+    steps: int,
+    out: Path,
 ) -> None:
     """Every content on its way from each class to the next."""
     names, images = list(codes), torch.stack(list(contents.values()))

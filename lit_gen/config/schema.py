@@ -150,6 +150,7 @@ class TranslateSchema(ModelSchema):
     fit: str
     interpolate: int
     adapt: int
+    guidance: Any = None
     seed: int
 
 
@@ -260,6 +261,7 @@ class EvaluateTranslationSchema(ModelSchema):
     lpips: str | None
     on_error: str | None
     adapt: int
+    guidance: Any = None
     num: int
     seed: int
 

@@ -188,7 +188,8 @@ class KeyedPairs(KeyedDataset):
     uint8 (B, C, H, W), "content_label", "class_label", "index", "class_index": int64 (B,)}. With
     `same_class_target` also "same_class", uint8 (B, C, H, W): of each content image's class another image,
     drawn by (seed, epoch, index). With `content_augment` also "content_view", uint8 (B, C, H, W): the content
-    images after it.
+    images after it. With `style_images` K also "style", uint8 (B, K, C, H, W): of each content image's
+    class K other images, drawn likewise without repetition.
     """
 
     def __init__(
@@ -198,17 +199,21 @@ class KeyedPairs(KeyedDataset):
         seed: int = 0,
         same_class_target: bool = False,
         content_augment: Transform | None = None,
+        style_images: int = 0,
     ):
         super().__init__(dataset, transform, seed)
-        self.content_augment = content_augment
+        self.content_augment, self.style_images = content_augment, style_images
+        self.same_class_target = same_class_target
         self._order: tuple[int, Tensor] | None = None
         self._members: dict[int, list[int]] = {}
-        for i, label in enumerate(dataset.labels.tolist() if same_class_target else []):
+        others = max(int(same_class_target), style_images)
+        for i, label in enumerate(dataset.labels.tolist() if others else []):
             self._members.setdefault(label, []).append(i)
-        if lonely := [c for c, some in self._members.items() if len(some) == 1]:
+        if few := [c for c, some in self._members.items() if len(some) <= others]:
+            option = f"style_images={others}" if style_images else "same_class_target=true"
             raise ConfigError(
-                f"Class {dataset.classes[lonely[0]]!r} has a single image; "
-                "data.same_class_target=true needs two of each."
+                f"Class {dataset.classes[few[0]]!r} has {len(self._members[few[0]])} images; "
+                f"data.{option} needs {others + 1} of each."
             )
 
     def partner(self, epoch: int, index: int) -> int:
@@ -223,6 +228,13 @@ class KeyedPairs(KeyedDataset):
         others = [i for i in self._members[int(self.dataset.labels[index])] if i != index]
         return others[key(self.seed, "own class image", epoch, index) % len(others)]
 
+    def style_numbers(self, epoch: int, index: int) -> list[int]:
+        """`style_images` other images of the class of image `index`."""
+        others = [i for i in self._members[int(self.dataset.labels[index])] if i != index]
+        generator = keyed_generator(self.seed, "style images", epoch, index)
+        order = torch.randperm(len(others), generator=generator)[: self.style_images]
+        return [others[i] for i in order.tolist()]
+
     def __getitems__(self, keys: list[Key]) -> dict[str, Tensor]:
         # What random numbers are keyed by keeps its words: a run that is resumed draws what it drew before.
         partners = [(epoch, self.partner(epoch, i)) for epoch, i in keys]
@@ -235,7 +247,11 @@ class KeyedPairs(KeyedDataset):
             "index": torch.tensor([i for _, i in keys]),
             "class_index": torch.tensor([i for _, i in partners]),
         }
-        if self._members:
+        if self.style_images:
+            own = [(epoch, j) for epoch, i in keys for j in self.style_numbers(epoch, i)]
+            images = self.read(own, "augment style images")["image"]
+            batch["style"] = images.unflatten(0, (len(keys), -1))
+        if self.same_class_target:
             siblings = [(epoch, self.sibling(epoch, i)) for epoch, i in keys]
             batch["same_class"] = self.read(siblings, "augment own class image")["image"]
         if self.content_augment is not None:

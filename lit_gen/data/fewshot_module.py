@@ -31,6 +31,8 @@ class FewShotDataModule(KeyedDataModule):
       false).
     - `content_augment(image, generator)`: makes "content_view", what the content encoder sees in place of a
       training batch's content image (paper: null).
+    - `style_images`: training batches hold so many other images of each content image's class,
+      "style", which a score model takes the style from (`lit_gen.score.translation`).
     - `on_error`: "skip" leaves out target classes of fewer than K images; those, and images that a folder
       has left out, are counted in a warning. Otherwise such a class is a ConfigError.
     - `options`: see `KeyedDataModule`; `num_classes` is that of the source.
@@ -55,6 +57,7 @@ class FewShotDataModule(KeyedDataModule):
         split_seed: int = 0,
         same_class_target: bool = False,
         content_augment: Transform | None = None,
+        style_images: int = 0,
         on_error: str = "raise",
         **options: Any,
     ):
@@ -65,7 +68,11 @@ class FewShotDataModule(KeyedDataModule):
         self._lists = None if train_list is None or test_list is None else (train_list, test_list)
         self._target, self._source, self.split_seed = target, source, split_seed
         self.view, self.on_error = view, on_error
-        self.pair_options = {"same_class_target": same_class_target, "content_augment": content_augment}
+        self.pair_options = {
+            "same_class_target": same_class_target,
+            "content_augment": content_augment,
+            "style_images": style_images,
+        }
 
     def make(self, split: str) -> dict[str, Selection]:
         images = super().make(split)[split]

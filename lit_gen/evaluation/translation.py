@@ -42,8 +42,7 @@ from lit_gen.funit.evaluation import (
 )
 from lit_gen.funit.imagenet import VGG16Maps
 from lit_gen.funit.module import FUNITModule
-from lit_gen.funit.networks import FewShotGenerator
-from lit_gen.funit.translator import adapted_code, class_code
+from lit_gen.funit.translator import Generator, adapted_code, class_code
 from lit_gen.images import to_float
 from lit_gen.instantiate import instantiate
 from lit_gen.metrics import Extractor, Moments, frechet_distance, moments
@@ -51,6 +50,7 @@ from lit_gen.metrics.restored import Perceptual
 from lit_gen.models import content_augment, funit_run
 from lit_gen.rng import keyed_generator
 from lit_gen.runs import write_json
+from lit_gen.score.translation import TranslationModule
 
 TITLES = {
     "top1_all": "Top1-all",
@@ -69,8 +69,8 @@ TITLES = {
 
 
 def evaluate_translator(cfg: DictConfig, out: Path) -> dict[str, Any]:
-    """Evaluates a FUNIT run for each K of `cfg.k`; writes `evaluation.json`, `k_sweep.png` and `tsne.png`,
-    prints the table and returns the record.
+    """Evaluates a run of FUNIT, or of a score model that translates, for each K of `cfg.k`; writes
+    `evaluation.json`, `k_sweep.png` and `tsne.png`, prints the table and returns the record.
 
     `cfg.num` content images and the class images are drawn by `cfg.seed`. A target class with fewer images
     than the largest K is an error, or left out (`cfg.on_error="skip"`; None: as the run's data say). Raises
@@ -224,7 +224,7 @@ def _read(data: FewShotDataModule, kind: str, path: str, device: torch.device | 
     return TrainedClassifier(network.requires_grad_(False), classes, accuracy(network, images, labels))
 
 
-def _translator(module: FUNITModule, adapt: int, augment: Any) -> Translator:
+def _translator(module: FUNITModule | TranslationModule, adapt: int, augment: Any) -> Translator:
     """The module's translations; with `adapt` steps of adaptation of each class's code, once a class."""
     if not adapt:
         return module.translate
@@ -322,9 +322,7 @@ def _over_k(rows: dict[str, dict[str, float]], names: dict[str, str]) -> dict[st
     }
 
 
-def _places_of_codes(
-    generator: FewShotGenerator, data: FewShotDataModule, most: int = 20
-) -> dict[str, np.ndarray]:
+def _places_of_codes(generator: Generator, data: FewShotDataModule, most: int = 20) -> dict[str, np.ndarray]:
     """t-SNE (van der Maaten & Hinton 2008) of the codes of single images of the target classes, up to `most`
     of each: class -> (n, 2)."""
     from sklearn.manifold import TSNE

@@ -251,6 +251,11 @@ class FewShotGenerator(nn.Module):
         self.mlp = MLP(code_size, mlp_width, self.decoder.num_params, num_mlp_layers)
         kaiming_(self)
 
+    @property
+    def channels(self) -> int:
+        """Of the images."""
+        return self.content_encoder.stem.in_channels
+
     def content_code(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, width 2^content_downs, H / 2^content_downs, W / 2^content_downs)."""
         return self.content_encoder(images)

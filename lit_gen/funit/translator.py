@@ -1,18 +1,33 @@
 """Translating with a generator: codes of few images, translations, ways between two classes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_gen.errors import ConfigError
-from lit_gen.funit.networks import FewShotGenerator
 from lit_gen.images import to_float, to_uint8
 from lit_gen.rng import keyed_generator
 
 
+class Generator(Protocol):
+    """What translates: FUNIT's generator, or a score model (`lit_gen.score.translation`)."""
+
+    @property
+    def channels(self) -> int: ...
+
+    def class_code(self, images: Tensor, /) -> Tensor: ...
+
+    def content_code(self, content: Tensor, /) -> Tensor: ...
+
+    def decode(self, content: Tensor, code: Tensor, /) -> Tensor: ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+
 @torch.no_grad()
-def class_code(generator: FewShotGenerator, images: Tensor) -> Tensor:
+def class_code(generator: Generator, images: Tensor) -> Tensor:
     """Class images (K, C, H, W), float in [-1, 1] -> their mean code (code_size,); (N, K, C, H, W) -> (N,
     code_size)."""
     images = images.to(_device(generator))
@@ -22,7 +37,7 @@ def class_code(generator: FewShotGenerator, images: Tensor) -> Tensor:
 
 @torch.enable_grad()
 def adapted_code(
-    generator: FewShotGenerator,
+    generator: Generator,
     images: Tensor,
     steps: int,
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
@@ -57,7 +72,7 @@ def adapted_code(
 
 
 @torch.no_grad()
-def translate(generator: FewShotGenerator, content: Tensor, classes: Tensor) -> Tensor:
+def translate(generator: Generator, content: Tensor, classes: Tensor) -> Tensor:
     """Content images (N, C, H, W), float in [-1, 1], into classes -> uint8 (N, C, H, W).
 
     `classes` are class codes, (code_size,) for all or (N, code_size), or K class images for all (K, C, H, W)
@@ -71,7 +86,7 @@ def translate(generator: FewShotGenerator, content: Tensor, classes: Tensor) -> 
 
 @torch.no_grad()
 def interpolate(
-    generator: FewShotGenerator, content: Tensor, first: Tensor, second: Tensor, steps: int = 8
+    generator: Generator, content: Tensor, first: Tensor, second: Tensor, steps: int = 8
 ) -> Tensor:
     """Content images (N, C, H, W) on the way from one class code (code_size,) to another: uint8 (N, steps, C,
     H, W)."""
@@ -81,5 +96,5 @@ def interpolate(
     return torch.stack([translate(generator, content, code) for code in codes], 1)
 
 
-def _device(generator: FewShotGenerator) -> torch.device:
+def _device(generator: Generator) -> torch.device:
     return next(generator.parameters()).device

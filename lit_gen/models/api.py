@@ -19,8 +19,7 @@ from lit_gen.data.images import pixels_of, shape_of
 from lit_gen.errors import ConfigError
 from lit_gen.evaluation.samples import Measurement, References, measure_images
 from lit_gen.funit.module import FUNITModule
-from lit_gen.funit.networks import FewShotGenerator
-from lit_gen.funit.translator import class_code
+from lit_gen.funit.translator import Generator, class_code
 from lit_gen.images import to_float
 from lit_gen.inputs import open_images, open_reference
 from lit_gen.instantiate import allowing, instantiate
@@ -31,6 +30,7 @@ from lit_gen.models.loading import open_model, open_translator
 from lit_gen.score.condition import Condition
 from lit_gen.score.module import ScoreModule
 from lit_gen.score.restoration import LinearOperator, Noise
+from lit_gen.score.translation import TranslationModule
 
 Sampler = Callable[..., Tensor]
 
@@ -118,7 +118,7 @@ class Translator:
     """A few-shot translator in eval mode; `config` is that of its run, None for official weights, and `path`
     is the file that was read."""
 
-    generator: FewShotGenerator
+    generator: Generator
     config: DictConfig | None
     path: Path
 
@@ -151,7 +151,7 @@ def load(
     if model is None:
         with allowing(allow_targets):
             module, config, path = load_run(source, checkpoint, ema=ema, device=device)
-        if isinstance(module, FUNITModule):
+        if isinstance(module, FUNITModule | TranslationModule):
             return Translator(module.generator_ema, config, path)
         if not isinstance(module, ScoreModule):
             raise ConfigError(f"{source} is a run of {type(module).__name__}, which generates no images.")

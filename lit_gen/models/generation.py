@@ -8,7 +8,6 @@ from tqdm import tqdm
 
 from lit_gen.errors import ConfigError
 from lit_gen.funit import translator
-from lit_gen.funit.networks import FewShotGenerator
 from lit_gen.images import to_float
 from lit_gen.metrics.distributed import gather_batches, own_batches, rank
 from lit_gen.rng import PerSample, keyed_generator
@@ -110,7 +109,7 @@ def restore_images(
 
 
 def translate_images(
-    generator: FewShotGenerator, content: Tensor, code: Tensor, batch_size: int = 64
+    generator: translator.Generator, content: Tensor, code: Tensor, batch_size: int = 64
 ) -> Tensor:
     """uint8 (N, C, H, W) on the CPU: the content, uint8 (N, C, H, W), in the class of the code
     (`lit_gen.funit.translator.class_code`)."""

@@ -15,7 +15,7 @@ from lit_gen import checkpoints, pretrained, runs
 from lit_gen.autoencoder.module import AutoencoderModule
 from lit_gen.errors import ConfigError
 from lit_gen.funit.module import FUNITModule
-from lit_gen.funit.networks import FewShotGenerator
+from lit_gen.funit.translator import Generator
 from lit_gen.instantiate import instantiate
 from lit_gen.models.conditions import TestConditions
 from lit_gen.module import BaseModule
@@ -25,6 +25,7 @@ from lit_gen.score.guidance import ClassifierGuidance, Guidance, Unconditional, 
 from lit_gen.score.module import ScoreModule
 from lit_gen.score.samplers import heun
 from lit_gen.score.sde import VE, Process
+from lit_gen.score.translation import TranslationModule
 
 __all__ = [
     "FAMILIES",
@@ -286,7 +287,7 @@ def _check_interval(interval: Sequence[float]) -> None:
         )
 
 
-def open_translator(cfg: DictConfig) -> tuple[FewShotGenerator, DictConfig | None, Path]:
+def open_translator(cfg: DictConfig) -> tuple[Generator, DictConfig | None, Path]:
     """(generator in eval mode, the run's configuration, file read) of `cfg.run` or of `cfg.weights`, an
     official checkpoint."""
     if (cfg.run is None) == (cfg.weights is None):
@@ -298,13 +299,16 @@ def open_translator(cfg: DictConfig) -> tuple[FewShotGenerator, DictConfig | Non
     return _ready(load_generator(path, average=cfg.ema), cfg.device), None, path
 
 
-def funit_run(cfg: DictConfig) -> tuple[FUNITModule, DictConfig, Path]:
-    """`load` of a FUNIT run. Raises ConfigError for a run of another kind."""
+def funit_run(cfg: DictConfig) -> tuple[FUNITModule | TranslationModule, DictConfig, Path]:
+    """`load` of a run that translates, by FUNIT or by a score model, the latter guided by `cfg.guidance`.
+    Raises ConfigError for a run of another kind."""
     module, run_cfg, path = load(cfg.run, cfg.checkpoint, ema=cfg.ema, device=cfg.device)
-    if not isinstance(module, FUNITModule):
+    if not isinstance(module, FUNITModule | TranslationModule):
         raise ConfigError(
             f"{cfg.run} is a run of {type(module).__name__}, which does not translate: give one of FUNIT."
         )
+    if cfg.get("guidance") is not None:
+        guide(module, cfg)
     return module, run_cfg, path
 
 

@@ -22,7 +22,7 @@ training has seen: the losses here do not depend on it, those of `fewstep` have 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -94,6 +94,19 @@ class TruncatedLogNormal:
         u = wide(rand((len(like),), generator, device=like.device))
         a, b = (_normal_cdf((math.log(end) - self.mean) / self.std) for end in (self.low, self.high))
         return process.time((self.mean + self.std * torch.special.ndtri(a + u * (b - a))).exp())
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Each image's time by one of the noise distributions, at random: some levels matter for what is drawn,
+    others for how."""
+
+    parts: Sequence[NoiseDistribution]
+
+    def __call__(self, process: Process, like: Tensor, generator: Generator = None) -> Tensor:
+        drawn = torch.stack([part(process, like, generator) for part in self.parts])
+        which = randint(0, len(self.parts), (len(like),), generator, device=like.device)
+        return drawn.gather(0, which[None])[0]
 
 
 @dataclass(frozen=True)

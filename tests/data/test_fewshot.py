@@ -107,8 +107,24 @@ def test_the_same_class_target_is_another_image_of_the_contents_class():
     batch = pairs.__getitems__([(0, 7), (3, 12)])
     siblings = [pairs.sibling(0, 7), pairs.sibling(3, 12)]
     assert torch.equal(batch["same_class"], torch.stack([data[i]["image"] for i in siblings]))
-    with pytest.raises(ConfigError, match="Class 'c0' has a single image"):
+    with pytest.raises(ConfigError, match=r"Class 'c0' has 1 images; data\.same_class_target=true needs 2"):
         KeyedPairs(images(1), same_class_target=True)
+
+
+def test_style_images_are_others_of_the_contents_class():
+    """Each of them once, never the content image itself, all equally often, whatever else is in the batch."""
+    data = images(5, CLASSES[:3])
+    pairs = KeyedPairs(data, seed=2, style_images=3)
+    drawn = [pairs.style_numbers(epoch, 7) for epoch in range(400)]
+    assert all(len(set(some)) == 3 for some in drawn)
+    count = Counter(i for some in drawn for i in some)
+    assert set(count) == {5, 6, 8, 9} and min(count.values()) > 260  # 300 expected, deviation 8.7
+    batch = pairs.__getitems__([(0, 7), (3, 12)])
+    assert torch.equal(batch["style"][1:], pairs.__getitems__([(3, 12)])["style"])
+    assert batch["style"][0, :, 0, 0, 0].tolist() == pairs.style_numbers(0, 7)
+    assert "same_class" not in batch
+    with pytest.raises(ConfigError, match="style_images=5 needs 6 of each"):
+        KeyedPairs(data, style_images=5)
 
 
 def test_the_content_view_is_the_augmented_content():
