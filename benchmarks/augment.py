@@ -211,8 +211,8 @@ def compare(title: str, sides: dict[str, Callable[[], int]], seconds: float) -> 
 def detection(side: int, seconds: float) -> None:
     image, g = picture(side), torch.Generator().manual_seed(1)
     array, boxes = image.permute(1, 2, 0).numpy().copy(), torch.from_numpy(BOXES)
-    repaired = Policy.load("detection_v1", box_format="yxyx_normalised")
-    official = Policy.load("detection_v1", box_format="yxyx_normalised", official=True)
+    repaired = Policy.load("detection_v1", box_format="yxyx_normalized")
+    official = Policy.load("detection_v1", box_format="yxyx_normalized", official=True)
     for _ in range(40):  # the same pictures, before any clock runs
         draws = official.sample(4, g)
         a, b = official.apply(image, boxes, draws), np_apply(array, BOXES, draws)

@@ -17,7 +17,7 @@ from lit_gen import checkpoints
 from lit_gen.errors import ConfigError
 from lit_gen.instantiate import up_to_date
 
-RENAMED = {"confident_share": "confident_fraction", "fd_floor": "fd_train_test"}
+RENAMED = {"confident_share": "confident_fraction", "fd_floor": "fd_train_test", "judge/": "classifier/"}
 """Names of numbers in runs of earlier versions -> their names today."""
 
 

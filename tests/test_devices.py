@@ -222,7 +222,7 @@ def test_srun(run, configured, tmp_path, assert_one_folder_like):
         )
         for i in range(2)
     ]
-    assert [task.wait(300) for task in tasks] == [0, 0]
+    assert [task.wait(1800) for task in tasks] == [0, 0]
     assert_one_folder_like(tmp_path / "one")
 
 

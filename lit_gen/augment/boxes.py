@@ -14,7 +14,17 @@ import torch
 from numpy import ndarray
 from torchvision.ops import box_convert
 
-BOX_FORMATS = ("xyxy", "xywh", "cxcywh", "yxyx_normalised")
+from lit_gen.errors import check_choice
+
+BOX_FORMATS = ("xyxy", "xywh", "cxcywh", "yxyx_normalized")
+
+
+def box_format(name: str) -> str:
+    """One of `BOX_FORMATS`, by its name of today; earlier versions spelled the last yxyx_normalised. Raises
+    ConfigError for any other."""
+    name = "yxyx_normalized" if name == "yxyx_normalised" else name
+    check_choice("box_format", name, BOX_FORMATS)
+    return name
 
 
 def convert(boxes: ndarray, old: str, new: str, h: int, w: int) -> ndarray:
@@ -22,9 +32,9 @@ def convert(boxes: ndarray, old: str, new: str, h: int, w: int) -> ndarray:
     rows = boxes.astype(np.float64)
     if old == new:
         return rows
-    if old == "yxyx_normalised":
+    if old == "yxyx_normalized":
         rows, old = (rows * (h, w, h, w))[:, [1, 0, 3, 2]], "xyxy"
-    if new == "yxyx_normalised":
+    if new == "yxyx_normalized":
         return convert(rows, old, "xyxy", h, w)[:, [1, 0, 3, 2]] / (h, w, h, w)
     return box_convert(torch.from_numpy(rows), old, new).numpy()
 

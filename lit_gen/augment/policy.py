@@ -33,7 +33,7 @@ from lit_gen.augment import boxes as box_maps
 from lit_gen.augment import layers
 from lit_gen.augment.ops import Batch, Op, PairOp, Record, rows_of
 from lit_gen.augment.tables import DETECTION_OFFICIAL, TABLES, checked
-from lit_gen.errors import ConfigError, check_choice
+from lit_gen.errors import ConfigError
 
 __all__ = ["Augmentation", "Draws", "Policy", "shipped_policies"]
 
@@ -51,7 +51,7 @@ class Augmentation(ABC):
 
     `fill` is the value of uncovered pixels. A box of which less than `min_visibility` of the area is left in
     the image loses its `keep`. `official` reproduces the official detection code bit for bit, quirks
-    included: boxes are then never dropped, and their native format is "yxyx_normalised" (other formats are
+    included: boxes are then never dropped, and their native format is "yxyx_normalized" (other formats are
     converted, which rounds). `tight`: a box that moved is that of its moved mask, or of its moved polygon
     (`points` (N, P, 2)), where there is one a box, instead of the one around its own moved corners.
     """
@@ -72,10 +72,10 @@ class Augmentation(ABC):
             raise ConfigError(f"fill = {fill!r}: give an integer in 0..255.")
         if not 0 <= min_visibility <= 1:
             raise ConfigError(f"min_visibility = {min_visibility}: give a share in [0, 1].")
-        check_choice("box_format", box_format, box_maps.BOX_FORMATS)
+        box_format = box_maps.box_format(box_format)
         self.table, self.official, self.fill = table, official, fill
         self.min_visibility, self.box_format, self.tight = min_visibility, box_format, tight
-        self._native, self._dtype = ("yxyx_normalised", np.float32) if official else ("xyxy", np.float64)
+        self._native, self._dtype = ("yxyx_normalized", np.float32) if official else ("xyxy", np.float64)
 
     @property
     def needs_partner(self) -> bool:
@@ -139,7 +139,7 @@ class Augmentation(ABC):
             batch = [{k: x[i] for k, x in parts.items() if x is not None} for i in range(len(images))]
             partners = [[batch[j] for j in chosen] for chosen in layers.in_batch(draws)]
         box_format = box_format or self.box_format
-        check_choice("box_format", box_format, box_maps.BOX_FORMATS)
+        box_format = box_maps.box_format(box_format)
         batch, inner = self._inside(images, boxes, masks, points, partners, box_format)
         for part in range(max((len(d["ops"]) for d in draws), default=0)):
             step = {i: d["ops"][part] for i, d in enumerate(draws) if part < len(d["ops"])}

@@ -92,12 +92,12 @@ class Translations(Periodic):
             report=partial(working, trainer, announce=False),
         )
         classes = made("test")
-        self.judged["judge/test_accuracy"] = round(classes.accuracy, 4)
+        self.judged["classifier/test_accuracy"] = round(classes.accuracy, 4)
         classifiers = {"test": TargetClassifier(partial(predict, classes.network), self.task.places)}
         self.measures = replace(self.measures, classifiers=classifiers)
         if has_contents(data):
             letters = made("content")
-            self.judged["judge/content_accuracy"] = round(letters.accuracy, 4)
+            self.judged["classifier/content_accuracy"] = round(letters.accuracy, 4)
             self.measures = replace(self.measures, content_logits=partial(predict, letters.network))
 
     def finish(self, trainer: Trainer, module: BaseModule) -> None:

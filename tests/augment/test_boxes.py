@@ -13,6 +13,7 @@ from lit_gen import rng
 from lit_gen.augment import Policy, warps
 from lit_gen.augment.boxes import BOX_FORMATS, convert, transform_boxes
 from lit_gen.augment.tables import DETECTION
+from lit_gen.errors import ConfigError
 
 GEOMETRIC = [name for name in DETECTION if name.endswith("_BBox")]
 
@@ -127,7 +128,7 @@ def test_no_box_crashes(rows, name, level, h, w, official, seed):
     """Empty, degenerate, inverted, edge, padding and non-finite boxes, all ops, all sizes down to one
     pixel."""
     boxes = torch.tensor(rows, dtype=torch.float32).reshape(-1, 4)
-    policy = Policy([[[name, 1, level], [name, 1, level]]], official=official, box_format="yxyx_normalised")
+    policy = Policy([[[name, 1, level], [name, 1, level]]], official=official, box_format="yxyx_normalized")
     image = image_of(h, w)
     draws = json.loads(json.dumps(policy.sample(len(boxes), rng.keyed_generator(seed))))
     out, moved, keep = policy.apply(image, boxes, draws)
@@ -139,12 +140,19 @@ def test_no_box_crashes(rows, name, level, h, w, official, seed):
         assert ((changed >= 0) & (changed <= 1)).all()
 
 
+def test_a_format_by_its_old_name():
+    policy = Policy([[["Rotate_BBox", 1, 4]]], box_format="yxyx_normalised")
+    assert policy.box_format == "yxyx_normalized"
+    with pytest.raises(ConfigError, match="box_format='yx': must be one of xyxy, xywh, cxcywh, yxyx_norm"):
+        Policy([[["Rotate_BBox", 1, 4]]], box_format="yx")
+
+
 def test_padding_rows_pass_through():
     """[-1, -1, -1, -1] stays what it is and is not kept; officially Rotate makes it [0, 0, .05, .05]."""
     padding = torch.full((1, 4), -1.0)
     draws = {"ops": [{"op": "Rotate_BBox", "magnitude": 12.0}]}
     for official in (False, True):
-        policy = Policy([[["Rotate_BBox", 1, 4]]], official=official, box_format="yxyx_normalised")
+        policy = Policy([[["Rotate_BBox", 1, 4]]], official=official, box_format="yxyx_normalized")
         _, moved, keep = policy.apply(image_of(60, 80), padding, draws)
         if official:
             torch.testing.assert_close(moved, torch.tensor([[0, 0, 0.05, 0.05]]))

@@ -90,7 +90,7 @@ def listed(case: dict) -> list[list]:
 
 
 def run(case: dict) -> tuple[torch.Tensor, torch.Tensor]:
-    policy = Policy([listed(case)], "detection", official=True, box_format="yxyx_normalised")
+    policy = Policy([listed(case)], "detection", official=True, box_format="yxyx_normalized")
     inputs = arrays("inputs.npz")
     image = torch.from_numpy(inputs[case["input"] + "/image"]).permute(2, 0, 1).contiguous()
     boxes = torch.from_numpy(inputs[case["input"] + "/boxes"])
