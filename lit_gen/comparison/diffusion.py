@@ -63,7 +63,7 @@ class ScoreTraining:
     them.
     """
 
-    steps: int = 500
+    steps: int = 1000
     batch_size: int = 32
     base_channels: int = 16
     learning_rate: float = 6e-3

@@ -39,14 +39,14 @@ class FUNITTraining:
     content encoder sees images through (both: docs/funit.md).
     """
 
-    steps: int = 800
-    batch_size: int = 16
-    width: int = 16
+    steps: int = 400
+    batch_size: int = 8
+    width: int = 12
     code_size: int = 32
-    positions: int = 4
-    learning_rate: float = 5e-4  # of the discriminator twice that
+    positions: int = 2
+    learning_rate: float = 1e-3  # of the discriminator twice that
     ema_decay: float = 0.99
-    reconstruction: float = 10.0  # weights of the objective, see `lit_gen.funit.step.Objective`
+    reconstruction: float = 0.3  # weights of the objective, see `lit_gen.funit.step.Objective`
     features: float = 1.0
     content_codes: float = 0.0
     penalty: float = 1.0
