@@ -27,6 +27,8 @@ from lit_gen.comparison import (
 from lit_gen.comparison.results import overall, summarize
 from lit_gen.data import ImageDataModule
 from lit_gen.data.digits import digits
+from lit_gen.data.fewshot_module import FewShotDataModule
+from lit_gen.data.glyphs import Glyphs, embedded_faces
 from lit_gen.errors import ConfigError
 from lit_gen.rng import key, keyed_generator
 from lit_gen.search import ClassifierReward, DensityReward, Labelled, Random, classification_space
@@ -105,6 +107,16 @@ def test_images_of_data_are_resized_shuffled_and_turned():
     few, more = turned.task(3, 0), turned.task(4, 0)
     assert not torch.equal(few.train.images, task.train.images)
     assert torch.equal(few.train.images[:3], more.train.images[:3])  # an image has one angle
+
+
+def test_target_classes_of_few_shot_data_are_divided_and_its_source_classes_are_other():
+    names = [face.name for face in embedded_faces()[:10]]
+    data = FewShotDataModule(Glyphs(8, 1, "ABCDEF", names), target=4, batch_size=2)
+    task = images(data).task(3, 0)
+    assert task.classes == 4 and len(task.train) == len(task.test) == 12
+    labelled, tested = ({i.numpy().tobytes() for i in part.images} for part in (task.train, task.test))
+    assert not labelled & tested
+    assert task.other is not None and task.other.labels.bincount().tolist() == [6] * 6
 
 
 def test_an_arm_sees_the_labelled_images_alone_and_the_better_candidate_is_taken(tmp_path):
