@@ -12,11 +12,10 @@ from lit_gen.augment import pixels as pixel_ops
 from lit_gen.augment.ops import PixelOp, WarpOp
 from lit_gen.augment.policy import uniform
 from lit_gen.augment.warps import translation_x, translation_y
-from lit_gen.comparison.task import Treatment, seconds
+from lit_gen.comparison.task import Treatment, seconds, split
 from lit_gen.errors import ConfigError
 from lit_gen.rng import key, keyed_generator
 from lit_gen.search import ClassifierReward, Labelled, Method, Reward, Space, density_folds, merge, run
-from lit_gen.search.density import stratified_split
 
 __all__ = ["Augmented", "Copies", "FlipsAndShifts", "Nothing", "OneOf", "Searched", "united"]
 
@@ -157,10 +156,10 @@ class Searched:
 
     def _rewards(self, train: Labelled, classes: int, seed: int) -> Sequence[Reward]:
         if self.folds:
-            options = {"folds": self.folds, "held_out": self.held_out, "seed": seed}
+            options = {"folds": self.folds, "held_out": self.held_out, "seed": seed, "split": split}
             return density_folds(train, classes, **options, **self.child)
         generator = keyed_generator(seed, "comparison", "search split")
-        first, second = stratified_split(train.labels.cpu(), self.held_out, generator)
+        first, second = split(train.labels, self.held_out, generator)
         return [ClassifierReward(train[first], train[second], classes, seeds=(seed,), **self.child)]
 
 

@@ -22,12 +22,11 @@ from torch import Tensor
 from lit_gen.augment import Policy
 from lit_gen.comparison.arms import united
 from lit_gen.comparison.generators import sheet
-from lit_gen.comparison.task import Arm, Source, Task, Treatment, seconds
+from lit_gen.comparison.task import Arm, Source, Task, Treatment, seconds, split
 from lit_gen.errors import ConfigError
 from lit_gen.images import save_png
 from lit_gen.rng import key, keyed_generator
 from lit_gen.search import Labelled
-from lit_gen.search.density import stratified_split
 from lit_gen.search.rewards import accuracy, train_classifier
 
 __all__ = ["Cell", "Study", "Union"]
@@ -183,7 +182,7 @@ class Study:
         labels = task.train.labels.cpu()
         if int(labels.bincount(minlength=task.classes).min()) < 2:
             return 0, [], 0.0
-        parts = stratified_split(labels, self.held_out, keyed_generator(seed, "comparison", "choice"))
+        parts = split(labels, self.held_out, keyed_generator(seed, "comparison", "choice"))
         fit, rest = (task.train[part] for part in parts)
         found, borrowed = [], 0.0
         for treatment in arm.treatments(fit, task.classes, key(seed, "choice"), self._other(arm, task)):

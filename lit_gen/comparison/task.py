@@ -79,6 +79,23 @@ def seconds(device: torch.device) -> float:
     return time.perf_counter()
 
 
+def split(labels: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Rows (int64) of two parts of labelled images, the second with `share` of every class, rounded, but one
+    at least and not all. The k-th images of all classes are in the same part: of letters, those of one
+    typeface, because a typeface that showed some letters in one part and others in the other would tell
+    letters by their typeface. Raises ConfigError where a class has one image."""
+    count = int(labels.bincount().min())
+    if count < 2:
+        raise ConfigError("A class has one image: a split needs two of every class.")
+    held = torch.zeros(int(labels.bincount().max()), dtype=torch.bool)
+    held[torch.randperm(count, generator=generator)[: min(max(1, round(share * count)), count - 1)]] = True
+    place = torch.empty(len(labels), dtype=torch.int64)
+    for label in labels.unique().tolist():
+        rows = (labels == label).nonzero()[:, 0].cpu()
+        place[rows] = torch.arange(len(rows))
+    return (~held[place]).nonzero()[:, 0], held[place].nonzero()[:, 0]
+
+
 class Source:
     """Where tasks are drawn from. `read(rows)` gives the images of the pool, uint8 (N, C, H, W); of each
     class the `shots` first by `key(seed, name)` are labelled, so that images of one name go together.
@@ -109,8 +126,9 @@ class Source:
             rows += sorted(members, key=lambda row: key(seed, "shots", self.names[row]))[:shots]
         labels = self.pool_labels[rows]
         if self.labels == "shuffled":
-            generator = keyed_generator(seed, "shuffled labels", shots)
-            labels = labels[torch.randperm(len(labels), generator=generator)]
+            generator = keyed_generator(seed, "shuffled labels")
+            orders = [torch.randperm(self.classes, generator=generator) for _ in range(shots)]
+            labels = torch.stack(orders, 1).flatten()  # of the k-th images of all classes
         parts = [Labelled(self.read(rows), labels), self.test, *([self.other] if self.other else [])]
         train, test, *other = (Labelled(p.images.to(device), p.labels.to(device)) for p in parts)
         return Task(train, test, self.classes, *other)

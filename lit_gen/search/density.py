@@ -6,6 +6,8 @@ part; for each split the policies are searched whose augmentation of the held-ou
 best, and the best of all splits are merged. No child model is trained for a policy.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -40,17 +42,19 @@ def density_folds(
     passes: int = 2,
     strength: float = 0.5,
     seed: int = 0,
+    split: Callable[[Tensor, float, torch.Generator], tuple[Tensor, Tensor]] = stratified_split,
     **training,
 ) -> list[DensityReward]:
     """A reward for each of `folds` splits, with its own net; `held_out` is the share that is augmented.
 
-    Folds and share are the published code's. `training`: see `train_classifier`.
+    Folds and share are the published code's. `split` divides labels as `stratified_split` does. `training`: see
+    `train_classifier`.
     """
     if folds < 1 or not 0 < held_out < 1:
         raise ConfigError(f"folds={folds} must be at least 1 and held_out={held_out} within (0, 1).")
     rewards = []
     for fold in range(folds):
-        parts = stratified_split(data.labels, held_out, rng.keyed_generator(seed, "fold", fold))
+        parts = split(data.labels, held_out, rng.keyed_generator(seed, "fold", fold))
         net = train_classifier(
             data[parts[0]], None, classes=classes, seed=rng.key(seed, "fold", fold), **training
         )

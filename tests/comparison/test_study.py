@@ -25,6 +25,7 @@ from lit_gen.comparison import (
     letters,
 )
 from lit_gen.comparison.results import overall, summarize
+from lit_gen.comparison.task import split
 from lit_gen.data import ImageDataModule
 from lit_gen.data.digits import digits
 from lit_gen.data.fewshot_module import FewShotDataModule
@@ -91,6 +92,20 @@ def test_letters_are_tested_on_designs_that_are_not_labelled():
     assert task.other is not None and int(task.other.labels.max()) + 1 == len(task.other) // 2
     shown = {image.numpy().tobytes() for image in (*task.test.images, *task.other.images)}
     assert all(image.numpy().tobytes() not in shown for image in task.train.images)
+
+
+def test_a_split_keeps_typefaces_together():
+    """Otherwise a classifier tells letters by the typeface that showed them in the other part."""
+    made = letters(characters="ABC", image_size=8)
+    task = made.task(4, 0)
+    faces = torch.arange(4).repeat(3)
+    for held in (0.25, 0.5):
+        first, second = split(task.train.labels, held, keyed_generator(1))
+        assert not set(faces[first].tolist()) & set(faces[second].tolist())
+        assert task.train.labels[second].bincount().tolist() == [4 * held] * 3
+        assert sorted([*first.tolist(), *second.tolist()]) == list(range(12))
+    with pytest.raises(ConfigError, match="one image"):
+        split(torch.tensor([0, 1, 1]), 0.5, keyed_generator(0))
 
 
 def test_images_of_data_are_resized_shuffled_and_turned():
