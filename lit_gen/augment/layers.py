@@ -58,6 +58,21 @@ def points_of(points: Tensor | None) -> ndarray:
     return np.column_stack([rows, np.ones(len(rows))]).astype(np.float64)
 
 
+def check_partners(images: Tensor, needed: set[str], partners: Sequence[Sequence[Mapping[str, Any]]]) -> None:
+    """Raises ConfigError for partners without what the images have, or with other kinds of images."""
+    if len(partners) != len(images):
+        raise ConfigError(f"{len(images)} images need as many lists of partners, got {len(partners)}.")
+    for other in (x for some in partners for x in some):
+        if missing := {name for name in needed | {"image"} if other.get(name) is None}:
+            raise ConfigError(f"A partner has no {', '.join(sorted(missing))}, which the images have.")
+        image = other["image"]
+        if image.dtype != torch.uint8 or image.ndim != 3 or len(image) != images.shape[1]:
+            raise ConfigError(
+                f"A partner's image is {image.dtype} {tuple(image.shape)}, not uint8 with the "
+                f"{images.shape[1]} channels of the images."
+            )
+
+
 def with_partners(
     boxes: list[ndarray] | None,
     masks: list[Tensor] | None,

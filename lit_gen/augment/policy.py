@@ -134,6 +134,9 @@ class Augmentation(ABC):
         (M, 3): x, y, and whether (1 or 0) the pixel there is still in the image.
         """
         _check(images, boxes, draws, partners)
+        if partners is not None and not isinstance(partners, Tensor):
+            parts = {"boxes": boxes, "masks": masks, "points": points}
+            layers.check_partners(images, {name for name, x in parts.items() if x is not None}, partners)
         if partners is None and self.partners and any("partners" in r for d in draws for r in d["ops"]):
             parts = {"image": images, "boxes": boxes, "masks": masks, "points": points}
             batch = [{k: x[i] for k, x in parts.items() if x is not None} for i in range(len(images))]
@@ -159,8 +162,9 @@ class Augmentation(ABC):
             shares = batch.visible or [None] * len(boxes)
             keeps = [self._keep(b, v, g.device) for b, v, g in zip(batch.boxes, shares, boxes, strict=True)]
         moved = () if masks is None else (batch.masks,)
-        if batch.points is not None:
-            moved = *moved, [torch.from_numpy(p) for p in batch.points]
+        if batch.points is not None and points is not None:
+            rows = zip(batch.points, points, strict=True)
+            moved = *moved, [torch.from_numpy(p).to(given.device) for p, given in rows]
         return batch.images, out_boxes, keeps, *moved
 
     def _inside(
@@ -275,8 +279,6 @@ def _check(images: Tensor, boxes: Sequence[Tensor] | None, draws: Sequence[Draws
         )
     if len(draws) != len(images) or (boxes is not None and len(boxes) != len(images)):
         raise ConfigError(f"{len(images)} images need as many draws and boxes, got {len(draws)} draws.")
-    if partners is not None and not isinstance(partners, Tensor) and len(partners) != len(images):
-        raise ConfigError(f"{len(images)} images need as many lists of partners, got {len(partners)}.")
     if isinstance(partners, Tensor) and partners.shape != images.shape:
         raise ConfigError(
             f"SamplePairing mixes images of one size, got {tuple(images.shape[1:])} and "

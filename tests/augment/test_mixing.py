@@ -233,6 +233,13 @@ def test_chains_and_policies_that_do_not_fit_are_refused():
         Chain([Policy([[["Color", 1, 5]]]), RandAugment()])
     with pytest.raises(ConfigError, match="has no Mosaic"):
         Policy([[["Mosaic", 1, 5]]], official=True)
+    policy, (own, *others) = policy_of("Mosaic"), [scene(i) for i in range(4)]
+    draws = policy.sample(12)
+    with pytest.raises(ConfigError, match="has no boxes"):
+        policy.apply(own["image"], own["boxes"], draws, partner=[{"image": x["image"]} for x in others])
+    for image, said in ((own["image"].float(), "float32"), (own["image"][:1], "3 channels")):
+        with pytest.raises(ConfigError, match=said):
+            policy.apply(own["image"], own["boxes"], draws, partner=[{**x, "image": image} for x in others])
     with pytest.raises(ConfigError, match="tight=True"):
         policy = policy_of("ResizedCrop", tight=True)
         policy.apply(scene(0)["image"], scene(0)["boxes"], policy.sample(3, rng.keyed_generator(1)))

@@ -8,17 +8,23 @@ import torch
 from lit_gen.augment import Policy
 from lit_gen.augment.families import AugMix, RandAugment, TrivialAugmentWide
 from lit_gen.augment.policy import shipped_policies
-from lit_gen.augment.tables import CLASSIFICATION, DETECTION, DETECTION_OFFICIAL
+from lit_gen.augment.tables import CLASSIFICATION, DETECTION, DETECTION_OFFICIAL, MIXING
 from lit_gen.rng import keyed_generator
 
 B, H, W = 4, 16, 20
-TABLES = {"classification": CLASSIFICATION, "detection": DETECTION, "official": DETECTION_OFFICIAL}
+TABLES = {
+    "classification": CLASSIFICATION,
+    "detection": DETECTION,
+    "official": DETECTION_OFFICIAL,
+    "mixing": MIXING,
+}
 OPS = [(table, name) for table, ops in TABLES.items() for name in ops]
 
 
 def policy_of(table: str, name: str) -> Policy:
     policy = [[(name, 1.0, 7)]]
-    return Policy(policy, ops="detection" if table == "official" else table, official=table == "official")
+    ops = "classification" if table == "classification" else "detection"
+    return Policy(policy, ops=ops, official=table == "official")
 
 
 def images() -> torch.Tensor:
@@ -32,14 +38,14 @@ def draws(policy, num_boxes: int) -> list:
 @pytest.mark.parametrize(("table", "name"), OPS)
 def test_ops(cuda, table, name):
     policy, host = policy_of(table, name), images()
-    partners = host.flip(0) if policy.needs_partner else None
+    partners = host.flip(0) if name == "SamplePairing" else None  # the others take them from the batch
     expected = policy.apply_batch(host, None, draws(policy, 0), partners=partners)[0]
     on_device = policy.apply_batch(cuda.put(host), None, draws(policy, 0), partners=cuda.put(partners))[0]
     assert on_device.device == cuda.device and on_device.dtype == torch.uint8
     assert not cuda.real or torch.equal(on_device.cpu(), expected)
 
 
-@pytest.mark.parametrize("table", ["detection", "official"])
+@pytest.mark.parametrize("table", ["detection", "official", "mixing"])
 def test_boxes_and_masks(cuda, table):
     boxes = [torch.tensor([[0.1, 0.2, 0.6, 0.7], [0.3, 0.3, 0.9, 0.8]]) for _ in range(B)]
     masks = [torch.from_numpy(np.eye(H, W, dtype=np.uint8))[None].repeat(2, 1, 1) for _ in range(B)]
