@@ -72,10 +72,10 @@ def again(run, folder, name="previous"):
 
 @pytest.mark.slow
 def test_a_teacher_is_sharded_with_its_pupil(compose, tiny, tmp_path, on_ranks):
-    small = [o for o in tiny if "sampler" not in o] + ["experiment=digits_ect", "model.net.dropout=0", *SHORT]
+    small = [o for o in tiny if "sampler" not in o] + ["model.net.dropout=0", *SHORT]
     one = ["trainer=cpu", "logger=csv"]
-    trained(compose, tmp_path / "start", *small, "model.loss.tune=false", by=one)
-    distilled = [*small, "model.loss.distill=true", f"weights={tmp_path / 'start'}"]
+    trained(compose, tmp_path / "start", *small, by=one)
+    distilled = ["experiment=digits_ect", *small, "model.loss.distill=true", f"weights={tmp_path / 'start'}"]
     trained(compose, tmp_path / "one", *distilled, by=one)
     on_ranks(2, partial(trained, compose, tmp_path / "two", *distilled))
     whole, put_together = state(tmp_path / "one"), state(tmp_path / "two")
