@@ -73,6 +73,7 @@ def translate(cfg: DictConfig, out: Path) -> dict[str, Any]:
         "fit": cfg.fit,
         "interpolate": cfg.interpolate,
         "adapt": cfg.adapt,
+        "guidance": None if cfg.guidance is None else str(cfg.guidance),
         "seed": cfg.seed,
         "version": __version__,
     }

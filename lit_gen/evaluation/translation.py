@@ -112,6 +112,7 @@ def evaluate_translator(cfg: DictConfig, out: Path) -> dict[str, Any]:
         "left_out": task.left_out,
         "k": ks,
         "adapt": cfg.adapt,
+        "guidance": None if cfg.guidance is None else str(cfg.guidance),
         "seed": cfg.seed,
         "classifiers": {
             n: {"id": str(extractor_id(v, n)), "accuracy": v.accuracy} for n, v in classifiers.items()
