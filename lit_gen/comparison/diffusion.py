@@ -52,8 +52,7 @@ class _Patches(nn.Module):
 
 @dataclass(frozen=True)
 class ScoreTraining:
-    """How a score model of few images is trained: Adam, whose rate rises to `learning_rate` and falls, for
-    `steps_per_class` times the number of classes steps.
+    """How a score model of few images is trained: Adam under a one-cycle rate of at most `learning_rate`.
 
     The network sees images of 16 pixels and more as squares of 2 x 2, and halves them until a side is odd or
     of 4; its widths are `base_channels`, then twice that. The noise levels of training are log-normal:
@@ -64,7 +63,7 @@ class ScoreTraining:
     them.
     """
 
-    steps_per_class: int = 40
+    steps: int = 1000
     batch_size: int = 32
     base_channels: int = 16
     learning_rate: float = 6e-3
@@ -75,11 +74,10 @@ class ScoreTraining:
     pretraining: int = 0
 
     def __post_init__(self):
-        if min(self.steps_per_class, self.batch_size, self.base_channels) < 1 or self.pretraining < 0:
+        if min(self.steps, self.batch_size, self.base_channels) < 1 or self.pretraining < 0:
             raise ConfigError(
-                f"training: steps_per_class={self.steps_per_class}, batch_size={self.batch_size}, and "
-                f"base_channels={self.base_channels} must be at least 1, pretraining={self.pretraining} not "
-                "negative."
+                f"training: steps={self.steps}, batch_size={self.batch_size}, and base_channels="
+                f"{self.base_channels} must be at least 1, pretraining={self.pretraining} not negative."
             )
 
     def model(
@@ -96,8 +94,8 @@ class ScoreTraining:
             learn = partial(self._train, denoiser, images, None, classes, self.pretraining, 0)
             spent["pretraining"], borrowed = trained(denoiser, learn, device, *before)
             denoiser = copy.deepcopy(denoiser)
-        steps, hot = classes * self.steps_per_class, F.one_hot(train.labels, classes).float()
-        learn = partial(self._train, denoiser, to_float(train.images), hot, classes, steps, seed)
+        hot = F.one_hot(train.labels, classes).float()
+        learn = partial(self._train, denoiser, to_float(train.images), hot, classes, self.steps, seed)
         depends = repr(self), classes, digest(train), seed, "" if other is None else digest(other)
         spent["training"], earlier = trained(denoiser, learn, device, *depends)
         return denoiser.eval().requires_grad_(False), spent, borrowed + earlier

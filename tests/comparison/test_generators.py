@@ -12,7 +12,7 @@ from lit_gen.images import to_uint8
 from lit_gen.rng import keyed_generator
 from lit_gen.search import Labelled
 
-SCORE = ScoreTraining(steps_per_class=25, batch_size=16, base_channels=8)
+SCORE = ScoreTraining(steps=50, batch_size=16, base_channels=8)
 FUNIT = FUNITTraining(steps=3, batch_size=4, width=4)
 AUGMENT = ConditionalAugment(p=0.3, xflip=0, yflip=0)
 
@@ -66,12 +66,10 @@ def test_wrong_labels_make_wrong_images():
 @pytest.mark.parametrize(
     "arm",
     [
-        Sampled(ScoreTraining(steps_per_class=1, base_channels=4, augment=AUGMENT), 3, [2.0], 2),
-        Restored(ScoreTraining(steps_per_class=1, base_channels=4), 3, [0.5]),
+        Sampled(ScoreTraining(steps=2, base_channels=4, augment=AUGMENT), 3, [2.0], 2),
+        Restored(ScoreTraining(steps=2, base_channels=4), 3, [0.5]),
         Translated(FUNIT, 3),
-        Sampled(
-            ScoreTraining(steps_per_class=1, base_channels=4, pretraining=2), 3, [1.0], 2, pretrained=True
-        ),
+        Sampled(ScoreTraining(steps=2, base_channels=4, pretraining=2), 3, [1.0], 2, pretrained=True),
         Translated(FUNIT, 3, pretrained=True),
     ],
     ids=["sampled", "restored", "translated", "sampled, pretrained", "translated, pretrained"],
@@ -100,7 +98,7 @@ def test_the_same_images_give_the_same_bits_and_nothing_else_matters(arm, cache)
 
 
 def test_candidates_share_one_training():
-    arm = Sampled(ScoreTraining(steps_per_class=1, base_channels=4), 2, [1.0, 3.0], 2)
+    arm = Sampled(ScoreTraining(steps=2, base_channels=4), 2, [1.0, 3.0], 2)
     first, second = arm.treatments(sides(), 2, 0, None)
     assert (first.setting, second.setting) == ("guidance 1", "guidance 3")
     assert first.cost["training"] == second.cost["training"] > 0
@@ -109,7 +107,7 @@ def test_candidates_share_one_training():
 
 def test_what_is_not_erased_stays():
     train = sides()
-    arm = Restored(ScoreTraining(steps_per_class=1, base_channels=4), 12, [0.3])
+    arm = Restored(ScoreTraining(steps=1, base_channels=4), 12, [0.3])
     made = only(arm, train).made
     originals = train.images[in_turn(train.labels, 2, 12)]
     changed = (made.images != originals).float().mean((1, 2, 3))
@@ -160,8 +158,8 @@ def test_restyled_contents_keep_their_label(monkeypatch):
 def test_options_out_of_range_are_refused():
     with pytest.raises(ConfigError, match=r"erased=\[1\.0\]"):
         Restored(SCORE, erased=[1.0])
-    with pytest.raises(ConfigError, match="steps_per_class=0"):
-        ScoreTraining(steps_per_class=0)
+    with pytest.raises(ConfigError, match="steps=0"):
+        ScoreTraining(steps=0)
     with pytest.raises(ConfigError, match="batch_size=0"):
         FUNITTraining(batch_size=0)
     with pytest.raises(ConfigError, match="keeps=content"):
