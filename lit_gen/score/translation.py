@@ -1,9 +1,10 @@
 """Few-shot translation by denoising: FUNIT's task (Liu et al. 2019, https://arxiv.org/abs/1905.01723)."""
 
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_gen.errors import ConfigError
 from lit_gen.images import to_float
@@ -52,6 +53,9 @@ class TranslationModule(ScoreModule):
             "condition_image": batch.get("content_view", batch["content"]) - self.center,
         }
         return super().training_step(told, batch_idx)
+
+    def sharded_networks(self) -> Iterable[nn.Module]:
+        raise ConfigError("trainer=fsdp: the style is encoded outside of what gathers weights: trainer=ddp.")
 
     # --- translating ---
 

@@ -48,6 +48,8 @@ def test_the_code_of_a_class_is_the_mean_of_its_images_codes(module):
     assert not torch.equal(images, module.translate(CONTENT, 3 * code))
     with pytest.raises(ConfigError, match="adapt=0"):
         translator.adapted_code(module, CLASSES, steps=1)
+    with pytest.raises(ConfigError, match="trainer=ddp"):
+        module.sharded_networks()
 
 
 def test_guidance_of_weight_1_is_no_guidance(module):
