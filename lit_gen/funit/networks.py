@@ -283,30 +283,26 @@ class ContentConditionedGenerator(FewShotGenerator):
     """A `FewShotGenerator` whose class code is conditioned on the content that is decoded: COCO-FUNIT (Saito
     et al. 2020, https://arxiv.org/abs/2007.07431), against translations that lose the content.
 
-    With s the class code, b a constant style bias (learned, the same for all images), m the mean of the
-    content code over places, and products by element,
+    With s the class code, b a constant style bias (learned, the same for all images), and m the mean of the
+    content code over places, AdaIN's parameters come, instead of s, from the product by element
 
-        style = zeta_c * zeta_s,   zeta_s = W [s, b] + w,   zeta_c = MLP(m),
+        style = zeta_c * zeta_s,   zeta_s = W [s, b] + w,   zeta_c = MLP(m), which begins as 1.
 
-    and AdaIN's parameters come from `style` instead of s. `class_code` returns s. The conditioning is affine
-    in s, so the mean code of K images gives the mean of their K styles, and a way between two codes is the
-    way between their styles. The paper's second encoder of the content image is the content encoder here.
-    Training begins with zeta_c = 1, where style depends on the class images alone.
-
-    Arguments are those of `FewShotGenerator`, and
-        style_bias: length of b (1024 in the authors' configuration).
+    `class_code` returns s. The conditioning is affine in s, so the mean code of K images gives the mean of
+    their styles, and a way between two codes is the way between their styles. The paper's second encoder of
+    the content image is the content encoder here. `style_bias` is the length of b (1024 in the authors'
+    configuration); the other arguments are those of `FewShotGenerator`.
     """
 
     def __init__(self, *args: Any, style_bias: int = 1024, **kwargs: Any):
         super().__init__(*args, **kwargs)
         _check_counts({"style_bias": style_bias})
-        code_size, content_size = self.class_encoder.out.out_channels, self.content_encoder.width
+        code_size = self.class_encoder.out.out_channels
         self.style_bias = nn.Parameter(torch.randn(style_bias))
         self.style = nn.Linear(code_size + style_bias, code_size)
-        self.content_style = MLP(content_size, code_size, code_size, 2)
+        self.content_style = MLP(self.content_encoder.width, code_size, code_size, 2)
         kaiming_(self.style), kaiming_(self.content_style)
-        last = self.content_style[-1]
-        assert isinstance(last, nn.Linear)
+        _, _, last = self.content_style
         nn.init.zeros_(last.weight), nn.init.ones_(last.bias)
 
     def conditioned(self, content: Tensor, code: Tensor) -> Tensor:
