@@ -302,7 +302,7 @@ class ContentConditionedGenerator(FewShotGenerator):
         self.style = nn.Linear(code_size + style_bias, code_size)
         self.content_style = MLP(self.content_encoder.width, code_size, code_size, 2)
         kaiming_(self.style), kaiming_(self.content_style)
-        _, _, last = self.content_style
+        last: Any = self.content_style[-1]
         nn.init.zeros_(last.weight), nn.init.ones_(last.bias)
 
     def conditioned(self, content: Tensor, code: Tensor) -> Tensor:
