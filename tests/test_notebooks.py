@@ -21,7 +21,7 @@ def test_runs_without_an_error(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)
     environment = os.environ | dict.fromkeys(THREADS, "1")
     resources = {"metadata": {"path": str(tmp_path)}}
-    NotebookClient(notebook, timeout=1800, resources=resources).execute(env=environment)
+    NotebookClient(notebook, timeout=1800, startup_timeout=1800, resources=resources).execute(env=environment)
 
 
 @each_notebook
