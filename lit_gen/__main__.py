@@ -13,6 +13,7 @@ COMMANDS = {
     "compare-augmentation": "Compare policies, GANs, and diffusion models as augmentation.",
     "encode": "Encode images as latents, decode them, and interpolate.",
     "restore": "Restore degraded images: inpaint, colorize, upscale, deblur.",
+    "restore-speech": "Restore a piece of spoken words, in silence and in noise.",
     "translate": "Translate images into classes that a few images show.",
     "fewshot-classify": "Classify unseen classes with translations as training images.",
     "prepare": "Write a data set, or its latents, once, for training on any amount of data.",

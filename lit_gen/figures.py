@@ -232,3 +232,33 @@ def class_codes(places: Mapping[str, "np.ndarray"]) -> "Figure":
     axis.set(xticks=[], yticks=[], title="class codes of single images (t-SNE)")
     figure.legend(loc="outside right upper", fontsize=6)
     return figure
+
+
+def restoration_curve(arms: Mapping[str, Mapping[str, Any]]) -> "Figure":
+    """How often the piece that was cut out of a word is recognized in what a listener made of it, against the
+    level of the noise in its place; completable words, error bars over words.
+
+    `arms`: name -> measure -> group -> {"mean", "se_words"}; see `lit_gen.hearing.study.summarized`.
+    """
+    figure, (axis,) = _figure(7, 4.5)
+    curves: dict[str, dict[float, Any]] = {}
+    for name, row in arms.items():
+        kind, _, listener = name.partition(", ")
+        if (found := row["piece"]["completable"]) and "dB" in kind:
+            noise, level = kind.removesuffix(" dB").rsplit(" ", 1)
+            curves.setdefault(f"{noise} noise, {listener}", {})[float(level)] = found
+    for label, points in curves.items():
+        at = sorted(points)
+        means, errors = ([100 * (points[x][key] or 0) for x in at] for key in ("mean", "se_words"))
+        style = "-" if label.endswith("masking") else ":"
+        axis.errorbar(at, means, errors, label=label, linestyle=style, marker="o", capsize=3)
+    for name, color in (("silence, masking", "black"), ("told", "gray"), ("nearest", "tan")):
+        if name in arms and (found := arms[name]["piece"]["completable"]):
+            axis.axhline(100 * found["mean"], color=color, linestyle="--", linewidth=1, label=name)
+    axis.set(
+        xlabel="noise in the gap, dB beside the word", ylabel="missing piece recognized, %", ylim=(-3, 103)
+    )
+    axis.grid(alpha=0.3)
+    if axis.lines:
+        axis.legend(fontsize=7)
+    return figure

@@ -131,6 +131,23 @@ class RestoreSchema(GeneratorSchema):
 
 
 @dataclass(kw_only=True)
+class RestoreSpeechSchema(CommandSchema):
+    runs: list[str]
+    seeds: int
+    train: list[str]
+    families: list[Any]
+    takes: int
+    judge_takes: int
+    samples: int
+    num_steps: int
+    conditions: Any
+    sounds: list[str]
+    batch_size: int
+    device: str | None
+    wandb: str
+
+
+@dataclass(kw_only=True)
 class EncodeSchema(GeneratorSchema):
     images: str
     interpolate: int
