@@ -225,6 +225,8 @@ def test_unused_partners_are_not_kept():
     scenes = [scene(i) for i in range(4)]
     _, boxes, keep = applied(policy, scenes, policy.sample(12, rng.keyed_generator(0)))
     assert keep.tolist() == [True] * 3 + [False] * 9 and len(boxes) == 12
+    _, boxes, keep = applied(policy, scenes, {"ops": []})
+    assert torch.equal(boxes[keep], scenes[0]["boxes"]) and len(boxes) == 12
 
 
 def test_chains_and_policies_that_do_not_fit_are_refused():

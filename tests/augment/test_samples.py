@@ -133,6 +133,8 @@ def test_rotated_boxes_flip_as_torchvisions(box_format, flip):
     )
     for p, q in zip(a.tolist(), b.tolist(), strict=True):  # which corner is the first is a matter of taste
         np.testing.assert_allclose(sorted(p), sorted(q), atol=1e-4)
+    sides = a.as_subclass(torch.Tensor).diff(dim=1)  # clockwise on the screen, as they were
+    assert (sides[:, 0, 0] * sides[:, 1, 1] > sides[:, 0, 1] * sides[:, 1, 0]).all()
 
 
 def test_rotated_boxes_follow_the_image():

@@ -380,7 +380,8 @@ def test_a_mosaic_of_the_set_depends_on_the_key_alone():
         assert all(torch.equal(keyed[k][name][0], whole[name][i]) for name in ("image", "boxes", "labels"))
     assert not torch.equal(whole["image"][0], whole["image"][3])
     policy, item = mosaic.policy, keyed.dataset[7]
-    others = keyed._partners((0, 7), 3)
+    chosen = torch.randint(12, (3,), generator=keyed_generator(3, "partner", 0, 7))
+    others = [keyed.dataset[i] for i in chosen.tolist()]
     counts = [len(x["boxes"]) for x in (item, *others)]
     draws = policy.sample(sum(counts), keyed_generator(3, "augment", 0, 7))
     image, boxes, keep = policy.apply(item["image"], item["boxes"], draws, partner=others)
