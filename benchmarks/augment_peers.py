@@ -205,16 +205,16 @@ def scene(side: int, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.stack([picture(side, i) for i in range(batch)]), boxes
 
 
-def ops(side: int, batch: int, seconds: float, names: list[str]) -> None:
+def ops(side: int, batch: int, seconds: float, names: list[str], libraries: list[str]) -> None:
     images, boxes = scene(side, batch)
     for name in names or NAMES:
         level = None if name in WITHOUT_LEVEL else 9 * SHARE
         ours = AutoAugment(Policy([[[name, 1.0, level]]], "classification"))
         sides = runs("lit_gen", ours, images, boxes)
-        for library in OPS:
+        for library in libraries:
             sides |= runs(library, one_of(library, [[(name, 1.0)]], side), images, boxes)
         if name == "Cutout":
-            del sides["torchvision, PIL"]  # RandomErasing leaves PIL images as they are
+            sides.pop("torchvision, PIL", None)  # RandomErasing leaves PIL images as they are
         row(name, microseconds(sides, seconds))
 
 
@@ -247,12 +247,13 @@ def contestants(name: str, side: int) -> dict[str, Any]:
 POLICIES = ("detection_v0", "detection_v1", "detection_v2", "detection_v3", "RandAugment")
 
 
-def policies(side: int, batch: int, seconds: float, names: list[str]) -> None:
+def policies(side: int, batch: int, seconds: float, names: list[str], libraries: list[str]) -> None:
     images, boxes = scene(side, batch)
     for name in names or POLICIES:
         sides: dict[str, Callable[[], int]] = {}
-        for library, transform in contestants(name, side).items():
-            sides |= runs(library, transform, images, boxes)
+        made = contestants(name, side)
+        for library in ("lit_gen", *libraries):
+            sides |= runs(library, made[library], images, boxes)
         row(name, microseconds(sides, seconds))
 
 
@@ -270,7 +271,7 @@ class Scenes:
         return {"image": self.images[i], "boxes": self.boxes.clone(), "labels": self.labels.clone()}
 
 
-def module(side: int, batch: int, seconds: float, names: list[str]) -> None:
+def module(side: int, batch: int, seconds: float, names: list[str], libraries: list[str]) -> None:
     """Batches as tensors: lit_gen's by (epoch, index) keys, the others' stacked from their images."""
     images, boxes = scene(side, batch)
     labels, epoch = torch.arange(len(boxes)), itertools.count()
@@ -296,7 +297,8 @@ def module(side: int, batch: int, seconds: float, names: list[str]) -> None:
             torch.stack([v2.functional.pil_to_tensor(x) for x in out])
             return batch
 
-        sides = {"lit_gen": ours, "albumentations": albumentations, "torchvision, PIL": torchvision}
+        others = {"albumentations": albumentations, "torchvision, PIL": torchvision}
+        sides = {"lit_gen": ours} | {k: f for k, f in others.items() if k.split(",")[0] in libraries}
         row(name, microseconds(sides, seconds))
 
 
@@ -309,11 +311,12 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=224, help="of images, in pixels")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=0.5, help="CPU seconds a library and row")
-    parser.add_argument("names", nargs="*", help="rows of the table; all of them if none is given")
+    parser.add_argument("--libraries", nargs="+", choices=OPS, default=list(OPS))
+    parser.add_argument("--names", nargs="+", help="rows of the table; all of them if none is given")
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    tables[args.table](args.side, args.batch, args.seconds, args.names)
+    tables[args.table](args.side, args.batch, args.seconds, args.names, args.libraries)
 
 
 if __name__ == "__main__":
