@@ -109,35 +109,37 @@ def _packs(images: Tensor) -> bool:
 def _warp_one(image: Tensor, t: ndarray, fill: int) -> Tensor:
     """`warp` of one image (C, H, W) by one map (1, 6), on a CPU."""
     c, h, w = image.shape
-    remembered = _whole_index if h * w <= REMEMBERED else _large_index
-    whole = remembered(t.tobytes(), h, w) if h * w <= REMEMBERED_LARGE else None
-    if whole is not None and not _packs(image[None]):
-        return torch.gather(_framed(image[None], fill)[0], 1, whole.long().expand(c, -1)).view(image.shape)
-    packed, out = _packed(image, fill), torch.empty((c, h, w), dtype=image.dtype)
-    step = max(1, 4 * TILE // w)
-    for rows in (slice(top, min(top + step, h)) for top in range(0, h, step)):
-        if whole is None:
-            index = _frame_index(t, rows.start, rows.stop - rows.start, h, w, image.device).view(-1)
-        else:
-            index = whole[rows.start * w : rows.stop * w]
-        _unpack(torch.index_select(packed, 0, index), out[:, rows])
-    return out
+    if h * w > REMEMBERED_LARGE:
+        packed, out = _packed(image, fill), torch.empty((c, h, w), dtype=image.dtype)
+        packed, step = _framed(packed[:-1].view(1, 1, h, w), fill * 0x010101).view(-1), max(1, 4 * TILE // w)
+        for top in range(0, h, step):
+            index = _frame_index(t, top, min(step, h - top), h, w, image.device).view(-1)
+            _unpack(torch.index_select(packed, 0, index), out[:, top : top + step])
+        return out
+    index = (_whole_index if h * w <= REMEMBERED else _large_index)(t.tobytes(), h, w)
+    if _packs(image[None]):
+        out = torch.empty((c, h, w), dtype=image.dtype)
+        _unpack(torch.index_select(_packed(image, fill), 0, index), out)
+        return out
+    channels = image.new_full((c, h * w + 1), fill)
+    channels[:, :-1] = image.flatten(1)
+    return torch.gather(channels, 1, index.long().expand(c, -1)).view(image.shape)
 
 
 def _packed(image: Tensor, fill: int) -> Tensor:
-    """int32 ((H + 2) (W + 2),): the three bytes of each pixel in one number, so that they are looked up at
-    once, with a frame of the fill."""
+    """int32 (H W + 1,): the three bytes of each pixel and of the fill in one number, so that they are looked
+    up at once."""
     first, second, third = image.numpy()
     low = second.astype(np.uint16)
     low <<= 8
     low |= first.astype(np.uint16)
-    high = third.astype(np.uint32)
-    high <<= 16
-    packed = np.empty((high.shape[0] + 2, high.shape[1] + 2), np.uint32)
-    np.bitwise_or(high, low.astype(np.uint32), out=packed[1:-1, 1:-1])
-    for side in (packed[0], packed[-1], packed[:, 0], packed[:, -1]):
-        side[...] = fill * 0x010101
-    return torch.from_numpy(packed.view(np.int32).reshape(-1))
+    packed = np.empty(low.size + 1, np.uint32)
+    packed[-1] = fill * 0x010101
+    pixels = packed[:-1].reshape(low.shape)
+    pixels[...] = third
+    pixels <<= 16
+    pixels |= low.astype(np.uint32)
+    return torch.from_numpy(packed.view(np.int32))
 
 
 def _unpack(pixels: Tensor, out: Tensor) -> None:
@@ -153,14 +155,23 @@ def _unpack(pixels: Tensor, out: Tensor) -> None:
 
 
 def _index(t: bytes, h: int, w: int) -> Tensor:
-    """int32 (H W,): where the pixels of a whole image come from in the framed image. A policy has few levels
-    and a data set one size, so that maps recur; making an index takes as long as using it."""
+    """int32 (H W,): where the pixels of a whole image come from in the image, H W for the outside. A policy
+    has few levels and a data set one size, so that maps recur; making an index takes as long as using it."""
     rows = np.frombuffer(bytearray(t), np.float32).reshape(1, 6)
-    return _frame_index(rows, 0, h, h, w, torch.device("cpu")).view(-1)
+    framed = _frame_index(rows, 0, h, h, w, torch.device("cpu"))
+    return torch.index_select(_unframed(h, w), 0, framed.view(-1))
 
 
 _whole_index = lru_cache(maxsize=64)(_index)
 _large_index = lru_cache(maxsize=16)(_index)
+
+
+@lru_cache(maxsize=4)
+def _unframed(h: int, w: int) -> Tensor:
+    """int32 ((H + 2) (W + 2),): the image's index of each pixel of the framed image, H W on the frame."""
+    index = torch.full((h + 2, w + 2), h * w, dtype=torch.int32)
+    index[1:-1, 1:-1] = torch.arange(h * w, dtype=torch.int32).view(h, w)
+    return index.view(-1)
 
 
 def _frame_index(t: ndarray, top: int, rows: int, h: int, w: int, device: torch.device) -> Tensor:
