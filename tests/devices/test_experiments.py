@@ -16,7 +16,7 @@ from lit_gen.cli import CONF_DIR
 from lit_gen.commands import train as training
 from lit_gen.data.images import TensorImages
 from lit_gen.data.shards import write_shards
-from lit_gen.images import Pixels, save_png
+from lit_gen.images import Pixels, height_and_width, save_png
 from lit_gen.module import BaseModule
 from lit_gen.rng import keyed_generator
 
@@ -145,6 +145,11 @@ def synthesize(data: DictConfig) -> None:
     size, channels = data.image_size, data.get("channels", 3)
     if "path" in data or "letters" in data._target_:
         return  # `photos`, `latents`, or what is rendered here
+    if "sound" in data:  # bytes instead of what espeak-ng speaks
+        data._target_, data.dtype, data.range = "lit_gen.data.ImageDataModule", "uint8", None
+        size = data.image_size = [data.sound.bands, data.sound.frames]
+        for option in ("words", "takes", "rate", "sound"):
+            data.pop(option)
     if "images" in data:
         images = {"_target_": "lit_gen.data.glyphs.Glyphs", "channels": channels}
         data.images = images | {"image_size": data.images.get("image_size", size)}
@@ -158,6 +163,6 @@ def synthesize(data: DictConfig) -> None:
         images = {
             "_target_": "torchvision.datasets.FakeData",
             "size": 8,
-            "image_size": [channels, size, size],
+            "image_size": [channels, *height_and_width(size)],
         }
         data.train = data.test = {**images, "num_classes": data.get("num_classes") or 10}
