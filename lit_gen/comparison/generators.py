@@ -85,5 +85,5 @@ def sheet(train: Labelled, made: Labelled, columns: tuple[int, int] = (4, 12)) -
         both = [data.images[data.labels == label] for data in (train, made)]
         if len(both[0]):
             some = [x[torch.arange(n, device=x.device) % len(x)] for x, n in zip(both, columns, strict=True)]
-            rows += [some[0], torch.full_like(some[0][:1], 128), some[1]]
+            rows += [some[0], torch.full_like(both[0][:1], 128), some[1]]
     return grid(torch.cat(rows), sum(columns) + 1, scale=2)

@@ -177,3 +177,4 @@ def test_a_sheet_has_a_row_for_each_class():
         of_class = [data.images[data.labels == row, 0] for data in (train, made)]
         assert torch.equal(cells[row, :3], of_class[0][[0, 1, 0]])
         assert torch.equal(cells[row, 4:], of_class[1][:5])
+    assert torch.equal(sheet(train, made, (0, 5)), torch.cat([picture[..., :1], picture[..., 52:]], 2))
