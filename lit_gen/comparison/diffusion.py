@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from lit_gen.augment.conditional import ConditionalAugment
@@ -37,17 +37,6 @@ __all__ = ["Restored", "Sampled", "ScoreTraining"]
 NOISIEST = 20.0
 """The noise level that sampling begins at: images in [-1, 1] are nothing beside it."""
 CHUNK = 500  # images that are sampled at once
-
-
-class _Patches(nn.Module):
-    """A network that sees squares of pixels as channels: half as large, images cost a quarter."""
-
-    def __init__(self, net: nn.Module, size: int):
-        super().__init__()
-        self.net, self.size = net, size
-
-    def forward(self, x: Tensor, *labels: Tensor | None) -> Tensor:
-        return F.pixel_shuffle(self.net(F.pixel_unshuffle(x, self.size), *labels), self.size)
 
 
 @dataclass(frozen=True)
@@ -103,14 +92,14 @@ class ScoreTraining:
     def _network(self, images: Tensor, classes: int) -> Denoiser:
         _, channels, *sides = images.shape
         patch = 2 if min(sides) >= 16 and not any(side % 2 for side in sides) else 1
-        sides, levels = [side // patch for side in sides], 1
-        while levels < 4 and not any(side % 2**levels or side < 2 ** (levels + 2) for side in sides):
+        inner, levels = [side // patch for side in sides], 1
+        while levels < 4 and not any(side % 2**levels or side < 2 ** (levels + 2) for side in inner):
             levels += 1
         told = 0 if self.augment is None else self.augment.label_dim
-        known = {"num_classes": classes, "augment_dim": told, "dropout": 0.0}
+        known = {"num_classes": classes, "augment_dim": told, "dropout": 0.0, "patch": patch}
         widths = [1, *[2] * (levels - 1)]
-        net = NCSNpp(sides, channels * patch**2, self.base_channels, widths, 1, (), **known)
-        return Denoiser(_Patches(net, patch), EDM(t_max=NOISIEST), EDMPrecondition(_spread(images)))
+        net = NCSNpp(sides, channels, self.base_channels, widths, 1, (), **known)
+        return Denoiser(net, EDM(t_max=NOISIEST), EDMPrecondition(_spread(images)))
 
     def _train(
         self, denoiser: Denoiser, images: Tensor, hot: Tensor | None, classes: int, steps: int, seed: int

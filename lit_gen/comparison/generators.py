@@ -24,7 +24,7 @@ __all__: list[str] = []
 log = logging.getLogger(__name__)
 
 NO_OTHER = "other classes or typefaces, and this data has none: leave the arm out."
-FORMAT = 1  # of the trainings: another number where the same options give other weights
+FORMAT = 2  # of the trainings: another number where the same options give other weights
 
 
 def digest(data: Labelled) -> str:

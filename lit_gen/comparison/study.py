@@ -5,7 +5,6 @@ is done; processes on one `out` share the cells by locked files, which end with 
 gave is kept in `treatments/`, for the arm that unites two others.
 """
 
-import fcntl
 import json
 import os
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from lit_gen.augment import Policy
@@ -249,17 +249,19 @@ class Study:
     @contextmanager
     def _claimed(self, cell: Cell) -> Iterator[bool]:
         """Whether the cell is this process's until the context ends; the lock of a killed process is free."""
-        with open(self.out / "locks" / f"{cell}.lock", "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                yield False
-                return
+        lock = FileLock(self.out / "locks" / f"{cell}.lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            yield False
+            return
+        try:
             yield True
+        finally:
+            lock.release()
 
     def _append(self, record: dict[str, Any]) -> None:
-        with open(self.out / "cells.jsonl", "ab+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with FileLock(self.out / "locks" / "cells.lock"), open(self.out / "cells.jsonl", "ab+") as file:
             whole = not file.seek(0, os.SEEK_END) or (file.seek(-1, os.SEEK_END), file.read())[1] == b"\n"
             line = json.dumps(record).encode() + b"\n"
             file.write(line if whole else b"\n" + line)  # ends a line that a killed process tore
