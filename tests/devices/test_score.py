@@ -383,6 +383,24 @@ def test_restoration(cuda, method, operator):
     sampled_without_waiting(cuda, denoiser(cuda), restore)
 
 
+OBSERVATIONS = {
+    "noisy pixels": lambda: restoration.NoisyPixels(0.1 + torch.rand(SHAPE), torch.rand(SHAPE) < 0.5),
+    "masked": lambda: restoration.Masked(torch.rand(SHAPE) - 0.5),
+}
+
+
+@pytest.mark.parametrize("observation", OBSERVATIONS)
+@pytest.mark.parametrize("method", ["pigdm", "dps"])
+def test_restoration_of_observed_pixels(cuda, method, observation):
+    seen = OBSERVATIONS[observation]()
+    y = cuda.put(torch.rand(B, *SHAPE) * 2 - 1)
+
+    def restore(wrapped, x, *, label, generator):
+        return METHODS[method](wrapped, x, seen, y, label=label, generator=generator)
+
+    sampled_without_waiting(cuda, denoiser(cuda), restore)
+
+
 def test_module_samples(cuda):
     """What grids and distances call, trajectories included: the images leave the device once."""
     module = score_module(cuda, "tiny", "vp", "noise", "snr", num_classes=10)

@@ -61,7 +61,7 @@ class ADM(nn.Module):
         c = skips[-1]
         self.middle = nn.ModuleList([block(c, c, attention=True), block(c, c)])
         self.decoder = layers.decoder_levels(block, widths, attend, num_blocks, skips)
-        head = _zero(nn.Conv2d(widths[0], self.out_channels * patch**2, 3, padding=1))
+        head = layers.zeroed(nn.Conv2d(widths[0], self.out_channels * patch**2, 3, padding=1))
         self.head = nn.Sequential(layers.group_norm(widths[0], 1e-5), nn.SiLU(), head)
 
     def forward(
@@ -104,7 +104,7 @@ class _NoiseMLP(nn.Module):
         super().__init__()
         self.num_classes, self.augment_dim = num_classes, augment_dim
         self.embedding = layers.PositionalEmbedding(base, endpoint=False, cos_first=True)
-        self.augment = _zero(nn.Linear(augment_dim, base, bias=False)) if augment_dim else None
+        self.augment = layers.zeroed(nn.Linear(augment_dim, base, bias=False)) if augment_dim else None
         self.hidden = nn.Linear(base, width)
         self.out = nn.Linear(width, width)
         self.label = nn.Linear(num_classes, width, bias=False) if num_classes else None
@@ -141,7 +141,7 @@ class _ResBlock(nn.Module):
         self.conv0 = nn.Conv2d(c_in, c_out, 3, padding=1)
         self.affine = nn.Linear(c_emb, 2 * c_out)
         self.norm1 = layers.group_norm(c_out, 1e-5)
-        self.conv1 = _zero(nn.Conv2d(c_out, c_out, 3, padding=1))
+        self.conv1 = layers.zeroed(nn.Conv2d(c_out, c_out, 3, padding=1))
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else None
         self.attention = _attention(c_out) if attention else None
 
@@ -160,11 +160,5 @@ def _attention(channels: int) -> layers.Attention:
     while channels % heads:
         heads -= 1
     attention = layers.Attention(channels, layers.group_norm(channels, 1e-5), heads)
-    _zero(attention.proj)
+    layers.zeroed(attention.proj)
     return attention
-
-
-def _zero(layer):
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer

@@ -476,6 +476,13 @@ def check_input(x: Tensor, channels: int, num_levels: int, patch: int = 1) -> No
         )
 
 
+def zeroed(layer: L) -> L:
+    """The layer, all its parameters 0: a branch that ends in it is nothing at first."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
 def to_patches(x: Tensor, patch: int) -> Tensor:
     """(B, C, H, W) -> (B, C patch^2, H / patch, W / patch): squares of pixels become channels."""
     return x if patch == 1 else F.pixel_unshuffle(x, patch)

@@ -65,11 +65,11 @@ class StyledUNet(nn.Module):
             *_halvings(channels, encoder_width), nn.Flatten(), nn.Linear(wide * height * breadth // 64, wide)
         )
         self.place_code = nn.Linear(code_size, wide)
-        self.map = _zero(nn.Linear(wide, 6))
+        self.map = layers.zeroed(nn.Linear(wide, 6))
         self.register_buffer("identity", torch.eye(2, 3), persistent=False)
         self.noise = layers.PositionalEmbedding(64)
         self.hidden, self.emb = nn.Linear(64 + code_size, emb_width), nn.Linear(emb_width, emb_width)
-        self.copied = _zero(nn.Linear(emb_width, 2))
+        self.copied = layers.zeroed(nn.Linear(emb_width, 2))
         nn.init.constant_(self.copied.bias, 0.8)
         self.stem = nn.Conv2d(3 * patch, outer_width, 3, padding=1)
         self.first = _Block(outer_width, outer_width, emb_width)
@@ -77,7 +77,7 @@ class StyledUNet(nn.Module):
         self.blocks = nn.ModuleList(_Block(width, width, emb_width, i % 2 == 1) for i in range(num_blocks))
         self.up = nn.Conv2d(width, 4 * outer_width, 1)
         self.last = _Block(2 * outer_width, outer_width, emb_width)
-        head = _zero(nn.Conv2d(outer_width, patch, 3, padding=1))
+        head = layers.zeroed(nn.Conv2d(outer_width, patch, 3, padding=1))
         self.head = nn.Sequential(layers.group_norm(outer_width), nn.SiLU(), head)
 
     def style_code(self, images: Tensor) -> Tensor:
@@ -135,13 +135,16 @@ class _Block(nn.Module):
     def __init__(self, c_in: int, c_out: int, c_emb: int, attention: bool = False):
         super().__init__()
         self.norm0, self.conv0 = layers.group_norm(c_in, smallest=16), nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.norm1, self.affine = layers.group_norm(c_out, smallest=16), _zero(nn.Linear(c_emb, 2 * c_out))
-        self.conv1 = _zero(nn.Conv2d(c_out, c_out, 3, padding=1))
+        self.norm1, self.affine = (
+            layers.group_norm(c_out, smallest=16),
+            layers.zeroed(nn.Linear(c_emb, 2 * c_out)),
+        )
+        self.conv1 = layers.zeroed(nn.Conv2d(c_out, c_out, 3, padding=1))
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
         self.attention = nn.Identity()
         if attention:
             self.attention = layers.Attention(c_out, layers.group_norm(c_out, smallest=16), heads=4)
-            _zero(self.attention.proj)
+            layers.zeroed(self.attention.proj)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = self.conv0(F.silu(self.norm0(x)))
@@ -162,9 +165,3 @@ def _halvings(channels: int, width: int) -> list[nn.Module]:
     first = [nn.PixelUnshuffle(2), nn.Conv2d(4 * channels, width, 3, padding=1), nn.SiLU()]
     widths = itertools.pairwise([width, 2 * width, 4 * width])
     return first + [part for a, b in widths for part in (nn.Conv2d(a, b, 4, 2, 1), nn.SiLU())]
-
-
-def _zero(layer):
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
