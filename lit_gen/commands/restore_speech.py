@@ -21,10 +21,12 @@ from lit_gen.images import grid, save_png, to_uint8
 from lit_gen.instantiate import config_dict
 from lit_gen.loggers import close, wandb
 from lit_gen.models.loading import load
-from lit_gen.runs import saved_config, summary, write_json
+from lit_gen.runs import read_json, saved_config, summary, write_json
 from lit_gen.score.module import ScoreModule
 from lit_gen.sweeps.trials import run_trial
 
+DEPENDS = ("runs", "train", "families", "takes", "judge_takes", "samples", "num_steps")
+"""Options that measurements depend on; more `seeds` and `conditions` only add to them."""
 INTERRUPTED = 128 + signal.SIGINT
 SHOWN = {
     "silence": (Arm(), 1),
@@ -39,10 +41,11 @@ def restore_speech(cfg: DictConfig, out: Path) -> dict[str, Any]:
     row a word: the original, silence and what was heard in it, noise and two restorations, and the
     restoration of a listener who is told of the gap), and `sounds/`. What is there is not done again.
 
-    Raises ConfigError for runs that are not of the same words.
+    Raises ConfigError for runs that are not of spoken words, and if `out` holds what other options gave.
     """
     check_at_least_1(cfg, "takes", "judge_takes", "samples", "num_steps", "batch_size")
     arms = _arms(cfg.conditions)
+    _check_same(config_dict(cfg), out)
     try:
         runs = _runs(cfg, out)
         study = _study(cfg, saved_config(runs[0]), out)
@@ -70,6 +73,20 @@ def restore_speech(cfg: DictConfig, out: Path) -> dict[str, Any]:
     files["sheet"], sounds = _shown(study, _model(runs[0], cfg.device), list(cfg.sounds), out)
     _log(cfg, out, result, files, sounds)
     return result
+
+
+def _check_same(settings: dict[str, Any], out: Path) -> None:
+    """Raises ConfigError if `out` holds measurements that depend on other options; else notes these."""
+    now = {name: settings[name] for name in DEPENDS}
+    before = read_json(out / "settings.json") or now
+    for name in DEPENDS:
+        if before[name] != now[name]:
+            raise ConfigError(
+                f"{out} holds what {name}={before[name]} gave, and {name} is now {now[name]}: choose "
+                "another out=."
+            )
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "settings.json", now)
 
 
 def _arms(given: Any) -> list[Arm]:

@@ -223,7 +223,9 @@ def test_the_command_from_a_run_to_its_results(fit, compose, tmp_path):
     assert again["arms"] == result["arms"]
     assert {cell: cell.stat().st_mtime_ns for cell in cells} == made
     assert (out / "curve.png").is_file() and (out / "sheet.png").is_file()
+    more = compose(*options, "samples=2", config_name="restore_speech")
+    with pytest.raises(ConfigError, match="holds what samples=1 gave, and samples is now 2: choose another"):
+        command.restore_speech(more, out)
+    other = compose(*options, "families=[[batter,badger]]", config_name="restore_speech")
     with pytest.raises(ConfigError, match="the model has not learned 'badger'"):
-        command.restore_speech(
-            compose(*options, "families=[[batter,badger]]", config_name="restore_speech"), out
-        )
+        command.restore_speech(other, tmp_path / "other")
