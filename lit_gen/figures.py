@@ -166,10 +166,13 @@ def augmentation_arms(
     by_shots: Mapping[str, Mapping[str, Any]], made: Mapping[str, Mapping[str, Any]]
 ) -> "Figure":
     """The comparison of augmentations: each arm's difference from none, paired over the seeds, by shots;
-    accuracy over shots; and the difference over the number of made images a class. Error bars are standard
-    errors. See `lit_gen.comparison.results.summarize` for the arguments.
+    accuracy over shots, if there are several; and the difference over the number of made images a class,
+    where images were made for all shots. Error bars are standard errors. See
+    `lit_gen.comparison.results.summarize` for the arguments.
     """
-    figure, (left, middle, right) = _figure(15, 5, columns=3)
+    panels = ["middle"] * (len(by_shots) > 1) + ["right"] * any(made.values())
+    figure, (left, *others) = _figure(6 + 4.5 * len(panels), 5, columns=1 + len(panels))
+    axes = dict(zip(panels, others, strict=True))
     arms = list(dict.fromkeys(arm for row in by_shots.values() for arm in row))
     for number, (shots, row) in enumerate(by_shots.items()):
         rows = [
@@ -185,17 +188,22 @@ def augmentation_arms(
     for number, arm in enumerate(arms):
         style = {"color": f"C{number % 10}", "marker": "osv^"[number // 10 % 4], "label": arm}
         points = {int(n): row[arm]["accuracy"] for n, row in by_shots.items() if arm in row}
-        _percents(middle, points, **style)
+        if "middle" in axes:
+            _percents(axes["middle"], points, **style)
         if curve := made.get(arm):
-            _percents(right, {0: {"mean": 0.0, "se": 0.0}} | {int(n): v for n, v in curve.items()}, **style)
-    middle.set(xlabel="labelled images a class", ylabel="accuracy in %", xticks=[int(n) for n in by_shots])
-    right.set(xlabel="made images a class", ylabel="points of accuracy above none, all shots")
-    for axis in (left, middle, right):
+            nothing = {0: {"mean": 0.0, "se": 0.0}}
+            _percents(axes["right"], nothing | {int(n): v for n, v in curve.items()}, **style)
+    if "middle" in axes:
+        shots = [int(n) for n in by_shots]
+        axes["middle"].set(xlabel="labelled images a class", ylabel="accuracy in %", xticks=shots)
+    if "right" in axes:
+        axes["right"].set(xlabel="made images a class", ylabel="points of accuracy above none, all shots")
+    for axis in (left, *others):
         axis.grid(alpha=0.3)
     left.legend(fontsize=7)
-    figure.legend(*middle.get_legend_handles_labels(), loc="outside right upper", fontsize=7)
-    if not right.lines:
-        right.remove()
+    if panels:
+        handles = axes[panels[0]].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside right upper", fontsize=7)
     return figure
 
 
