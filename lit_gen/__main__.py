@@ -21,6 +21,7 @@ COMMANDS = {
     "search": "Search for an augmentation policy.",
     "suggest-noise": "Suggest noise levels for a data set.",
     "average": "Compute a post-hoc EMA of any length from stored averages.",
+    "export": "Write a model as a folder that others load, with a model card.",
     "consolidate": "Write the sharded checkpoint of a training by trainer=fsdp as one file.",
     "report": "Write one HTML file about a run or a sweep.",
 }

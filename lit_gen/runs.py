@@ -1,12 +1,14 @@
 """A run folder: claimed, read, and written to.
 
 A run folder holds `config.yaml` (resolved), `checkpoints/`, `grids/`, `wandb/`, `metrics.csv` and
-`summary.json`.
+`summary.json`. `lit-gen export` makes another kind, of weights and configuration alone.
 """
 
 import csv
 import json
+import math
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,13 @@ from lit_gen.instantiate import up_to_date
 
 RENAMED = {"confident_share": "confident_fraction", "fd_floor": "fd_train_test", "judge/": "classifier/"}
 """Names of numbers in runs of earlier versions -> their names today."""
+
+LIBRARY, WEIGHTS, CONFIG = "lit_gen", "model.safetensors", "config.json"
+"""What an exported folder says that it is of, and its files."""
+
+_SECRET = re.compile(r"(api_?key|token|password|passwd|secret|credential)", re.IGNORECASE)
+_IN_URL = re.compile(r"(\w+://[^:/@\s]+):[^@/\s]+@")
+_SPELLED = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}  # numbers that JSON has not
 
 
 def claim(folder: Path, resume: bool) -> None:
@@ -44,12 +53,36 @@ def saved_config(run: str | Path) -> DictConfig:
         return config_of(checkpoints.read(path, sharded=False)["config"])
     if not path.is_dir():
         raise ConfigError(f"There is no run folder {path}.")
+    if is_exported(path):
+        return config_of(_numbers(read_json(path / CONFIG)["run"]))
     if not (path / "config.yaml").is_file():
         raise ConfigError(f"{path} is not a run folder of lit_gen: it has no config.yaml.")
     config = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
     if not isinstance(config, dict):
         raise ConfigError(f"{path / 'config.yaml'} holds a list: it is not the configuration of a run.")
     return config_of(config)
+
+
+def is_exported(path: Path) -> bool:
+    """Whether `lit-gen export format=safetensors` has written the folder."""
+    return (path / WEIGHTS).is_file() and read_json(path / CONFIG).get("library_name") == LIBRARY
+
+
+def spelled(config: Any) -> Any:
+    """Plain containers with infinity and NaN as words, for strict JSON; `saved_config` reads them."""
+    if isinstance(config, dict):
+        return {key: spelled(value) for key, value in config.items()}
+    if isinstance(config, list):
+        return [spelled(value) for value in config]
+    return str(config) if isinstance(config, float) and not math.isfinite(config) else config
+
+
+def _numbers(config: Any) -> Any:
+    if isinstance(config, dict):
+        return {key: _numbers(value) for key, value in config.items()}
+    if isinstance(config, list):
+        return [_numbers(value) for value in config]
+    return _SPELLED.get(config, config) if isinstance(config, str) else config
 
 
 def config_of(saved: dict[Any, Any]) -> DictConfig:
@@ -69,6 +102,22 @@ def config_of(saved: dict[Any, Any]) -> DictConfig:
             "mode": checkpoint.get("mode", "min"),
         }
     return DictConfig(config)
+
+
+def redacted(config: Any) -> Any:
+    """The containers without what looks like a secret: values of keys named so, passwords in URLs, and the
+    API key of this environment."""
+    if isinstance(config, dict):
+        return {
+            k: "(hidden)" if _SECRET.search(str(k)) and isinstance(v, str) and v else redacted(v)
+            for k, v in config.items()
+        }
+    if isinstance(config, list):
+        return [redacted(v) for v in config]
+    if isinstance(config, str):
+        own = os.environ.get("WANDB_API_KEY")
+        return _IN_URL.sub(r"\1:(hidden)@", config.replace(own, "(hidden)") if own else config)
+    return config
 
 
 def write_whole(path: Path, text: str) -> Path:

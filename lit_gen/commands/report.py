@@ -2,8 +2,6 @@
 
 import base64
 import math
-import os
-import re
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -20,9 +18,8 @@ from lit_gen.errors import ConfigError
 from lit_gen.evaluation.samples import with_error
 from lit_gen.figures import panel_svg
 from lit_gen.metrics import Estimate
+from lit_gen.runs import redacted
 
-SECRET = re.compile(r"(api_?key|token|password|passwd|secret|credential)", re.IGNORECASE)
-IN_URL = re.compile(r"(\w+://[^:/@\s]+):[^@/\s]+@")
 PANELS = {
     "loss": ("train/loss", "val/loss"),
     "loss by noise level": tuple(f"train/loss_noise_q{i}" for i in range(1, 5)),
@@ -68,22 +65,6 @@ def report(cfg: DictConfig) -> Path:
     runs.write_whole(out, page)
     print(f"{out} ({out.stat().st_size / 2**20:.1f} MiB)")
     return out
-
-
-def redacted(config: Any) -> Any:
-    """The containers without what looks like a secret: values of keys named so, passwords in URLs, and the
-    API key of this environment."""
-    if isinstance(config, dict):
-        return {
-            k: "(hidden)" if SECRET.search(str(k)) and isinstance(v, str) and v else redacted(v)
-            for k, v in config.items()
-        }
-    if isinstance(config, list):
-        return [redacted(v) for v in config]
-    if isinstance(config, str):
-        own = os.environ.get("WANDB_API_KEY")
-        return IN_URL.sub(r"\1:(hidden)@", config.replace(own, "(hidden)") if own else config)
-    return config
 
 
 def _yaml(config: Any) -> str:

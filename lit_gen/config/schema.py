@@ -211,6 +211,22 @@ class ConsolidateSchema:
 
 
 @dataclass(kw_only=True)
+class ExportSchema(CommandSchema):
+    run: str | None
+    weights: str | None
+    image_size: Any
+    model: Any = None
+    checkpoint: str
+    ema: bool
+    format: str
+    license: str | None
+    data_license: str | None
+    push: str | None
+    private: bool
+    device: str | None
+
+
+@dataclass(kw_only=True)
 class MeasuringSchema(CommandSchema):
     """Metrics of many images, computed by several processes."""
 

@@ -3,12 +3,12 @@ to."""
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lit_gen import checkpoints, pretrained, runs
@@ -23,7 +23,6 @@ from lit_gen.pretrained.funit import load_generator
 from lit_gen.score.denoiser import AbstractDenoiser, ReparameterizedDenoiser, check_precision
 from lit_gen.score.guidance import ClassifierGuidance, Guidance, Unconditional, classifier_free_guidance
 from lit_gen.score.module import ScoreModule
-from lit_gen.score.samplers import heun
 from lit_gen.score.sde import VE, Process
 from lit_gen.score.translation import TranslationModule
 
@@ -37,6 +36,7 @@ __all__ = [
     "guide",
     "load",
     "open_model",
+    "open_official",
     "open_translator",
     "sample_in",
 ]
@@ -76,33 +76,44 @@ def open_model(cfg: DictConfig) -> tuple[Any, DictConfig | None, Path]:
                 "makes latents, and a score model of these (data=latents) samples."
             )
         return guide(module, cfg), run_cfg, path
-    path = Path(cfg.weights)
+    module, _, _ = open_official(cfg)
+    return guide(module, cfg), None, Path(cfg.weights)
+
+
+def open_official(cfg: DictConfig) -> tuple[ScoreModule, dict[str, Any], bool]:
+    """(module in eval mode, configuration that makes it, whether the weights are an average) of
+    `cfg.weights`, of the family `cfg.model`. Raises ConfigError."""
     if not isinstance(cfg.image_size, int | None):
         raise ConfigError(f"image_size={cfg.image_size}: official weights are of square images.")
-    net, info = pretrained.load(path, ema=cfg.ema, image_size=cfg.image_size)
-    return guide(_ready(_module(cfg, net, info), cfg.device), cfg), None, path
+    net, info = pretrained.load(cfg.weights, ema=cfg.ema, image_size=cfg.image_size)
+    node = _official_config(cfg, net, info)
+    module = instantiate({key: value for key, value in node.items() if key != "net"}, net=net)
+    if problem := contradicting_levels(module.denoiser.process, info):
+        raise ConfigError(problem)
+    return _ready(module, cfg.device), node, info.weights == "ema"
 
 
-def _module(cfg: DictConfig, net: pretrained.OfficialNetwork, info: pretrained.Info) -> ScoreModule:
+def _official_config(
+    cfg: DictConfig, net: pretrained.OfficialNetwork, info: pretrained.Info
+) -> dict[str, Any]:
     family = FAMILIES.get(str(info.snapshot.get("class", "")).rpartition(".")[2])
     if cfg.model is None:
         hint = f"its class says model={family}" if family else "edm, vp, subvp, ve, ddpm, ncsnv2 ..."
         raise ConfigError(f"weights={cfg.weights} needs model=..., what it was trained with: {hint}.")
     parts = {
-        name: instantiate(OmegaConf.to_container(cfg.model[name], resolve=True))
+        name: OmegaConf.to_container(cfg.model[name], resolve=True)
         for name in ("process", "precondition", "loss", "optimizer")
     }
-    if problem := contradicting_levels(parts["process"], info):
-        raise ConfigError(problem)
-    size = info.network["image_size"]
-    return ScoreModule(
-        net,
+    size, kind = info.network["image_size"], type(net)
+    return {
+        "_target_": f"{ScoreModule.__module__}.{ScoreModule.__name__}",
+        "net": {"_target_": f"{kind.__module__}.{kind.__name__}", **info.network},
         **parts,
-        sampler=partial(heun, num_steps=18),
-        image_shape=(net.channels, size, size),
-        num_classes=net.num_classes,
-        label_dropout=0.1 if getattr(net, "null_class", False) else cfg.model.label_dropout,
-    )
+        "sampler": {"_target_": "lit_gen.score.samplers.heun", "_partial_": True, "num_steps": 18},
+        "image_shape": [net.channels, size, size],
+        "num_classes": net.num_classes,
+        "label_dropout": 0.1 if getattr(net, "null_class", False) else cfg.model.label_dropout,
+    }
 
 
 def contradicting_levels(process: Process, info: pretrained.Info) -> str | None:
@@ -124,16 +135,24 @@ def contradicting_levels(process: Process, info: pretrained.Info) -> str | None:
 def load(
     run: str | Path, checkpoint: str = "best", *, ema: bool = True, device: str | None = None
 ) -> tuple[Any, DictConfig, Path]:
-    """The model of a run folder (`checkpoint` is "best", "last" or a path) or of a checkpoint file: (module
-    in eval mode, its configuration, the file read).
+    """The model of a run folder (`checkpoint` is "best", "last" or a path), of a checkpoint file, or of a
+    folder that was exported: (module in eval mode, its configuration, the file read).
 
     `ema=True` loads the averaged weights where the run has them; without it a FUNIT module's raw weights
     stand in for its average. Nothing in the file is executed; targets
     outside the allow list (`lit_gen.instantiate`) are refused, whatever `allow_targets` says in the file.
     A run without such a checkpoint has the newest one that can be read instead.
     """
-    path = Path(run)
-    if path.is_dir() and not checkpoints.is_checkpoint(path):
+    path, home = Path(run), None
+    if path.is_dir() and runs.is_exported(path):
+        home, cfg = path, runs.saved_config(path)
+        if not ema and runs.read_json(path / runs.CONFIG)["averaged"]:
+            raise ConfigError(
+                f"ema=false: {path} holds the averaged weights alone. Export the run with ema=false."
+            )
+        path = path / runs.WEIGHTS
+        state: dict[str, Any] = {"state_dict": load_file(path)}
+    elif path.is_dir() and not checkpoints.is_checkpoint(path):
         cfg = runs.saved_config(path)
         path, state = checkpoints.of_run(run, checkpoint)
     else:
@@ -152,7 +171,7 @@ def load(
     if isinstance(module, AutoencoderModule):
         module.image_source = TestConditions(cfg)
     if isinstance(module, BaseModule):
-        module.find_beside(path.absolute().parent.parent)  # of run/checkpoints/file
+        module.find_beside(home or path.absolute().parent.parent)  # of run/checkpoints/file
     return _ready(module, device), cfg, path
 
 

@@ -1,0 +1,53 @@
+"""A trained model as a folder that others load."""
+
+import shutil
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from lit_gen.cli import entry_point
+from lit_gen.errors import ConfigError, check_choice
+from lit_gen.export import hub
+from lit_gen.export.card import write_card
+from lit_gen.export.source import Write, open_source
+from lit_gen.export.weights import write_safetensors
+
+FORMATS: dict[str, Write] = {"safetensors": write_safetensors}
+
+
+def export(cfg: DictConfig) -> Path:
+    """Writes the model and its card into the folder `cfg.out`, whole or not at all, and uploads it to
+    `cfg.push` if that is given. Raises ConfigError for a folder that holds something, and for a model that
+    the format cannot hold."""
+    check_choice("format", cfg.format, tuple(FORMATS))
+    out = Path(cfg.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"out={out} exists and is not empty: choose another folder.")
+    if cfg.push is not None:
+        hub.check_repository(cfg.push)
+    source = open_source(cfg)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f".{out.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    try:
+        usage = FORMATS[cfg.format](source, part)
+        told = {"license": cfg.license, "data_license": cfg.data_license}
+        write_card(source, part, usage, name=out.name, pushed=cfg.push, **told)
+        if out.exists():
+            out.rmdir()
+        part.replace(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    print(f"{source.path} -> {out}, format={cfg.format}, {size / 2**20:,.1f} MiB")
+    print(f"how to load it: {out}/README.md")
+    if cfg.push is not None:
+        print(f"uploaded to {hub.push(out, cfg.push, cfg.private)}")
+    return out
+
+
+main = entry_point("export")(export)
+
+if __name__ == "__main__":
+    main()
