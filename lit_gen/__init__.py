@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lit_gen.models.api import SampledModel, Translator, evaluate_images, load
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["SampledModel", "Translator", "__version__", "evaluate_images", "load"]
 
 

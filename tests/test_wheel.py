@@ -1,12 +1,18 @@
-"""What a user gets from a wheel: conf/ inside it, found from any folder."""
+"""What a user gets from a release: one version, conf/ inside the wheel, the same bytes from every build."""
 
+import hashlib
 import os
+import re
+import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
+
+import lit_gen
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,6 +41,57 @@ def test_the_wheel_has_all_of_conf_and_the_weights(installed):
     assert {n.removeprefix("lit_gen/conf/") for n in names if n.startswith("lit_gen/conf/")} == conf
     assert {"lit_gen/metrics/weights/digits64.safetensors", "lit_gen/py.typed"} <= set(names)
     assert not [n for n in names if n.startswith(("tests/", "notebooks/", "benchmarks/"))]
+
+
+def build_of_a_copy(folder: Path, modified: float) -> dict[str, str]:
+    """SHA-256 of the wheel and the sdist of a copy whose files were all modified at that time."""
+    kept = shutil.ignore_patterns(".git", "__pycache__", "docs", "notebooks", "tests", "runs", "site")
+    shutil.copytree(ROOT, folder / "copy", ignore=kept)
+    for path in (folder / "copy").rglob("*"):
+        os.utime(path, (modified, modified))
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder / "dist")]
+    environment = os.environ | {"SOURCE_DATE_EPOCH": "1700000000"}
+    subprocess.run([*build, str(folder / "copy")], check=True, capture_output=True, env=environment)
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (folder / "dist").iterdir()}
+
+
+def test_two_builds_are_the_same_bytes(tmp_path):
+    first, second = (build_of_a_copy(tmp_path / str(t), t) for t in (1.0e9, 1.6e9))
+    version = lit_gen.__version__
+    assert first == second
+    assert set(first) == {f"lit_gen-{version}.tar.gz", f"lit_gen-{version}-py3-none-any.whl"}
+    pytest.importorskip("twine")
+    check = [
+        sys.executable,
+        "-m",
+        "twine",
+        "check",
+        "--strict",
+        *map(str, (tmp_path / "1600000000.0/dist").iterdir()),
+    ]
+    done = subprocess.run(check, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_version_is_the_same_everywhere():
+    version = lit_gen.__version__
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
+    assert re.search(
+        rf"^## \[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), re.M
+    )
+
+
+def test_the_image_runs_the_commands_of_the_readme():
+    readme, dockerfile = ((ROOT / name).read_text() for name in ("README.md", "Dockerfile"))
+    train, test = re.findall(r"^python3 -m venv .venv && \. .venv/bin/activate && (.*)$", readme, re.M)
+    for command in (train, test):
+        install, run = command.split(" && ")
+        arguments = ", ".join(f'"{word}"' for word in run.split())
+        assert re.search(
+            rf"^RUN {re.escape(install).replace('install', 'install.*')}\nCMD \[{re.escape(arguments)}\]$",
+            dockerfile,
+            re.M,
+        )
 
 
 @pytest.mark.slow
