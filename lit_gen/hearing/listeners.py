@@ -16,7 +16,7 @@ from lit_gen.score.restoration import Masked, NoisyPixels, Observation
 
 LISTENERS = ("naive", "masking", "map", "told")
 EXACT = 0.07  # the deviation of what is heard, 2 dB
-SILENCE = -0.9  # a noise floor below is none
+SILENCE = -0.9  # a noise floor below this value of a pixel is none
 QUANTILE = 0.25  # of the bands of a frame, which speech leaves free
 
 
@@ -43,7 +43,7 @@ class Ears:
         a quarter of the bands lie below, if that were noise; -inf where it is silence. (B, 1, bands,
         frames)."""
         level = (y - self.bias).quantile(QUANTILE, -2, keepdim=True) - self.quantile
-        return torch.where(level > SILENCE, level + self.bias, -torch.inf)
+        return torch.where(level + self.bias.mean() > SILENCE, level + self.bias, -torch.inf)
 
     def hear(self, y: Tensor, listener: str, gap: Tensor) -> Observation:
         """What the listener believes: pictures y (B, 1, bands, frames), and `gap` (B, 1, 1, frames), true

@@ -80,11 +80,12 @@ def test_frames_of_a_gap():
     assert frames_of((640, 1281), MEL, touched=True).nonzero()[:, 0].tolist() == [2, 3, 4, 5]
 
 
-def test_the_floor_of_noise_is_found_and_silence_has_none():
+@pytest.mark.parametrize("level_db", [-50, -40, -20, 0])
+def test_the_floor_of_noise_is_found_and_silence_has_none(level_db):
     waves = np.stack([noise("white", MEL, s) for s in range(8)])
-    y = MEL.picture(torch.from_numpy(waves * 0.1)).clamp(min=-1)
+    y = MEL.picture(torch.from_numpy(waves * 10 ** (level_db / 20))).clamp(min=-1)
     found = EARS.floor(y)[..., 2:-2] - EARS.bias
-    assert abs(float(found.mean()) + 20 / 30) < 0.02 and float(found.std()) < 0.05
+    assert abs(float(found.mean()) - level_db / 30) < 0.02 and float(found.std()) < 0.05
     assert bool((EARS.floor(torch.full((1, 1, 32, 32), -1.0)) == -math.inf).all())
 
 
