@@ -108,7 +108,7 @@ class Pixels:
 
     def check(self, x: Tensor, name: str) -> None:
         """Raises ConfigError for stored values of another type, that are no numbers, or that leave the range;
-        `name` says whose."""
+        `name` says whose. `x` has any shape."""
         if x.dtype != self.torch_dtype:
             found = str(x.dtype).removeprefix("torch.")
             raise ConfigError(f"{name}: its pixels are {found}, not {self.dtype}: set data.dtype={found}.")

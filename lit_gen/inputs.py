@@ -257,7 +257,7 @@ def told_of(
 ) -> Label:
     """What a conditional model is told about `num` images: by the options `label` and `condition`, else by
     the `labels` int64 (num,) and by what `data`, the module whose test images they are, know of them; see
-    `pictures`."""
+    `pictures`. Labels are int64 (num,)."""
     if (label := class_index(cfg.label, run_cfg)) is not None:
         check_label(module, label)
         labels = classes(label, num)

@@ -325,7 +325,7 @@ class SingleOptimizerModule(BaseModule):
         self.optimizer, self.lr_schedule = optimizer, lr_schedule
 
     def log_step(self, loss: Tensor, **parts: Tensor) -> None:
-        """Logs a step's loss, its parts by name, and the learning rate, where `should_log`."""
+        """Logs a step's loss, its parts by name, and the learning rate, where `should_log`. Each is ()."""
         if self.should_log:
             optimizer = self.optimizers()
             assert not isinstance(optimizer, list)

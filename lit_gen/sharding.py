@@ -37,6 +37,7 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def is_sharded(tensors: Iterable[Tensor]) -> bool:
+    """Whether any of them is shared out over the processes."""
     return any(isinstance(tensor, DTensor) for tensor in tensors)
 
 
@@ -60,12 +61,12 @@ def mixing(tensors: Iterable[Tensor]) -> Iterator[None]:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's part, in the same memory; a tensor that is not sharded itself."""
+    """This process's part, in the same memory; a tensor that is not sharded itself. Of any shape."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The whole tensor on every process, all of which must call it."""
+    """The whole tensor on every process, all of which must call it. Of any shape."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 

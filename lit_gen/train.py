@@ -8,6 +8,7 @@ from lit_gen.cli import entry_point, is_main_process
 
 @entry_point("train")
 def main(cfg: Any) -> float | None:
+    """One training, or the trial of a sweep: then the value of `metrics.objective`."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 

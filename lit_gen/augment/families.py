@@ -160,7 +160,7 @@ class AugMix(Augmentation):
         **named: Any,
     ) -> tuple[Any, ...]:
         """(1 - mix) image + mix (sum of weights times chains), rounded; otherwise as
-        `Augmentation.apply_batch`."""
+        `Augmentation.apply_batch`. Raises ConfigError for boxes or masks where chains may move the image."""
         if self.geometric and (boxes is not None or masks is not None):
             raise ConfigError(
                 "AugMix mixes differently moved images: with boxes or masks use AugMix(geometric=False)."
@@ -193,5 +193,5 @@ def jensen_shannon(logits: Sequence[Tensor]) -> Tensor:
 
 def augmix_loss(logits: Sequence[Tensor], target: Tensor, weight: float = 12.0) -> Tensor:
     """Cross-entropy of the clean images, logits[0], plus `weight` times the divergence of all views (AugMix,
-    Eq. 3)."""
+    Eq. 3). Logits are (B, classes), `target` is int64 (B,)."""
     return F.cross_entropy(logits[0], target) + weight * jensen_shannon(logits)

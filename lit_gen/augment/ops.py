@@ -107,7 +107,8 @@ def _replace(values: list[Any] | None, rows: list[int], new: list[Any] | None) -
 
 
 def rows_of(images: Tensor, rows: list[int]) -> Tensor:
-    """images[rows]; numpy copies rows where torch's index goes through bytes one by one, 10 times slower."""
+    """images[rows]; numpy copies rows where torch's index goes through bytes one by one, 10 times slower.
+    `images` is (N, ...)."""
     return torch.from_numpy(images.numpy()[rows]) if images.device.type == "cpu" else images[rows]
 
 

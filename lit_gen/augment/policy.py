@@ -337,8 +337,8 @@ class Policy(Augmentation):
 
     @classmethod
     def load(cls, source: str | Path, **options: Any) -> "Policy":
-        """A shipped policy by name (`shipped_policies()`), or a YAML or JSON file {ops, sub_policies: [[[op,
-        p, level], ...], ...][, fill, min_visibility]}; `options` go before the file's.
+        """A shipped policy by name (`shipped_policies()`), or a YAML or JSON file `{ops, sub_policies: [[[op,
+        p, level], ...], ...], fill, min_visibility}`, the last two optional; `options` go before the file's.
         """
         path = SHIPPED / f"{source}.yaml"
         if not path.is_file():

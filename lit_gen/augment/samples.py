@@ -197,7 +197,7 @@ def _like(image: Tensor, given: Any) -> Any:
 
 
 def wrapped(x: Tensor, given: Any) -> Tensor:
-    """`x` as the kind of tensor that `given` is."""
+    """`x` as the kind of tensor that `given` is. Of any shape."""
     if not isinstance(given, tv_tensors.TVTensor):
         return x
     return tv_tensors.wrap(x, like=given)  # pyright: ignore[reportCallIssue] (its decorator hides its arguments)

@@ -70,7 +70,8 @@ def trained(
 
 
 def in_turn(labels: Tensor, classes: int, count: int) -> Tensor:
-    """Rows of images with the labels 0, 1, ... classes - 1, `count` times: those of a class in turn."""
+    """Rows of images with the labels 0, 1, ... classes - 1, `count` times: those of a class in turn.
+    `labels` is int64 (N,)."""
     members = [(labels == c).nonzero()[:, 0] for c in range(classes)]
     if empty := [c for c, rows in enumerate(members) if not len(rows)]:
         raise ConfigError(f"Class {empty[0]} has no labelled image.")

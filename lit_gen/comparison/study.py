@@ -36,6 +36,8 @@ POLL = 1.0  # seconds between looks at the cells that others measure
 
 @dataclass(frozen=True)
 class Cell:
+    """One training: an arm, on so many labelled images a class, by a seed."""
+
     arm: str
     shots: int
     seed: int
@@ -99,7 +101,7 @@ class Study:
             (out / folder).mkdir(parents=True, exist_ok=True)
 
     def united_arms(self, union: Union) -> list[str]:
-        """Names of the arms that the union is of."""
+        """Names of the arms that the union is of. Raises ConfigError for an arm that the study lacks."""
         if union.among is not None:
             if missing := [name for name in union.among if name not in self.arms]:
                 raise ConfigError(f"The union is among {missing[0]!r}, which is no arm of the study.")

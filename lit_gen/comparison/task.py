@@ -205,7 +205,8 @@ def letters(
     all letters; the test is on other typefaces; `other` are further ones, labelled by their typeface.
 
     The 30 designs of `lit_gen.data.glyphs` are divided with all that is made of them (condensed, slanted,
-    in outline ...), so that no variant of a labelled design is tested on. `rotate` as in `images`.
+    in outline ...), so that no variant of a labelled design is tested on. `rotate` as in `images`. Raises
+    ConfigError where fewer designs remain than are asked for.
     """
     faces = embedded_faces()
     designs = sorted(

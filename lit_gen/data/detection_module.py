@@ -18,6 +18,8 @@ Augment = Callable[[Tensor, Tensor, Tensor, torch.Generator], tuple[Tensor, Tens
 
 @runtime_checkable
 class HasPolicy(Protocol):
+    """What holds a policy in `policy`."""
+
     policy: Any
 
 

@@ -37,6 +37,7 @@ TRIES = 3
 
 
 def is_remote(path: str | os.PathLike) -> bool:
+    """Whether it is a URL."""
     return "://" in str(path)
 
 

@@ -84,4 +84,5 @@ def portable(config: Any) -> Any:
 
 
 def as_yaml(config: Any) -> str:
+    """A configuration, or a plain container, as YAML; "" of none."""
     return OmegaConf.to_yaml(OmegaConf.create(config)) if config else ""

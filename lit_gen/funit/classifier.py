@@ -23,6 +23,9 @@ from lit_gen.schedules import train_one_cycle
 
 
 class ResBlock(nn.Module):
+    """(B, c_in, H, W) -> (B, c_out, H / stride, W / stride): two convolutions with batch norm, and the input
+    added."""
+
     def __init__(self, c_in: int, c_out: int, stride: int):
         super().__init__()
         self.conv0 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
@@ -145,7 +148,7 @@ def predict(network: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor
 
 
 def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Fraction of images whose class is predicted."""
+    """Fraction of images whose class is predicted. Images are (N, C, H, W), labels int64 (N,)."""
     return (predict(network, images).argmax(1) == labels.cpu()).double().mean().item()
 
 

@@ -182,7 +182,7 @@ def alternating_step(
     `backward(loss)` accumulates gradients; `update("discriminator" or "generator", parts)` steps that
     optimizer and clears its gradients. `micro_batches` works the batch off in that many equal parts: the same
     update (of a penalty that does not depend on the batch size) for a fraction of the memory, and one more
-    decoding. `draws`: those of the batch, if the objective augments.
+    decoding. `draws`: those of the batch, (B, 4, ...), if the objective augments.
 
     Returns the parts of both losses, named "discriminator/..." and "generator/...", "loss" being the weighted
     total.

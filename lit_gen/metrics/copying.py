@@ -66,7 +66,7 @@ def copying(
 
     `cells` are the numbers of the cells of training, test, and generated images; by default those of k-means
     in the first 64 principal components of the training features, in which the distances are measured too.
-    NaN if no cell holds enough.
+    NaN if no cell holds enough. All are features (N, d) of their own N.
     """
     training, test = pair(training, test)
     sets = training, test, pair(test, generated)[1]

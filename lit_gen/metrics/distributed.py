@@ -12,10 +12,12 @@ T = TypeVar("T")
 
 
 def world_size() -> int:
+    """How many processes there are; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
+    """The number of this process; 0 without a process group."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
@@ -64,7 +66,7 @@ def all_reduce_sum(x: Tensor, group: Any = None) -> list[Tensor]:
     `dist_reduce_fx="sum"`.
 
     Its memory does not grow with the number of ranks, as the default's does (it gathers every rank's copy
-    everywhere).
+    everywhere). `x` has any shape, the same on all ranks.
     """
     total = x.detach().clone().to(_device(x.device))
     dist.all_reduce(total, group=group)

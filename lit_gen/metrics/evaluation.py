@@ -124,7 +124,8 @@ class Evaluation:
         self.logits: Tensor | None = None
 
     def update(self, images: Tensor, index: Tensor, label: Tensor | None = None) -> None:
-        """uint8 (B, C, H, W); `index` (B,) is the image's number in the whole set, `label` (B,) its class."""
+        """uint8 (B, C, H, W); `index` (B,) is the image's number in the whole set, `label` (B,) its class.
+        Raises ConfigError for images without an index, or without a label that is needed."""
         if index.shape != (len(images),):
             raise ConfigError(f"{len(images)} images need an index each, got shape {tuple(index.shape)}.")
         features, logits = self.extractor.with_logits(images)
@@ -140,7 +141,8 @@ class Evaluation:
         self._keep(rows)
 
     def summary(self) -> Summary:
-        """Of the images of all ranks, on every rank; every rank must call."""
+        """Of the images of all ranks, on every rank; every rank must call. Raises ConfigError where an
+        image was given twice."""
         whole = self.statistics.compute()
         gathered = all_gather(self.priority)
         chosen = gathered.flatten().sort().values[: len(self.priority)]

@@ -100,7 +100,8 @@ class Extractor:
         return self.with_logits(images)[0]
 
     def with_logits(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Features (B, d), and logits (B, classes) if the network has a head."""
+        """Features (B, d), and logits (B, classes) if the network has a head. Raises ConfigError where the
+        network gives another shape."""
         x = self._door(images)
         if len(x) == 0:
             # Convolutions refuse an empty batch on some backends; one image shows the widths.

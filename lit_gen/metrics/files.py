@@ -45,7 +45,8 @@ def read_reference(
 
     An npz holds `mu`, `sigma`, or clean-fid's `feats` (n, d). EDM2's pickle holds {section: {mu, sigma}},
     section `fid` or `fd_dinov2`. `n` is the number of images and `resize` the resize that made the file; it
-    must be the extractor's. Nothing in the file is executed.
+    must be the extractor's. Nothing in the file is executed. Raises ConfigError for a file that is missing,
+    unreadable, or of another resize or number of features.
     """
     path = Path(path)
     if resize != extractor.resize:
@@ -66,7 +67,8 @@ def read_reference(
 
 
 def holds_statistics(path: str | Path) -> bool:
-    """Whether an npz holds moments or features, and not images alone; nothing is unpacked."""
+    """Whether an npz holds moments or features, and not images alone; nothing is unpacked. Raises
+    ConfigError for a file that cannot be read."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = {Path(name).stem for name in archive.namelist()}
@@ -77,7 +79,7 @@ def holds_statistics(path: str | Path) -> bool:
 
 def read_images(path: str | Path) -> torch.Tensor:
     """The images (N, C, H, W), uint8, uint16, or float32, of an npz whose first array, arr_0, is (N, H, W, C)
-    as guided-diffusion and lit_gen write it.
+    as guided-diffusion and lit_gen write it. Raises ConfigError for anything else.
     """
     try:
         arrays = _read_npz(Path(path), wanted=("arr_0",))

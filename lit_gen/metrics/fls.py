@@ -1,5 +1,6 @@
 """The feature likelihood score (Jiralerspong et al. 2023, https://arxiv.org/abs/2302.04440): quality,
-diversity, and novelty by the likelihood of test images under Gaussians around the generated ones."""
+diversity, and novelty by the likelihood of test images under Gaussians around the generated ones. Features
+are (N, d), each set of its own N."""
 
 import math
 from typing import NamedTuple

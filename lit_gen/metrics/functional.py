@@ -95,7 +95,8 @@ def frechet_distance(reference: Moments, generated: Moments) -> float:
 
     With S1 = L L^T the root's trace is the sum of the square roots of the eigenvalues of the symmetric L^T S2
     L: always real and defined, also for n <= d. L belongs to the reference and is computed once.
-    https://arxiv.org/abs/1706.08500
+    https://arxiv.org/abs/1706.08500. Raises ConfigError for sets of different features, ValueError for
+    moments that are not finite.
     """
     if reference.d != generated.d:
         raise ConfigError(
@@ -135,7 +136,8 @@ def frechet_infinity(reference: Moments, features: Tensor, points: int = 10) -> 
     features.
 
     The parts are prefixes, so the rows of `features` (m, d) must be in random order; at least 4 d rows, as
-    below about 2 d the distance is no line in 1/N. Chong and Forsyth 2020, https://arxiv.org/abs/1911.07023
+    below about 2 d the distance is no line in 1/N. Chong and Forsyth 2020,
+    https://arxiv.org/abs/1911.07023. Raises ConfigError for fewer rows.
     """
     x = _float64(features)
     m, d = x.shape

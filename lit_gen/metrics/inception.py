@@ -64,7 +64,8 @@ def resize_tf1(x: Tensor, size: int = SIZE) -> Tensor:
 
 
 def resize_pil_bicubic(x: Tensor, size: int = SIZE) -> Tensor:
-    """PIL's bicubic resize of float channels, clipped to [0, 255], not rounded."""
+    """PIL's bicubic resize of float channels, clipped to [0, 255], not rounded. (B, C, H, W) -> (B, C,
+    size, size)."""
     import numpy as np
     from PIL import Image
 

@@ -1,4 +1,5 @@
-"""Maximum mean discrepancies of two sets of features: KID and CMMD, in float64, by blocks."""
+"""Maximum mean discrepancies of two sets of features: KID and CMMD, in float64, by blocks. Features are (n,
+d) and (m, d)."""
 
 import math
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """What nearest neighbours in feature space tell: precision, recall, density, coverage, and memorisation.
 
 Distances are float64 of centred features: in float32 a common offset of the features (mean 5, sd 0.01) moves
-precision by 0.03.
+precision by 0.03. Features are (n, d).
 """
 
 from collections.abc import Iterator

@@ -61,6 +61,7 @@ def find_weights(published: Published, weights: str | Path | None = None) -> tup
 
 
 def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -227,7 +227,8 @@ def classifier_free(
     channels: int | None = None,
 ) -> AbstractDenoiser:
     """By the model itself without its condition, or without the named parts of it; `channels` guides the
-    first so many alone (`lit_gen.score.guidance.Guidance`)."""
+    first so many alone (`lit_gen.score.guidance.Guidance`). Raises ConfigError for a model that is told
+    nothing, or was never trained without what is left out."""
     _check_interval(interval)
     parts = module.parts if parts is None else parts
     if not module.parts:
@@ -254,7 +255,8 @@ def autoguidance(
 ) -> AbstractDenoiser:
     """By a worse model of the same images, smaller or trained for less: a run folder or a checkpoint.
 
-    The guide may live on another process, and may lack a part of the condition that the model has.
+    The guide may live on another process, and may lack a part of the condition that the model has. Raises
+    ConfigError for a guide of other images or conditions.
     """
     _check_interval(interval)
     worse, _, path = load(run, checkpoint, ema=ema, device=str(module.device))
@@ -278,7 +280,8 @@ def classifier(
     """By a classifier of noisy images (`lit_gen.score.classifier.ClassifierModule`), a run folder or a
     checkpoint.
 
-    It steers unconditional models too; their samples then take class i mod its number of classes.
+    It steers unconditional models too; their samples then take class i mod its number of classes. Raises
+    ConfigError for a classifier of other images or classes.
     """
     from lit_gen.score.classifier import ClassifierModule
 
@@ -308,7 +311,7 @@ def _check_interval(interval: Sequence[float]) -> None:
 
 def open_translator(cfg: DictConfig) -> tuple[Generator, DictConfig | None, Path]:
     """(generator in eval mode, the run's configuration, file read) of `cfg.run` or of `cfg.weights`, an
-    official checkpoint."""
+    official checkpoint. Raises ConfigError where neither is given, or both."""
     if (cfg.run is None) == (cfg.weights is None):
         raise ConfigError("Give run=<FUNIT run folder or checkpoint>, or weights=<official gen_*.pt>.")
     if cfg.run is not None:

@@ -164,7 +164,8 @@ def _qkv(net: nn.Module, block: str) -> Layout:
 
 
 def qkv_rows(t: Tensor, heads: int) -> Tensor:
-    """Official rows go head, channel, then q, k, v; ours q, k, v, then head, channel, of a linear layer."""
+    """Official rows go head, channel, then q, k, v; ours q, k, v, then head, channel, of a linear layer.
+    `t` is (3 c, ...)."""
     return conv_as_linear(t).unflatten(0, (heads, -1, 3)).movedim(2, 0).flatten(0, 2)
 
 

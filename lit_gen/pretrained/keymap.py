@@ -32,7 +32,7 @@ SELF = {"": ""}  # the table of a single layer
 
 
 def same(t: Tensor) -> Tensor:
-    """The tensor as it is."""
+    """The tensor as it is. Of any shape."""
     return t
 
 

@@ -90,7 +90,8 @@ def rules(net: NCSN | NCSNv2) -> list[Rule]:
 
 
 def half(t: Tensor) -> Tensor:
-    """The official NCSN returns the score of [0, 1] images, twice that of our own [-1, 1] ones."""
+    """The official NCSN returns the score of [0, 1] images, twice that of our own [-1, 1] ones. Of any
+    shape."""
     return t / 2
 
 

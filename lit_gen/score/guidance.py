@@ -64,7 +64,7 @@ class Guidance(AbstractDenoiser):
     def with_variance(
         self, x_t: Tensor, t: Tensor, label: Label = None, **others: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """The variance is that of the denoiser itself."""
+        """The variance is that of the denoiser itself. It has the shape of `x_t`."""
         x0_hat, v = self.denoiser.with_variance(x_t, t, label, **others)
         return self._guided(x0_hat, x_t, t, label), v
 

@@ -105,7 +105,8 @@ class HybridLoss:
     def terms(
         self, denoiser: AbstractDenoiser, x_0: Tensor, t: Tensor, z: Tensor, **conditions: Any
     ) -> tuple[Tensor, Tensor]:
-        """The squared error of the noise, and the bound's term in bits per dimension, each (B,)."""
+        """The squared error of the noise, and the bound's term in bits per dimension, each (B,). Raises
+        ConfigError for a process without steps, or a denoiser without a variance."""
         process, x_0 = denoiser.process, wide(x_0)
         if not isinstance(process, DiscreteVP):
             raise ConfigError(

@@ -48,7 +48,7 @@ def density_folds(
     """A reward for each of `folds` splits, with its own net; `held_out` is the share that is augmented.
 
     Folds and share are the published code's. `split` divides labels as `stratified_split` does. `training`:
-    see `train_classifier`.
+    see `train_classifier`. Raises ConfigError for no fold, or a `held_out` that is not within (0, 1).
     """
     if folds < 1 or not 0 < held_out < 1:
         raise ConfigError(f"folds={folds} must be at least 1 and held_out={held_out} within (0, 1).")

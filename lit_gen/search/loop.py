@@ -94,7 +94,7 @@ def run(
     `description` (any JSON; method, seed, data) is written first, and must agree on a restart. `workers`
     processes train the child models of one `ask` in parallel, which changes nothing but the time; then
     `reward` must be picklable. `on_trial` sees every new trial, for logging. `progress` is the title of a
-    progress bar.
+    progress bar. Raises ConfigError for a budget below 1 or a negative number of workers.
     """
     if budget < 1 or workers < 0:
         raise ConfigError(

@@ -113,6 +113,7 @@ def _curve(results: dict[str, list[Result]], path: Path) -> Path:
 
 
 def print_report(report: dict[str, Any], out: Path, found: Searched) -> None:
+    """Prints a table of the results, and how to train with what was found."""
     rows = []
     for name, row in report["results"].items():
         scores = row.get("test_scores", [])

@@ -60,7 +60,7 @@ class Stages:
 
 
 def inverse_gap(s: Tensor, r: Tensor) -> Tensor:
-    """1 / (s - r)."""
+    """1 / (s - r). Of the shape of `s` and `r`."""
     return (s - r).reciprocal()
 
 

@@ -244,7 +244,8 @@ class _Attention(nn.Module):
 
 
 def normalize(x: Tensor, dim: int | None = None, eps: float = 1e-4) -> Tensor:
-    """x / (eps + rms of x over `dim`), by default all axes but the first; the rms in float32 at least."""
+    """x / (eps + rms of x over `dim`), by default all axes but the first; the rms in float32 at least. `x`
+    has any shape."""
     dims = list(range(1, x.ndim)) if dim is None else [dim]
     wide = torch.promote_types(x.dtype, torch.float32)
     norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=wide)
@@ -258,12 +259,13 @@ def mp_silu(x: Tensor) -> Tensor:
 
 
 def mp_sum(a: Tensor, b: Tensor, t: float) -> Tensor:
-    """((1 - t) a + t b) / sqrt((1 - t)^2 + t^2). Equation 88."""
+    """((1 - t) a + t b) / sqrt((1 - t)^2 + t^2). Equation 88. Of any one shape."""
     return a.lerp(b.to(a.dtype), t) / math.hypot(1 - t, t)
 
 
 def mp_cat(a: Tensor, b: Tensor, t: float) -> Tensor:
-    """Concatenation in which a and b contribute as (1 - t) to t, whatever their widths. Equation 103."""
+    """Concatenation in which a and b contribute as (1 - t) to t, whatever their widths. Equation 103. (B,
+    C_a, ...) and (B, C_b, ...) give (B, C_a + C_b, ...)."""
     n_a, n_b = a.shape[1], b.shape[1]
     scale = math.sqrt((n_a + n_b) / ((1 - t) ** 2 + t**2))
     return torch.cat([a * (scale * (1 - t) / math.sqrt(n_a)), b * (scale * t / math.sqrt(n_b))], 1)

@@ -20,7 +20,7 @@ L = TypeVar("L", nn.Linear, nn.Conv2d)
 
 
 class FourierEmbedding(nn.Module):
-    """Random Fourier features [sin, cos](2 pi w c) with frozen w ~ N(0, scale^2); (B,) -> (B, channels).
+    """Random Fourier features sin(2 pi w c), cos(2 pi w c), frozen w ~ N(0, scale^2); (B,) -> (B, channels).
 
     https://arxiv.org/abs/2006.10739; NCSN++ (https://arxiv.org/abs/2011.13456) takes c = ln(sigma). Phases
     are hundreds of radians, so the order of the product shows in the fifth digit of a network's output: (w c)
@@ -42,7 +42,7 @@ class FourierEmbedding(nn.Module):
 
 
 class PositionalEmbedding(nn.Module):
-    """Sinusoids [sin, cos](c f_i), f_i from 1 down to 1/10000 in geometric steps; (B,) -> (B, channels).
+    """Sinusoids sin(c f_i), cos(c f_i), f_i from 1 down to 1/10000 in geometric steps; (B,) -> (B, channels).
 
     https://arxiv.org/abs/1706.03762. With `endpoint` the last frequency is exactly 1/10000 (DDPM, DDPM++),
     without it one step short (ADM); `cos_first` is ADM's order.
@@ -341,6 +341,7 @@ def conv(c_in: int, c_out: int, kernel: int = 3, gain: float = 1.0, padding: int
 
 
 def linear(c_in: int, c_out: int, gain: float = 1.0, bias: bool = True) -> nn.Linear:
+    """A linear layer that begins as `xavier` says."""
     return xavier(nn.Linear(c_in, c_out, bias), gain)
 
 
@@ -378,7 +379,8 @@ def rows(name: str, value: Tensor | None, width: int, like: Tensor) -> Tensor:
 
 
 def refuse_labels(label: Tensor | None, num_classes: int, augment_label: Tensor | None, augment_dim: int):
-    """Raises ConfigError for a label that the network would have to ignore."""
+    """Raises ConfigError for a label that the network would have to ignore. Both have a row for each image,
+    (B,) or (B, n)."""
     if label is not None and not num_classes:
         raise ConfigError("label given to a network of num_classes=0: pass None, or build it with classes.")
     if augment_label is not None and not augment_dim:
@@ -386,7 +388,7 @@ def refuse_labels(label: Tensor | None, num_classes: int, augment_label: Tensor 
 
 
 def refuse_vector(vector: Tensor | None, embedding: nn.Module | None) -> None:
-    """Raises ConfigError for a vector that the network would have to ignore."""
+    """Raises ConfigError for a vector that the network would have to ignore. `vector` is (B, n)."""
     if vector is not None and embedding is None:
         raise ConfigError(
             "vector given to a network of vector_dim=0: pass None, or build it with vector_dim."

@@ -12,7 +12,7 @@ from lit_gen.score.networks import layers
 
 
 def sinusoids(noise_label: Tensor, channels: int) -> Tensor:
-    """[cos, sin](c f_i) of frequencies from 1 in geometric steps to just before 1/10000, (B,) -> (B,
+    """cos(c f_i), sin(c f_i) of frequencies from 1 in geometric steps to just before 1/10000, (B,) -> (B,
     channels), a zero at the end of an odd number.
 
     Computed in float32 at least, and in float64 for float64.

@@ -61,7 +61,8 @@ def ddnm(
 
     In the denoised image what A sees is replaced by A^+ y (Equation 12); with no noise A x_0 = y. With noise
     it is DDNM+ (Equation 17): the correction, and the noise that is added, are scaled in the coordinates V^T
-    x so that x_t has the noise of its time and no more.
+    x so that x_t has the noise of its time and no more. Raises ConfigError for travels below 1 or longer
+    than the sampling.
     """
     check_linear(operator, "ddnm")
     check_fractions(eta=eta)

@@ -20,7 +20,7 @@ __all__ = ["data_step", "diffpir"]
 
 def data_step(x0_hat: Tensor, operator: LinearOperator, y: Tensor, rho: Tensor | float) -> Tensor:
     """argmin_p ||y - A p||^2 + rho ||p - x0_hat||^2; at rho = 0 the nearest p with A p = y. As a map `rho`
-    weighs the pixels of y: it is the variance of each over that of x0_hat."""
+    weighs the pixels of y: it is the variance of each over that of x0_hat. `x0_hat` is (B, C, H, W)."""
     return x0_hat + operator.adjoint(operator.solve(y - operator(x0_hat), rho, 1.0))
 
 
@@ -49,7 +49,8 @@ def diffpir(
 
     Half-quadratic splitting: the denoised image gives way to the `data_step` with rho = lambda noise_std^2 /
     s^2, and noise of the next level is added. The official scripts begin near y, and end at t_min: with
-    `denoise=False` a grid does. Without noise A x_0 = y; the scripts take at least 0.001 of noise.
+    `denoise=False` a grid does. Without noise A x_0 = y; the scripts take at least 0.001 of noise. Raises
+    ConfigError for negative weights, no inner step, and `eta` on a process without betas.
     """
     check_linear(operator, "diffpir")
     check_fractions(zeta=zeta)

@@ -25,7 +25,7 @@ def deviation(noise_std: Noise, y: Tensor, operator: LinearOperator | Observatio
 
     Raises ConfigError if it is negative or no number, if a map does not fit y, and, with `operator`, for a
     map where A A^T is not diagonal in pixels, so that nothing is diagonal beside the noise, and for anything
-    but 0 beside an observation.
+    but 0 beside an observation. `y` is (B, ...).
     """
     if isinstance(operator, Observation) and (isinstance(noise_std, Tensor) or noise_std != 0):
         raise ConfigError(

@@ -37,7 +37,8 @@ def uniform_time(process: Process, num_steps: int, *, denoise: bool = True) -> T
 
 
 def uniform_steps(process: Process, num_steps: int, *, denoise: bool = True) -> Tensor:
-    """Evenly spaced whole steps of a `DiscreteVP`, the last and the first among them (DDPM, DDIM)."""
+    """Evenly spaced whole steps of a `DiscreteVP`, the last and the first among them (DDPM, DDIM). Raises
+    ConfigError for any other process."""
     if not isinstance(process, DiscreteVP):
         raise ConfigError(
             f"uniform_steps needs a DiscreteVP process, not {type(process).__name__}; use uniform_time."

@@ -62,7 +62,8 @@ def interpolant_sde(
     """x_0 (B, C, H, W) in float64 from `x` at t_max by steps evenly spaced in time, from where the last one,
     of its own length, goes to t = 0; without it they go on to t_min.
 
-    `num_steps` evaluations, or 2 num_steps - 1 with `heun` and a last step.
+    `num_steps` evaluations, or 2 num_steps - 1 with `heun` and a last step. Raises ConfigError for an
+    unknown last step, or one that leaves room for no other.
     """
     process, x = denoiser.process, wide(x)
     if last_step not in ("mean", "euler", "tweedie", None):

@@ -23,7 +23,8 @@ Trace = Callable[[int, Tensor, Tensor], None]
 
 
 def begin(denoiser: AbstractDenoiser, x: Tensor, grid: Grid, num_steps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The grid's noise levels, y = x / alpha in float64 at the first, and alpha at the last."""
+    """The grid's noise levels, y = x / alpha in float64 at the first, and alpha at the last. `x` is (B, C,
+    H, W)."""
     process = denoiser.process
     times = grid(process, num_steps)
     require_signal(process, times)
@@ -31,7 +32,8 @@ def begin(denoiser: AbstractDenoiser, x: Tensor, grid: Grid, num_steps: int) -> 
 
 
 def require_signal(process: Process, times: Tensor) -> None:
-    """Raises ConfigError where something is divided by alpha, and it is 0 at one of the times, on the CPU."""
+    """Raises ConfigError where something is divided by alpha, and it is 0 at one of the times, on the CPU.
+    `times` is (num_steps + 1,)."""
     if not bool((process.alpha(times) > 1e-12).all()):
         raise ConfigError(
             f"The times of {process} reach 1, where nothing is left of the image and the noise level is "
@@ -48,7 +50,7 @@ def denoised(
     trace: Trace | None = None,
     step: int = 0,
 ) -> Tensor:
-    """x0_hat for y = x_t / alpha at noise level s."""
+    """x0_hat for y = x_t / alpha at noise level s. `y` is (B, C, H, W), `s` is ()."""
     t = denoiser.process.time(s)
     x_t = y * denoiser.process.alpha(t)
     x0_hat = denoiser(x_t, t, label)
@@ -64,14 +66,16 @@ def velocity(denoiser: AbstractDenoiser, x_t: Tensor, t: Tensor, label: Tensor |
 
 
 def noise_to(process: Process, x_t: Tensor, t: Tensor, x0_hat: Tensor) -> Tensor:
-    """z of x_t = alpha x0_hat + sigma z; 0, to which it tends, where sigma is."""
+    """z of x_t = alpha x0_hat + sigma z; 0, to which it tends, where sigma is. Images are (B, C, H, W), `t`
+    is () or (B,)."""
     alpha, sigma = (per_image(c, x_t) for c in (process.alpha(t), process.sigma(t)))
     # The choice is made of coefficients: one on the host and a tensor of a GPU would wait for the GPU.
     return (x_t - alpha * x0_hat) / sigma.where(sigma > 0, torch.inf)
 
 
 def velocity_to(process: Process, x_t: Tensor, t: Tensor, x0_hat: Tensor) -> Tensor:
-    """alpha' x0_hat + sigma' z, the velocity of the probability flow where x0_hat is the image."""
+    """alpha' x0_hat + sigma' z, the velocity of the probability flow where x0_hat is the image. Images are
+    (B, C, H, W), `t` is () or (B,)."""
     d_alpha, d_sigma = (per_image(c, x_t) for c in process.slopes(t))
     return d_alpha * x0_hat + d_sigma * noise_to(process, x_t, t, x0_hat)
 
@@ -114,7 +118,8 @@ def probability_flow(
 ) -> Tensor:
     """x_0 in float64 by steps of x_t in t, the process's own time (EDM's Algorithm 3 without churn).
 
-    `num_steps` evaluations with `alpha=None`, else 2 num_steps - 1 with a denoising at the end.
+    `num_steps` evaluations with `alpha=None`, else 2 num_steps - 1 with a denoising at the end. `x` is (B,
+    C, H, W) at t_max.
     """
     process, x = denoiser.process, wide(x)
     for step, (t, t_next) in enumerate(pairwise(grid(process, num_steps))):
@@ -152,7 +157,8 @@ def runge_kutta(
     trace: Trace | None = None,
 ) -> Tensor:
     """x_0 in float64 by steps of x_t in t, as `probability_flow`, by `order` evaluations each but for a
-    denoising. The rules are those of torchdiffeq, "heun3" and "rk4".
+    denoising. The rules are those of torchdiffeq, "heun3" and "rk4". Raises ConfigError for any other
+    order.
     """
     if order not in _STAGES:
         raise ConfigError(f"order={order} of runge_kutta: take 3 or 4, or sampler=probability_flow for less.")

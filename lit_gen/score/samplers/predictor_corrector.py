@@ -3,7 +3,7 @@ https://arxiv.org/abs/2011.13456).
 
 A sampler is put together from three functions: a discretisation says how the forward process goes from time s
 to t, a predictor reverses such a step, a corrector moves at one time. `x_t = ratio x_s + sqrt(variance) z` is
-all that a predictor knows.
+all that a predictor knows. `x`, `score`, and `z` are (B, C, H, W), times are ().
 """
 
 from abc import ABC, abstractmethod

@@ -39,8 +39,8 @@ def integrate(
     int64 (B,).
 
     `f` gets the times (b,) and states (b, D) of the rows still on their way, and which rows these are, int64
-    (b,). Raises RuntimeError after `max_steps` steps. A step waits for the device once, to know which rows
-    are on their way.
+    (b,). Raises ConfigError where `end` is `start`, RuntimeError after `max_steps` steps. A step waits for
+    the device once, to know which rows are on their way.
     """
     if start == end:
         raise ConfigError(f"integrate needs two different times, got {start} twice.")

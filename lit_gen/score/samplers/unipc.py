@@ -34,6 +34,7 @@ def unipc(
 
     The evaluation at the predicted point corrects that point before it serves the next step, at no further
     cost. The last steps are of lower order, and one to noise level 0 is one denoising. Draws nothing.
+    Raises ConfigError for an order below 1.
     """
     if order < 1:
         raise ConfigError(f"order of UniPC must be at least 1, got {order}.")
