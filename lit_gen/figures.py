@@ -1,6 +1,5 @@
 """All figures: curves of runs, of policy searches, of sweeps, and of translators."""
 
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -65,18 +64,6 @@ def curves(numbers: Mapping[str, Mapping[int, float]]) -> "Figure | None":
     for axis, (title, names) in zip(axes, panels.items(), strict=True):
         _panel(axis, title, [(name, numbers[name], {}) for name in names])
     return figure
-
-
-def panel_svg(title: str, lines: Iterable[Line], legend: bool) -> str:
-    """A panel of curves over the batches as an SVG element, the same for the same numbers."""
-    from matplotlib import rc_context
-
-    (figure, (axis,)), text = _figure(5, 3.2), io.StringIO()
-    _panel(axis, title, lines, legend)
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    svg = text.getvalue()
-    return svg[svg.index("<svg") :]
 
 
 def _panel(axis: Any, title: str, lines: Iterable[Line], legend: bool = True) -> None:

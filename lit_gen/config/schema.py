@@ -384,6 +384,8 @@ class ReportSchema:
     run: str
     out: str | None
     grids: int
+    trajectories: int
+    sheets: int
 
 
 def _image_shape(channels: int, image_size: Any) -> list[int]:

@@ -458,16 +458,19 @@ class ScoreModule(SingleOptimizerModule):
                     f"{self.condition_channels} channels, at most {height}x{width}."
                 )
 
-    def sample_trajectory(self, indices: Sequence[int], seed: int = 0, num_frames: int = 10) -> Tensor:
+    def sample_trajectory(
+        self, indices: Sequence[int], seed: int = 0, num_frames: int = 10, *, estimates: bool = False
+    ) -> Tensor:
         """How the images come out of noise: uint8 (N, F, C, H, W), F <= num_frames, the last one the image.
 
         A frame is x_t, divided by a multiple of its standard deviation where that is beyond the range of
-        pixels; of latents, which noise makes no pictures of, it is the decoded estimate of x_0.
+        pixels; of latents, which noise makes no pictures of, and with `estimates`, it is the decoded estimate
+        of x_0.
         """
         frames: list[Tensor] = []  # as pixels: thousands of float64 states of 256 x 256 would fill a GPU
 
         def watch(step: int, x_t: Tensor, x0_hat: Tensor) -> None:
-            if self.codec is not None:
+            if self.codec is not None or estimates:
                 frames.append(self.pixels.to_uint8(self.pictures(x0_hat)))
                 return
             frames.append(to_uint8(x_t / (x_t.flatten(1).std(1) / 0.8).clamp(min=1).reshape(-1, 1, 1, 1)))

@@ -1,0 +1,1 @@
+"""Runs, sweeps, and policy searches as the sections of one HTML page (`lit-gen report`)."""
