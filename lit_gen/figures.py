@@ -257,3 +257,18 @@ def restoration_curve(arms: Mapping[str, Mapping[str, Any]]) -> "Figure":
     if axis.lines:
         axis.legend(fontsize=7)
     return figure
+
+
+def restoration_sheet(rows: Mapping[str, "np.ndarray"], columns: Sequence[str]) -> "Figure":
+    """Spectrograms, a row a word: word -> (len(columns), height, width) in [-1, 1]."""
+    figure, axes = _figure(0.85 * len(columns) + 0.9, 0.85 * len(rows) + 0.35, len(rows), len(columns))
+    for i, (word, pictures) in enumerate(rows.items()):
+        for j, picture in enumerate(pictures):
+            axis = axes[i * len(columns) + j]
+            axis.imshow(picture, cmap="magma", vmin=-1, vmax=1, interpolation="nearest", aspect="auto")
+            axis.set(xticks=[], yticks=[])
+            if i == 0:
+                axis.set_title(columns[j], fontsize=7)
+            if j == 0:
+                axis.set_ylabel(word, fontsize=7)
+    return figure

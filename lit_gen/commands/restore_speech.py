@@ -11,13 +11,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from lit_gen import __version__
 from lit_gen.cli import check_at_least_1, entry_point, show, table
-from lit_gen.data.sound import LogMel, save_wav, sound_of, spoken_words
+from lit_gen.data.sound import LogMel, sound_of, spoken_words
 from lit_gen.errors import ConfigError, Exit
 from lit_gen.figures import restoration_curve, save
+from lit_gen.hearing.examples import write_examples
 from lit_gen.hearing.judges import Judges
 from lit_gen.hearing.study import ARMS, Arm, Study, summarized
 from lit_gen.hearing.trials import speech_spectrum, trials
-from lit_gen.images import grid, save_png, to_uint8
 from lit_gen.instantiate import config_dict
 from lit_gen.loggers import close, wandb
 from lit_gen.models.loading import load
@@ -26,39 +26,36 @@ from lit_gen.score.module import ScoreModule
 from lit_gen.sweeps.trials import run_trial
 
 DEPENDS = ("runs", "train", "families", "takes", "judge_takes", "samples", "num_steps")
-"""Options that measurements depend on; more `seeds` and `conditions` only add to them."""
+"""Options that measurements depend on; more `runs`, `seeds`, and `conditions` only add to them."""
 INTERRUPTED = 128 + signal.SIGINT
-SHOWN = {
-    "silence": (Arm(), 1),
-    "noise": (Arm("white", 10), 2),
-    "told": (Arm(listener="told"), 1),
-}
-"""What the sheet and the sounds show: name -> arm, number of restorations."""
 
 
 def restore_speech(cfg: DictConfig, out: Path) -> dict[str, Any]:
-    """Measures every arm with every model, and writes `cells/`, `results.json`, `curve.png`, `sheet.png` (a
-    row a word: the original, silence and what was heard in it, noise and two restorations, and the
-    restoration of a listener who is told of the gap), and `sounds/`. What is there is not done again.
+    """Measures every arm with every model, and writes `cells/`, `results.json` (of all cells that are there),
+    `curve.png`, `sheet.png` (a row a word: the original, silence and what was heard in it, noise and two
+    restorations, and the restoration of a listener who is told of the gap), `examples.png` (its rows of the
+    words of `sounds`), and `sounds/`. What is there is not done again.
 
     Raises ConfigError for runs that are not of spoken words, and if `out` holds what other options gave.
     """
-    check_at_least_1(cfg, "takes", "judge_takes", "samples", "num_steps", "batch_size")
+    check_at_least_1(cfg, "takes", "judge_takes", "samples", "num_steps", "unconditional", "batch_size")
     arms = _arms(cfg.conditions)
     _check_same(config_dict(cfg), out)
     try:
         runs = _runs(cfg, out)
         study = _study(cfg, saved_config(runs[0]), out)
-        cells = []
+        samples = []
         for seed, run in enumerate(runs):
             module = cache(lambda run=run: _model(run, cfg.device))
+            samples.append(study.unconditional(seed, module, cfg.unconditional))
             for arm in arms:
-                cells.append(study.cell(arm, seed, module))
-                print(f"model {seed}, {arm.name}: piece {np.mean(cells[-1]['piece']):.3f}", flush=True)
+                cell = study.cell(arm, seed, module)
+                print(f"model {seed}, {arm.name}: piece {np.mean(cell['piece']):.3f}", flush=True)
     except KeyboardInterrupt:
         raise Exit(INTERRUPTED, f"Stopped; the same command with out={out} goes on with it.") from None
     result = {
-        "arms": summarized(cells, study),
+        "arms": summarized(study.cells(), study),
+        "samples": samples,
         "words": list(study.words),
         "families": [list(f) for f in study.families],
         "trials": len(study.trials),
@@ -70,7 +67,8 @@ def restore_speech(cfg: DictConfig, out: Path) -> dict[str, Any]:
     }
     write_json(out / "results.json", result)
     files = {"curve": save(restoration_curve(result["arms"]), out / "curve.png")}
-    files["sheet"], sounds = _shown(study, _model(runs[0], cfg.device), list(cfg.sounds), out)
+    sheets, sounds = write_examples(study, _model(runs[0], cfg.device), list(cfg.sounds), out)
+    files |= sheets
     _log(cfg, out, result, files, sounds)
     return result
 
@@ -79,6 +77,9 @@ def _check_same(settings: dict[str, Any], out: Path) -> None:
     """Raises ConfigError if `out` holds measurements that depend on other options; else notes these."""
     now = {name: settings[name] for name in DEPENDS}
     before = read_json(out / "settings.json") or now
+    known, given = before["runs"], now["runs"]
+    if known and given and known[: len(given)] == given[: len(known)]:
+        before["runs"] = now["runs"] = max(known, given, key=len)
     for name in DEPENDS:
         if before[name] != now[name]:
             raise ConfigError(
@@ -175,38 +176,12 @@ def _judged(study: Study) -> dict[str, float]:
     }
 
 
-def _shown(study: Study, module: ScoreModule, words: list[str], out: Path) -> tuple[Path, list[Path]]:
-    """The sheet of the first trial of each word, and the sounds of some."""
-    first = {study.words[t.word]: i for i, t in reversed(list(enumerate(study.trials)))}
-    chosen = [first[word] for word in study.words if word in first]
-    columns, names = [study.original[chosen]], ["original"]
-    sounds = {"original": [study.trials[i].wave for i in chosen]}
-    for name, (arm, count) in SHOWN.items():
-        if name != "told":
-            columns.append(study.heard(arm)[chosen])
-            names.append(name)
-            sounds[name] = [study.sounds(arm)[i] for i in chosen]
-        made = study.restored(module, arm, chosen)
-        for k in range(min(count, study.samples)):
-            columns.append(made[:, k])
-            names.append(f"{name}_restored_{k}")
-            sounds[names[-1]] = list(study.sound.wave(made[:, k]).numpy())
-    rows = torch.stack(columns, 1).flatten(0, 1)
-    sheet = save_png(grid(to_uint8(rows.clamp(-1, 1)), columns=len(names), scale=2), out / "sheet.png")
-    written = []
-    for row, i in enumerate(chosen):
-        if (word := study.words[study.trials[i].word]) in words:
-            for name in names:
-                wave = torch.from_numpy(np.ascontiguousarray(sounds[name][row]))
-                written.append(save_wav(wave, out / "sounds" / f"{word}_{name}.wav", study.sound.rate))
-    return sheet, written
-
-
 def _log(
     cfg: DictConfig, out: Path, result: dict[str, Any], files: dict[str, Path], sounds: list[Path]
 ) -> None:
     columns = [
         "",
+        "models",
         "piece, completable",
         "piece, all",
         "word, all",
@@ -219,6 +194,7 @@ def _log(
     for name, found in result["arms"].items():
         row = [
             name,
+            str(len(found["piece"]["by_model"])),
             _percent(found["piece"]["completable"]),
             _percent(found["piece"]["all"]),
             _percent(found["word"]["all"]),
@@ -236,6 +212,8 @@ def _log(
     finally:
         close([logger])
     title = f"{result['trials']} words, {len(result['models'])} models; ± standard error over words"
+    for i, drawn in enumerate(result["samples"]):
+        print(f"model {i}: sure of {100 * drawn['confident_fraction']:.0f} % of {drawn['n']} samples")
     show(table(title, columns, rows), f"written to {out}")
 
 

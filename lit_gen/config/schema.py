@@ -140,6 +140,7 @@ class RestoreSpeechSchema(CommandSchema):
     judge_takes: int
     samples: int
     num_steps: int
+    unconditional: int
     conditions: Any
     sounds: list[str]
     batch_size: int

@@ -22,6 +22,8 @@ from lit_gen.score.module import ScoreModule
 from lit_gen.score.restoration import pigdm
 from lit_gen.score.samplers import ddim, geometric
 
+SAMPLER = partial(ddim, eta=1.0, grid=geometric)
+CONFIDENT = 0.9
 LEVELS = (-20, -10, 0, 10, 20)
 KERNEL, TEMPERATURE = (
     0.35,
@@ -107,7 +109,6 @@ class Study:
             ]
             return made[chosen, None].expand(-1, self.samples, -1, -1, -1).clamp(-1, 1)
         device, process = module.device, module.denoiser.process
-        sampler = partial(ddim, eta=1.0, grid=geometric)
         rows = [(i, k) for i in chosen for k in range(self.samples)]
         parts = []
         for start in tqdm(range(0, len(rows), self.batch_size), arm.name, unit="batch", leave=False):
@@ -117,9 +118,34 @@ class Study:
             observed = y[which].to(device)
             belief = self.ears.hear(observed.cpu(), arm.listener, self.touched[which])
             x = process.prior_sample(observed.shape, generator, device=device)
-            options = {"sigma_data": self.sigma_data, "num_steps": self.num_steps, "sampler": sampler}
+            options = {"sigma_data": self.sigma_data, "num_steps": self.num_steps, "sampler": SAMPLER}
             parts.append(pigdm(module.denoiser, x, belief, observed, generator=generator, **options).cpu())
         return torch.cat(parts).clamp(-1, 1).float().unflatten(0, (len(chosen), self.samples))
+
+    def unconditional(self, seed: int, module: Callable[[], ScoreModule], count: int) -> dict[str, Any]:
+        """Of `count` samples of a model that hears nothing, in twice the steps of a restoration: the part of
+        which the judge of whole words is sure (p > 0.9), and how many words these are. Kept in `out`."""
+        file = self.out / f"samples_{seed}.json"
+        if (found := read_json(file)) and found["n"] == count:
+            return found
+        sampler, parts = (
+            partial(SAMPLER, num_steps=2 * self.num_steps),
+            torch.arange(count).split(self.batch_size),
+        )
+        model = module()
+        drawn = [model.sample(part.tolist(), sampler=sampler).cpu() for part in parts]
+        with torch.no_grad():
+            p, word = self.judges.whole(torch.cat(drawn).clamp(-1, 1).float()).softmax(1).max(1)
+        sure = word[p > CONFIDENT]
+        found = {"n": count, "confident_fraction": len(sure) / count, "words": len(sure.unique())}
+        write_json(file, found)
+        return found
+
+    def cells(self) -> list[dict[str, Any]]:
+        """All that were measured, in the order of `ARMS` and of the models."""
+        order = {arm.name: i for i, arm in enumerate(ARMS)}
+        found = [read_json(file) for file in (self.out / "cells").glob("*.json")]
+        return sorted(filter(None, found), key=lambda cell: (order[Arm(**cell["arm"]).name], cell["seed"]))
 
     def cell(self, arm: Arm, seed: int, module: Callable[[], ScoreModule]) -> dict[str, Any]:
         """The measures of each trial, from `cells/` if they are there."""
@@ -211,7 +237,7 @@ class Study:
 
 def summarized(cells: Sequence[Mapping[str, Any]], study: Study) -> dict[str, dict[str, Any]]:
     """Arm -> measure -> {"completable", "all": mean, standard error over words and over voices, n}: of each
-    trial the mean over the models first."""
+    trial the mean over the models first; and "by_model", the means of completable words for each model."""
     names = [study.words[t.word] for t in study.trials]
     inside = {word for family in study.families for word in family}
     groups = {
@@ -232,8 +258,13 @@ def summarized(cells: Sequence[Mapping[str, Any]], study: Study) -> dict[str, di
                     [t.voice for t in study.trials],
                 )
                 for group, members in groups.items()
-            } | {"by_model": [statistics.fmean(v for v in cell[measure] if v is not None) for cell in own]}
+            } | {"by_model": [_mean(cell[measure], groups["completable"]) for cell in own]}
     return result
+
+
+def _mean(values: Sequence[float | None], members: Sequence[int]) -> float | None:
+    known = [v for i in members if (v := values[i]) is not None]
+    return statistics.fmean(known) if known else None
 
 
 def _estimate(

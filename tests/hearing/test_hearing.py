@@ -159,6 +159,7 @@ def test_cells_are_kept_and_summed_up(study):
     first = study.cell(arm, 0, lambda: None)
     again = study.cell(arm, 0, lambda: pytest.fail("it is measured once"))
     assert first == again
+    assert study.cells() == [first]
     found = summarized([first, again | {"seed": 1}], study)["nearest"]
     assert found["piece"]["completable"] == {"mean": 1.0, "se_words": None, "se_voices": None, "n": 1}
     assert found["as_stop"]["all"]["n"] == 1 and found["piece"]["by_model"] == [1.0, 1.0]
@@ -169,6 +170,31 @@ def test_names_of_arms_are_different():
     assert Arm("white", 10).name == "white +10 dB, masking" and Arm().name == "silence, masking"
     with pytest.raises(ConfigError, match="conditions: there is no 'quiet'; they are original"):
         command._arms(["quiet"])
+
+
+def test_models_are_added_to_a_study_and_not_changed(tmp_path):
+    settings = dict.fromkeys(command.DEPENDS, 1)
+    for runs in (["a"], ["a", "b"], ["a"]):
+        command._check_same(settings | {"runs": runs}, tmp_path)
+    with pytest.raises(ConfigError, match=r"holds what runs=\['a', 'b'\] gave, and runs is now \['b'\]"):
+        command._check_same(settings | {"runs": ["b"]}, tmp_path)
+
+
+def test_of_how_many_samples_the_judge_is_sure(study, monkeypatch):
+    """Logits 0 and 10 c for samples of the value c: p > 0.9 for |c| > 0.22, of the word 0 or 1."""
+    values = torch.tensor([0.9, 0.0, -0.8, 0.2, 0.3])
+
+    class Model:
+        def sample(self, indices, sampler):
+            return values[indices][:, None, None, None].expand(-1, 1, 32, 32)
+
+    zero = torch.zeros(())
+    monkeypatch.setattr(
+        study.judges, "whole", lambda x: torch.stack([x[:, 0, 0, 0] * 10, zero.expand(len(x))], 1)
+    )
+    assert study.unconditional(0, Model, 5) == {"n": 5, "confident_fraction": 3 / 5, "words": 2}
+    assert study.unconditional(0, lambda: pytest.fail("it is drawn once"), 5)["words"] == 2
+    assert study.unconditional(0, Model, 2) == {"n": 2, "confident_fraction": 1 / 2, "words": 1}
 
 
 def test_words_lose_the_consonant_in_their_middle():
@@ -197,6 +223,7 @@ def test_the_command_from_a_run_to_its_results(fit, compose, tmp_path):
     options = [f"runs=[{checkpoint}]", f"out={out}", "families=[[batter,banner]]", "samples=1", "num_steps=2"]
     options += [
         "conditions=['silence, masking',told]",
+        "unconditional=3",
         "judge_takes=1",
         "sounds=[batter]",
         "wandb=disabled",
@@ -204,7 +231,7 @@ def test_the_command_from_a_run_to_its_results(fit, compose, tmp_path):
     ]
     cfg = compose(*options, config_name="restore_speech")
     result = command.restore_speech(cfg, out)
-    assert list(result["arms"]) == ["silence, masking", "told"] and result["voices"] >= 12
+    assert list(result["arms"]) == ["told", "silence, masking"] and result["voices"] >= 12
     assert result["arms"]["told"]["piece"]["completable"] is None  # both words are of a family
     assert result["arms"]["told"]["as_stop"]["all"]["n"] == result["trials"] / 2
     cells = sorted((out / "cells").iterdir())
@@ -223,7 +250,8 @@ def test_the_command_from_a_run_to_its_results(fit, compose, tmp_path):
     again = command.restore_speech(cfg, out)
     assert again["arms"] == result["arms"]
     assert {cell: cell.stat().st_mtime_ns for cell in cells} == made
-    assert (out / "curve.png").is_file() and (out / "sheet.png").is_file()
+    assert all((out / f"{name}.png").is_file() for name in ("curve", "sheet", "examples"))
+    assert result["samples"][0]["n"] == 3 and 0 <= result["samples"][0]["confident_fraction"] <= 1
     more = compose(*options, "samples=2", config_name="restore_speech")
     with pytest.raises(ConfigError, match="holds what samples=1 gave, and samples is now 2: choose another"):
         command.restore_speech(more, out)
