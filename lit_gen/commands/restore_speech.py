@@ -21,7 +21,7 @@ from lit_gen.hearing.trials import speech_spectrum, trials
 from lit_gen.instantiate import config_dict
 from lit_gen.loggers import close, wandb
 from lit_gen.models.loading import load
-from lit_gen.runs import read_json, saved_config, summary, write_json
+from lit_gen.runs import read_json, summary, write_json
 from lit_gen.score.module import ScoreModule
 from lit_gen.sweeps.trials import run_trial
 
@@ -43,10 +43,11 @@ def restore_speech(cfg: DictConfig, out: Path) -> dict[str, Any]:
     _check_same(config_dict(cfg), out)
     try:
         runs = _runs(cfg, out)
-        study = _study(cfg, saved_config(runs[0]), out)
+        first, run_cfg = _model(runs[0], cfg.device)
+        study = _study(cfg, run_cfg, out)
         samples = []
         for seed, run in enumerate(runs):
-            module = cache(lambda run=run: _model(run, cfg.device))
+            module = cache(lambda run=run: _model(run, cfg.device)[0])
             samples.append(study.unconditional(seed, module, cfg.unconditional))
             for arm in arms:
                 cell = study.cell(arm, seed, module)
@@ -67,7 +68,7 @@ def restore_speech(cfg: DictConfig, out: Path) -> dict[str, Any]:
     }
     write_json(out / "results.json", result)
     files = {"curve": save(restoration_curve(result["arms"]), out / "curve.png")}
-    sheets, sounds = write_examples(study, _model(runs[0], cfg.device), list(cfg.sounds), out)
+    sheets, sounds = write_examples(study, first, list(cfg.sounds), out)
     files |= sheets
     _log(cfg, out, result, files, sounds)
     return result
@@ -117,11 +118,11 @@ def _runs(cfg: DictConfig, out: Path) -> list[Path]:
     return runs
 
 
-def _model(run: Path, device: str | None) -> ScoreModule:
-    module, *_ = load(run, "last", device=device)
+def _model(run: Path, device: str | None) -> tuple[ScoreModule, DictConfig]:
+    module, run_cfg, _ = load(run, "last", device=device)
     if not isinstance(module, ScoreModule) or module.num_classes:
         raise ConfigError(f"runs: {run} is no score model without classes; train one by experiment=words.")
-    return module
+    return module, run_cfg
 
 
 def _study(cfg: DictConfig, run_cfg: DictConfig, out: Path) -> Study:

@@ -13,6 +13,7 @@ from lit_gen.score.module import ScoreModule
 
 SHOWN = {"silence": (Arm(), 1), "noise": (Arm("white", 10), 2), "told": (Arm(listener="told"), 1)}
 """Name -> arm, number of restorations."""
+PEAK = 0.9  # of the loudest sound of a word; the others keep their levels beside it
 
 
 def write_examples(
@@ -43,7 +44,9 @@ def write_examples(
     }
     written = []
     for row, word in enumerate(rows):
-        for name in columns if word in some else ():
-            wave = torch.from_numpy(np.ascontiguousarray(sounds[name][row]))
-            written.append(save_wav(wave, out / "sounds" / f"{word}_{name}.wav", study.sound.rate))
+        waves = {name: torch.from_numpy(np.ascontiguousarray(sounds[name][row])) for name in columns}
+        loudest = max(float(wave.abs().max()) for wave in waves.values())
+        for name, wave in waves.items() if word in some else ():
+            file = out / "sounds" / f"{word}_{name}.wav"
+            written.append(save_wav(wave * min(1.0, PEAK / loudest), file, study.sound.rate))
     return files, written

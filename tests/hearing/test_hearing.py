@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.io import wavfile
 
 from lit_gen.commands import restore_speech as command
 from lit_gen.data.espeak import Phoneme
@@ -247,6 +248,11 @@ def test_the_command_from_a_run_to_its_results(fit, compose, tmp_path):
             "told_restored_0",
         )
     }
+    sounds = {p.stem: wavfile.read(p)[1] / 32767 for p in (out / "sounds").iterdir()}
+    assert max(np.abs(wave).max() for wave in sounds.values()) <= 0.9 + 1e-4  # nothing is clipped
+    word = sounds["batter_original"]
+    kept = (word != 0) & (sounds["batter_silence"] == word)  # before and after the gap, at the same level
+    assert kept.mean() > 0.2 and np.array_equal(sounds["batter_noise"][kept], word[kept])
     again = command.restore_speech(cfg, out)
     assert again["arms"] == result["arms"]
     assert {cell: cell.stat().st_mtime_ns for cell in cells} == made
