@@ -252,7 +252,8 @@ def test_the_command_from_a_run_to_its_results(fit, compose, tmp_path):
     assert max(np.abs(wave).max() for wave in sounds.values()) <= 0.9 + 1e-4  # nothing is clipped
     word = sounds["batter_original"]
     kept = (word != 0) & (sounds["batter_silence"] == word)  # before and after the gap, at the same level
-    assert kept.mean() > 0.2 and np.array_equal(sounds["batter_noise"][kept], word[kept])
+    same = sounds["batter_noise"][kept] == word[kept]
+    assert kept.mean() > 0.2 and same.mean() > 0.97  # the rest is where the fades begin
     again = command.restore_speech(cfg, out)
     assert again["arms"] == result["arms"]
     assert {cell: cell.stat().st_mtime_ns for cell in cells} == made
