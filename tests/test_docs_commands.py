@@ -54,6 +54,21 @@ def test_every_command_is_a_configuration_that_exists(page, compose):
             compose(*one_of_each(words), config_name=command.replace("-", "_"))
 
 
+def test_every_recipe_is_in_the_tables_of_recipes():
+    rows = (ROOT / "docs" / "recipes.md").read_text().splitlines()
+    named = re.findall(r"`([\w{},]+)`", "".join(row.split("|")[1] for row in rows if row.startswith("| `")))
+    words = [word for name in named for word in braces(name)]
+    files = (ROOT / "conf" / "experiment").glob("*.yaml")
+    assert {path.stem for path in files} == {word for word in words if word.islower()}
+
+
+def braces(name: str) -> list[str]:
+    """a_{b,c} is a_b and a_c."""
+    start, _, rest = name.partition("{")
+    middle, _, end = rest.partition("}")
+    return [f"{start}{choice}{end}" for choice in middle.split(",")]
+
+
 def slug(heading: str) -> str:
     """The anchor that GitHub gives to a heading."""
     text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).strip().lower()
@@ -77,17 +92,27 @@ def test_links_lead_somewhere(page):
             assert anchor in anchors, link
 
 
-SMALL = {"sample": ["format=npz"], "restore": ["method.num_steps=2"], "encode": ["num=2"]}
-SMALL |= {"evaluate": ["measures=[fd]"]}
-STARTED = [c for c in commands(ROOT / "docs" / "getting-started.md") if c[0] != "train"]
+SMALL = {"sample": ["format=npz"], "encode": ["num=2"], "evaluate": ["measures=[fd]"]}
+SMALL |= {"restore": ["method.num_steps=2", "num=2"]}
+ON_A_RUN = [c for c in commands(ROOT / "docs" / "getting-started.md") if c[0] != "train"]
+OTHERS = [c for page in PAGES for c in commands(page) if {"run=RUN", "run=X", "data=digits"} & {*c[1]}]
+OTHERS = [c for c in OTHERS if c[0] in ("sample", "restore", "encode", "report", "suggest-noise")]
+OTHERS = [c for c in OTHERS if not re.search("condition|guidance|images=|RESULTS", " ".join(c[1]))]
 
 
-@pytest.mark.parametrize(("name", "words"), STARTED, ids=[" ".join((n, *w)) for n, w in STARTED])
+@pytest.mark.parametrize(("name", "words"), ON_A_RUN, ids=[" ".join((n, *w)) for n, w in ON_A_RUN])
 def test_getting_started_runs(name, words, command, tmp_path):
     """On a run of a few steps."""
     shutil.copytree(OLD, tmp_path / "runs" / "first")
-    device = [] if name == "report" else ["device=cpu"]
-    last = [] if name == "report" else ["checkpoint=last"]
+    words = [re.sub(r"^run=(RUN|X)$", "run=runs/first", word) for word in words]
+    last = ["checkpoint=last"] if "run=runs/first" in words and name != "report" else []
+    device = [] if name in ("report", "suggest-noise") else ["device=cpu"]
     code, out, err = command(main, name, *words, *SMALL.get(name, []), *device, *last)
     assert code == 0, err
-    assert str(tmp_path / "runs" / "first") in out or "runs/first" in out
+    assert name == "suggest-noise" or "runs/first" in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "words"), OTHERS, ids=[" ".join((n, *w)) for n, w in OTHERS])
+def test_commands_of_other_pages_run(name, words, command, tmp_path):
+    test_getting_started_runs(name, words, command, tmp_path)
