@@ -23,7 +23,8 @@ PACKAGE = ROOT / "lit_gen"
 AT_ROOT = ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
 NOTEBOOKS = sorted(f"notebooks/{path.name}" for path in (ROOT / "notebooks").glob("*.ipynb"))
 COMMANDS = "reference/commands.md"
-MATHJAX = re.compile(r"<script[^>]*mathjax.*?</script>", re.DOTALL | re.IGNORECASE)
+# The scripts that nbconvert adds to every notebook, from the network.
+ADDED = re.compile(r"<script\b(?:(?!</script>).)*?(?:cdnjs|mathjax).*?</script>", re.DOTALL | re.IGNORECASE)
 NOT_PROSE = re.compile(r"(<(?:pre|code|script|style)\b.*?</(?:pre|code|script|style)>|<img[^>]*>)", re.DOTALL)
 FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$", re.DOTALL)
 LOADS = re.compile(
@@ -104,7 +105,8 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 def on_page_content(html: str, page: Page, **_: Any) -> str:
     if page.file.src_uri not in NOTEBOOKS:
         return html
-    html = re.sub(r'href="\.\./docs/([\w-]+)\.md', r'href="../\1.html', MATHJAX.sub("", html))
+    html = re.sub(r'href="(\w+)\.ipynb', r'href="\1.html', ADDED.sub("", html))
+    html = re.sub(r'href="\.\./docs/([\w-]+)\.md', r'href="../\1.html', html)
     parts = NOT_PROSE.split(html)
     return "".join(part if i % 2 else FORMULA.sub(drawn, part) for i, part in enumerate(parts))
 
