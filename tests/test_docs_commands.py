@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 OLD = Path(__file__).parent / "fixtures" / "run_2026_11"
 each_page = pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
+READ_FIRST = ("README", "getting-started")
 # What lies in a user's folder: a configuration or plugin of their own, or one that an earlier command writes.
 OWN = ("--config-dir", "experiment=mine", "augment=found", "allow_targets")
 
@@ -46,7 +47,13 @@ def one_of_each(words: list[str]) -> list[str]:
     ]
 
 
-@each_page
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=page.stem, marks=() if page.stem in READ_FIRST else pytest.mark.slow)
+        for page in PAGES
+    ],
+)
 def test_every_command_is_a_configuration_that_exists(page, compose):
     for command, words in commands(page):
         assert command in COMMANDS, command
