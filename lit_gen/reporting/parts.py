@@ -38,6 +38,7 @@ def yaml_text(config: Any) -> str:
 
 
 def number(value: Any) -> str:
+    """As a table shows it: floats with five digits, integers with commas, "" for None."""
     if value is None:
         return ""
     if isinstance(value, float):
