@@ -18,6 +18,7 @@ COMMANDS = {
     "fewshot-classify": "Classify unseen classes with translations as training images.",
     "prepare": "Write a data set, or its latents, once, for training on any amount of data.",
     "preview": "Show what an augmentation does to images and boxes.",
+    "demo": "Open a page that generates, restores, translates, augments, and compares.",
     "search": "Search for an augmentation policy.",
     "suggest-noise": "Suggest noise levels for a data set.",
     "average": "Compute a post-hoc EMA of any length from stored averages.",

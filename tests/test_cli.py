@@ -108,7 +108,9 @@ def listed_once():
 def test_every_command_has_help(command, listed_once, name):
     main = import_module(f"lit_gen.commands.{name.replace('-', '_')}").main
     code, out, _ = command(main, "--help")
-    assert code == 0 and f"lit-gen {name}" in out and "\nout: " in out
+    assert (
+        code == 0 and f"lit-gen {name}" in out and ("\nout: " in out or name == "demo")
+    )  # which writes nothing
 
 
 def test_train_sample_evaluate_resume(command, tmp_path, tiny):

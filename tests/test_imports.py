@@ -74,7 +74,7 @@ def test_systems_do_not_know_what_uses_them(name, path):
     top, found = name.split(".")[0], rooms(imports(path))
     if top in SYSTEMS:
         outer = {"commands", "evaluation", "search", "sweeps", "config", "models", "inputs", "cli", "runs"}
-        outer |= {"comparison", "export", "hearing", "reporting"}
+        outer |= {"comparison", "demo", "export", "hearing", "reporting"}
         assert not found & (outer - {"evaluation"} if top == "callbacks" else outer)
     if top == "data":
         assert not found & {*MATHEMATICS, "detection", "callbacks", "pretrained"}

@@ -40,6 +40,8 @@ def test_the_wheel_has_all_of_conf_and_the_weights(installed):
     }
     assert {n.removeprefix("lit_gen/conf/") for n in names if n.startswith("lit_gen/conf/")} == conf
     assert {"lit_gen/metrics/weights/digits64.safetensors", "lit_gen/py.typed"} <= set(names)
+    shipped = {f"lit_gen/demo/weights/{name}/model.safetensors" for name in ("digits", "letters")}
+    assert shipped <= set(names)
     assert not [n for n in names if n.startswith(("tests/", "notebooks/", "benchmarks/"))]
 
 

@@ -344,6 +344,17 @@ class PreviewSchema(CommandSchema):
 
 
 @dataclass(kw_only=True)
+class DemoSchema:
+    allow_targets: list[str]
+    run: Any
+    checkpoint: str
+    ema: bool
+    device: str | None
+    port: int | None
+    share: bool
+
+
+@dataclass(kw_only=True)
 class PrepareSchema(CommandSchema):
     data: Any = MISSING
     format: str

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, open_dict
 from torch import Tensor
 
@@ -29,7 +30,7 @@ from lit_gen.models.loading import load as load_run
 from lit_gen.models.loading import open_model, open_translator
 from lit_gen.score.condition import Condition
 from lit_gen.score.module import ScoreModule
-from lit_gen.score.restoration import LinearOperator, Noise
+from lit_gen.score.restoration import LinearOperator, Noise, Observation
 from lit_gen.score.translation import TranslationModule
 
 Sampler = Callable[..., Tensor]
@@ -85,7 +86,7 @@ class SampledModel:
     def restore(
         self,
         measured: Tensor,
-        operator: LinearOperator,
+        operator: LinearOperator | Observation,
         *,
         method: str | Callable[..., Tensor] = "pigdm",
         noise_std: Noise = 0.0,
@@ -206,10 +207,15 @@ def evaluate_images(
 
 
 def _composed(command: str, overrides: list[str], values: dict[str, Any]) -> DictConfig:
-    """The configuration of a command, with values that are set as they are."""
+    """The configuration of a command, with values that are set as they are; also while an application of
+    Hydra, as a command is one, runs."""
     schema.register()
-    with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        cfg = hydra.compose(command, overrides)
+    running, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
+    try:
+        with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+            cfg = hydra.compose(command, overrides)
+    finally:
+        GlobalHydra.instance().hydra = running
     for name, value in values.items():
         cfg[name] = value
     return cfg

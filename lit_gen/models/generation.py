@@ -14,7 +14,7 @@ from lit_gen.rng import PerSample, keyed_generator
 from lit_gen.score.condition import Condition, Label, rows_of
 from lit_gen.score.denoiser import bound, network_precision
 from lit_gen.score.module import ScoreModule
-from lit_gen.score.restoration import LinearOperator, Noise, ddnm, deviation
+from lit_gen.score.restoration import LinearOperator, Noise, Observation, ddnm, deviation
 
 Told = Callable[[Sequence[int]], Condition]
 """Indices of images -> what the model is told of them, a row each."""
@@ -69,7 +69,7 @@ def sample_batches(
 @torch.no_grad()
 def restore_images(
     module: ScoreModule,
-    operator: LinearOperator,
+    operator: LinearOperator | Observation,
     measured: Tensor,
     method: Callable[..., Tensor],
     samples: int,
