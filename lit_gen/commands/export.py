@@ -9,10 +9,17 @@ from lit_gen.cli import entry_point
 from lit_gen.errors import ConfigError, check_choice
 from lit_gen.export import hub
 from lit_gen.export.card import write_card
+from lit_gen.export.diffusers import write_diffusers
+from lit_gen.export.programs import write_onnx, write_torch_export
 from lit_gen.export.source import Write, open_source
 from lit_gen.export.weights import write_safetensors
 
-FORMATS: dict[str, Write] = {"safetensors": write_safetensors}
+FORMATS: dict[str, Write] = {
+    "safetensors": write_safetensors,
+    "diffusers": write_diffusers,
+    "torch_export": write_torch_export,
+    "onnx": write_onnx,
+}
 
 
 def export(cfg: DictConfig) -> Path:

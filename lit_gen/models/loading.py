@@ -16,6 +16,7 @@ from lit_gen.autoencoder.module import AutoencoderModule
 from lit_gen.errors import ConfigError
 from lit_gen.funit.module import FUNITModule
 from lit_gen.funit.translator import Generator
+from lit_gen.images import height_and_width
 from lit_gen.instantiate import instantiate
 from lit_gen.models.conditions import TestConditions
 from lit_gen.module import BaseModule
@@ -104,13 +105,13 @@ def _official_config(
         name: OmegaConf.to_container(cfg.model[name], resolve=True)
         for name in ("process", "precondition", "loss", "optimizer")
     }
-    size, kind = info.network["image_size"], type(net)
+    sides, kind = height_and_width(info.network["image_size"]), type(net)
     return {
         "_target_": f"{ScoreModule.__module__}.{ScoreModule.__name__}",
         "net": {"_target_": f"{kind.__module__}.{kind.__name__}", **info.network},
         **parts,
         "sampler": {"_target_": "lit_gen.score.samplers.heun", "_partial_": True, "num_steps": 18},
-        "image_shape": [net.channels, size, size],
+        "image_shape": [net.channels, *sides],
         "num_classes": net.num_classes,
         "label_dropout": 0.1 if getattr(net, "null_class", False) else cfg.model.label_dropout,
     }

@@ -17,7 +17,7 @@ from lit_gen.errors import ConfigError
 from lit_gen.funit.module import FUNITModule
 from lit_gen.instantiate import config_dict
 from lit_gen.models.loading import FAMILIES, contradicting_levels, load
-from lit_gen.pretrained import diffusers, unpickle
+from lit_gen.pretrained import diffusers, unet2d, unpickle
 from lit_gen.pretrained.funit import load_discriminator, load_generator
 from lit_gen.score.fewstep.teacher import Distillation
 from lit_gen.score.module import ScoreModule
@@ -131,7 +131,7 @@ def _networks(module: nn.Module) -> dict[str, nn.Module]:
 
 def _is_ours(path: Path) -> bool:
     if path.is_dir() or not path.exists():
-        return path.is_dir()
+        return path.is_dir() and unet2d.find(path) is None
     if path.suffix in (".pkl", ".safetensors"):
         return False
     content = unpickle.load(path)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_gen.errors import ConfigError
-from lit_gen.pretrained import edm, meanflow, ncsn, score_sde, transformers, unpickle
+from lit_gen.pretrained import edm, meanflow, ncsn, score_sde, transformers, unet2d, unpickle
 from lit_gen.pretrained.keymap import Info
 from lit_gen.score.networks import ADM, DDPM, EDM2, NCSN, DiT, NCSNpp, NCSNv2, UViT
 
@@ -19,7 +19,7 @@ def load(
     path: str | Path, net: Any = None, *, ema: bool = True, image_size: int | None = None, **network: Any
 ) -> tuple[OfficialNetwork, Info]:
     """(network in eval mode, info) of a score_sde, ncsn, ncsnv2, EDM, EDM2, py-meanflow, U-ViT, DiT, or SiT
-    file.
+    file, or of a folder of diffusers' UNet2DModel.
 
     `net` takes the weights if given; otherwise the architecture is read off the tensors. `image_size` is for
     files that cannot tell it, and so are other arguments of the network, or an official `config` of score_sde
@@ -27,6 +27,8 @@ def load(
     ConfigError for any other file, for one that asks for foreign code, for weights that do not fit, and for
     an `image_size` that is not the file's.
     """
+    if (folder := unet2d.find(path)) is not None:
+        return _of_its_size(*unet2d.load(folder, net, **network), image_size)
     content = unpickle.load(path)
     if isinstance(content, dict) and "pytorch-lightning_version" in content:
         raise ConfigError(f"{path} is a checkpoint of lit_gen: take run={path} instead of weights=.")

@@ -40,7 +40,7 @@ _DIFFUSERS = [
     (r"^to_moments\.", "quant_conv."),
     (r"^from_latents\.", "post_quant_conv."),
 ]
-_BEFORE_0_17 = [
+BEFORE_0_17 = [
     (r"\.to_q\.", ".query."),
     (r"\.to_k\.", ".key."),
     (r"\.to_v\.", ".value."),
@@ -122,7 +122,7 @@ def rules(network: AutoencoderKL, release: str, state: Any = ()) -> list[Rule]:
         theirs, layout = key, same
         for pattern, name in _DIFFUSERS if release == "diffusers" else _LATENT_DIFFUSION:
             theirs = re.sub(pattern, name, theirs)
-        for pattern, name in _BEFORE_0_17 if older else ():
+        for pattern, name in BEFORE_0_17 if older else ():
             theirs = re.sub(pattern, name, theirs)
         if release == "latent-diffusion":
             theirs = re.sub(r"^decoder\.up\.(\d+)", lambda m: f"decoder.up.{last - int(m[1])}", theirs)

@@ -38,7 +38,8 @@ class Condition:
 
     def __post_init__(self):
         shapes = {name: tuple(part.shape) for name, part in self.parts().items()}
-        if len({shape[0] for shape in shapes.values()}) > 1:
+        lengths = [shape[0] for shape in shapes.values()]
+        if any(length != lengths[0] for length in lengths):
             raise ConfigError(f"The parts of a condition have different numbers of rows: {shapes}.")
         for name, ndim in (("vector", 2), ("image", 4)):
             if name in shapes and len(shapes[name]) != ndim:

@@ -90,7 +90,7 @@ class Denoiser(AbstractDenoiser):
         self.net, self.process, self.precondition = net, process, precondition
 
     def forward(self, x_t: Tensor, t: Tensor, label: Label = None, augment_label: Label = None) -> Tensor:
-        if len(x_t) == 0:
+        if x_t.shape[0] == 0:  # not len, which an exported program takes for a constant
             return x_t.clone()  # kernels and networks that refuse an empty batch are spared it
         c_skip, c_out, f = self._terms(x_t, t, label, augment_label)
         return per_image(c_skip, x_t) * x_t + per_image(c_out, x_t) * f

@@ -23,9 +23,9 @@ from lit_gen.score.sde import DiscreteVP, Process
 
 __all__ = [
     "EDMPrecondition",
-    "Label",
     "LevelIndex",
     "LogNoiseLevel",
+    "NoiseLabel",
     "Precondition",
     "PredictFlow",
     "PredictImage",
@@ -42,7 +42,7 @@ __all__ = [
 
 Coefficients = tuple[Tensor, Tensor, Tensor, Tensor]
 Precondition = Callable[[Process, Tensor], Coefficients]
-Label = Callable[[Process, Tensor], Tensor]
+NoiseLabel = Callable[[Process, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class EDMPrecondition:
     """Unit variance of the network's input and target for data of deviation `sigma_data`."""
 
     sigma_data: float = 0.5
-    label: Label = LogNoiseLevel()
+    label: NoiseLabel = LogNoiseLevel()
 
     def __call__(self, process: Process, t: Tensor) -> Coefficients:
         alpha, s = process.alpha(t), process.noise_level(t)
@@ -134,7 +134,7 @@ class PredictNoise:
     sigma).
     """
 
-    label: Label = ScaledTime()
+    label: NoiseLabel = ScaledTime()
 
     def __call__(self, process: Process, t: Tensor) -> Coefficients:
         alpha = process.alpha(t)
@@ -148,7 +148,7 @@ class PredictScaledScore:
     NCSNv2 and NCSN++, whose division of the output by sigma belongs here and is no part of our networks.
     """
 
-    label: Label = LogNoiseLevel(1.0, 2.0)
+    label: NoiseLabel = LogNoiseLevel(1.0, 2.0)
 
     def __call__(self, process: Process, t: Tensor) -> Coefficients:
         alpha = process.alpha(t)
@@ -159,7 +159,7 @@ class PredictScaledScore:
 class PredictScore:
     """The network predicts the score: x0_hat = (x_t + sigma^2 net) / alpha (NCSN, with `LevelIndex`)."""
 
-    label: Label = LogNoiseLevel()
+    label: NoiseLabel = LogNoiseLevel()
 
     def __call__(self, process: Process, t: Tensor) -> Coefficients:
         alpha, sigma = process.alpha(t), process.sigma(t)
@@ -170,7 +170,7 @@ class PredictScore:
 class PredictImage:
     """The network predicts x_0."""
 
-    label: Label = ScaledTime()
+    label: NoiseLabel = ScaledTime()
 
     def __call__(self, process: Process, t: Tensor) -> Coefficients:
         one = torch.ones_like(process.alpha(t))
@@ -181,7 +181,7 @@ class PredictImage:
 class PredictVelocity:
     """The network predicts v = alpha z - sigma x_0 (Salimans & Ho 2022, https://arxiv.org/abs/2202.00512)."""
 
-    label: Label = ScaledTime()
+    label: NoiseLabel = ScaledTime()
 
     def __call__(self, process: Process, t: Tensor) -> Coefficients:
         alpha, sigma = process.alpha(t), process.sigma(t)
@@ -195,7 +195,7 @@ class PredictFlow:
     https://arxiv.org/abs/2209.03003).
     """
 
-    label: Label = ScaledTime()
+    label: NoiseLabel = ScaledTime()
 
     def __call__(self, process: Process, t: Tensor) -> Coefficients:
         alpha, sigma = process.alpha(t), process.sigma(t)
@@ -209,7 +209,7 @@ class PredictPathVelocity:
     process (Ma et al. 2024, https://arxiv.org/abs/2401.08740, Equation 5); on `Flow`, x_0 - z.
     """
 
-    label: Label = RemainingTime()
+    label: NoiseLabel = RemainingTime()
 
     def __call__(self, process: Process, t: Tensor) -> Coefficients:
         alpha, sigma = process.alpha(t), process.sigma(t)

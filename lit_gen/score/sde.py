@@ -60,7 +60,8 @@ def per_image(coefficient: Tensor, x: Tensor) -> Tensor:
 
 def per_row(value: Tensor, x: Tensor) -> Tensor:
     """A value of shape () or (B,) as (B,), in the dtype and beside `x` (B, ...); see `per_image`."""
-    return x.new_empty(len(x)).fill_(value) if _is_host_number(value) else value.to(x).expand(len(x))
+    n = x.shape[0]
+    return x.new_empty(n).fill_(value) if _is_host_number(value) else value.to(x).expand(n)
 
 
 def _is_host_number(x: Tensor) -> bool:

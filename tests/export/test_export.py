@@ -1,6 +1,7 @@
 """`lit-gen export format=safetensors`: the folder is the model to the bit, and its card says what it is."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -128,6 +129,27 @@ def test_nothing_of_this_machine_is_told(run, command, tmp_path):
         said = (tmp_path / "model" / file).read_text()
         assert "/home/me" not in said and "hunter2" not in said and "photos" in said
     assert "NaN" not in json.dumps(json.loads((tmp_path / "model" / "config.json").read_text()))
+
+
+@pytest.mark.parametrize(
+    ("format", "files", "library"),
+    [
+        ("diffusers", {"model_index.json", "pipeline.py", "unet"}, "diffusers"),
+        ("torch_export", {"denoiser.pt2", "config.json"}, "pytorch"),
+    ],
+)
+def test_other_formats(format, files, library, command, tmp_path):
+    options = (f"run={RUN}", "checkpoint=last", f"format={format}", "push=me/digits")
+    with pytest.MonkeyPatch.context() as patch:
+        fake_hub(patch)
+        code, _, err = command(export.main, *options, "out=model")
+    assert code == 0, err
+    assert {path.name for path in (tmp_path / "model").iterdir()} == files | {"README.md"}
+    metadata, text = front_matter(tmp_path / "model")
+    assert metadata["library_name"] == library
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    compile(code, "README.md", "exec")
+    assert "me/digits" in code and ("snapshot_download" in code) == (library != "diffusers")
 
 
 def test_official_weights(command, tmp_path):

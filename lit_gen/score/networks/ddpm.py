@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_gen.errors import ConfigError
 from lit_gen.score.networks import layers
 
 __all__ = ["DDPM"]
@@ -17,7 +18,8 @@ class DDPM(nn.Module):
     """U-Net with plain residual blocks, strided convolutions and one attention head.
 
     The defaults are CIFAR-10's 35,218,947 parameters (score_sde's class: 32 groups, 1x1 convolutions where
-    the width changes). CelebA-HQ 256 has `channel_mult=(1, 1, 2, 2, 4, 4)`.
+    the width changes); `decoder_attention="each"` is Ho's own network, 35,746,307. CelebA-HQ 256 has
+    `channel_mult=(1, 1, 2, 2, 4, 4)`.
 
     Raises ConfigError for an image size that cannot be halved len(channel_mult) - 1 times.
     """
@@ -39,6 +41,7 @@ class DDPM(nn.Module):
         vector_dim: int = 0,  # numbers of a condition's vector; 0: none
         condition_channels: int = 0,  # channels of a condition's image; 0: none
         patch: int = 1,  # the network sees squares of patch x patch pixels as channels
+        decoder_attention: str = "last",  # block of a level on the way up; "each" in Ho's code and diffusers
     ):
         super().__init__()
         self.resolutions = layers.levels_of(image_size, len(channel_mult), patch)
@@ -47,6 +50,8 @@ class DDPM(nn.Module):
         self.vector_dim, self.condition_channels = vector_dim, condition_channels
         self.checkpoint_blocks, self.resample_conv = checkpoint_blocks, resample_conv
         self.patch = patch
+        if decoder_attention not in ("last", "each"):
+            raise ConfigError(f"decoder_attention={decoder_attention!r}: take last or each.")
         c, c_emb = base_channels, 4 * base_channels
         waves = layers.PositionalEmbedding(c)
         self.noise = layers.NoiseMLP(waves, c, c_emb, num_classes, 0, activation, vector_dim)
@@ -73,7 +78,8 @@ class DDPM(nn.Module):
         for i in range(last, -1, -1):
             level = layers.Level()
             for n in range(num_blocks + 1):
-                level.blocks.append(block(c + skips.pop(), widths[i], attend[i] and n == num_blocks))
+                attends = attend[i] and (n == num_blocks or decoder_attention == "each")
+                level.blocks.append(block(c + skips.pop(), widths[i], attends))
                 c = widths[i]
             if i:
                 level.resize = _Up(c) if resample_conv else _Double()

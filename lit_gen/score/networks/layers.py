@@ -360,7 +360,7 @@ def class_rows(label: Tensor | None, num_classes: int, like: Tensor) -> Tensor:
     """
     if label is None or label.is_floating_point():
         return rows("label", label, num_classes, like)
-    if label.shape != (len(like),):
+    if label.shape != like.shape[:1]:
         raise ConfigError(
             f"label of shape {tuple(label.shape)}: give class indices, int64 ({len(like)},), "
             f"or float rows {(len(like), num_classes)}."
@@ -372,8 +372,8 @@ def rows(name: str, value: Tensor | None, width: int, like: Tensor) -> Tensor:
     """A condition (B, width) as given, None (no class, not augmented) as zeros, and a vector that is None as
     NaN; ConfigError for others."""
     if value is None:
-        return like.new_full((len(like), width), torch.nan if name == "vector" else 0.0)
-    if value.shape != (len(like), width):
+        return like.new_full((like.shape[0], width), torch.nan if name == "vector" else 0.0)
+    if value.shape != (like.shape[0], width):
         raise ConfigError(f"{name} of shape {tuple(value.shape)}: give {(len(like), width)}.")
     return value.to(like.dtype)
 
