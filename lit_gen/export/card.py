@@ -45,7 +45,7 @@ def write_card(
         f"![What the model generates]({PICTURE})" if picture is not None else "",
         f"## Use\n\n```python\n{_lines(usage, name, pushed)}\n```\n\n{usage.notes}",
         "## Training\n\n" + "\n".join(f"- {name}: {text}" for name, text in _training(source).items()),
-        f"## Results\n\n{_table(rows)}\n\n{told}",
+        "\n\n".join(part for part in ("## Results", _table(rows), told) if part),
         f"## Licenses\n\n- weights: {license or 'not stated'}\n"
         f"- training data: {data_license or 'not stated'}",
         _configuration(source),
@@ -93,7 +93,8 @@ def _introduction(source: Source) -> str:
         parts = (denoiser.net, denoiser.process, denoiser.precondition)
         kind = f"{kind} ({', '.join(type(part).__name__ for part in parts)})"
         c, h, w = module.image_shape
-        kind += f" of {h}x{w} {'latents' if module.codec else 'images'} (height x width) of {c} channels"
+        what = "latents" if module.codec else "images"
+        kind += f" of {h}x{w} {what} (height x width) of {c} channel{'s' * (c > 1)}"
         kind += f", with {module.num_classes} classes" if module.num_classes else ""
     counted = f" Its network has {size:,} parameters." if size else ""
     return f"A {kind}, made with lit_gen.{counted}"

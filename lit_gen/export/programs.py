@@ -94,7 +94,7 @@ def write_onnx(source: Source, folder: Path) -> Usage:
     lines = (
         "import onnxruntime\n"
         f'D = onnxruntime.InferenceSession({{here}} + "/{ONNX}")\n'
-        f"x_0 = D.run(None, {{{given}}})[0]"
+        f"x_0 = D.run(None, {{{given}}})[0]  # of NumPy"
     )
     return Usage("onnx", lines, notes)
 

@@ -135,7 +135,7 @@ def test_nothing_of_this_machine_is_told(run, command, tmp_path):
     ("format", "files", "library"),
     [
         ("diffusers", {"model_index.json", "pipeline.py", "unet"}, "diffusers"),
-        ("torch_export", {"denoiser.pt2", "config.json"}, "pytorch"),
+        pytest.param("torch_export", {"denoiser.pt2", "config.json"}, "pytorch", marks=pytest.mark.slow),
     ],
 )
 def test_other_formats(format, files, library, command, tmp_path):

@@ -58,7 +58,10 @@ def expected(module, x, sigma, told):
     return ReparameterizedDenoiser(module.denoiser, EDM())(x, sigma, condition)
 
 
-@pytest.mark.parametrize("name", MODELS)
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("ddpm", "vp", "ve")]
+
+
+@pytest.mark.parametrize("name", ["edm", "upscale", *OTHERS])
 def test_torch_export(name, source, tmp_path):
     made = source(name)
     usage = write_torch_export(made, tmp_path)
@@ -72,7 +75,7 @@ def test_torch_export(name, source, tmp_path):
     assert "denoiser.pt2" in usage.lines and "by at most" in usage.notes
 
 
-@pytest.mark.parametrize("name", ["edm", "ddpm"])
+@pytest.mark.parametrize("name", ["edm", OTHERS[0]])
 def test_onnx(name, source, tmp_path):
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
