@@ -211,8 +211,8 @@ def restore(
 def operator_of(
     name: str, unknown: Tensor | None, gap: str, noise_std: float
 ) -> LinearOperator | Observation:
-    """The degradation by its name, one of OPERATORS. Raises ConfigError where there is no gap, or nothing but
-    the gap."""
+    """The degradation by its name, one of OPERATORS; `unknown`, bool (1, H, W), is the gap. Raises
+    ConfigError where there is no gap, or nothing but the gap."""
     check_choice("operator", name, OPERATORS)
     check_choice("gap", gap, GAPS)
     if name == "gap":

@@ -343,6 +343,7 @@ def whole(*values: float | None) -> list[int]:
 
 
 def thumbnails(model: ScoreModel) -> list[np.ndarray]:
+    """The test images, uint8 (H', W', 3), enlarged for the gallery."""
     return [enlarged(image, SIDE // 2) for image, _ in model.examples]
 
 

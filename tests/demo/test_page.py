@@ -88,6 +88,17 @@ def test_the_page_is_served_to_this_machine_alone():
         page.launch(gr, Page(), port=80, share=False, wait=False)
 
 
+def test_two_models_are_compared_and_mistakes_are_messages(built):
+    actions = {f.fn.__qualname__: f.fn for f in built[0].fns.values() if f.fn is not None}
+    compare = actions["Tabs.compare.<locals>.run"]
+    one, cost, other, _ = compare("digits", "digits", "dpm_solver", 3, 2, 1)
+    assert np.array_equal(one, other) and cost.startswith("3 network evaluations")
+    with pytest.raises(gr.Error, match="number is missing"):
+        compare("digits", "digits", "dpm_solver", None, 2, 1)
+    with pytest.raises(gr.Error, match="not among the uploaded files"):
+        actions["Tabs.augment.<locals>.run"]("/etc/passwd", "", "detection_v1", 2, 0)
+
+
 def test_what_is_missing_is_said():
     with pytest.raises(ConfigError, match="choose a test image"):
         page.image_and_gap(None, (1, 8, 8))
