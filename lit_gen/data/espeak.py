@@ -84,6 +84,8 @@ class _Espeak:
                 f"{path}: espeak-ng does not start (espeak_Initialize gives {rate}, not {RATE_HZ})."
             )
         self.lib.espeak_ng_SetRandSeed(ctypes.c_long(0))
+        libc = ctypes.cdll.ucrtbase if sys.platform == "win32" else ctypes.CDLL(None)
+        libc.srand(0)  # the voices Reed and caleb draw from the C library
         self.parts: list[np.ndarray] = []
         self.phonemes: list[Phoneme] = []
         self._callback = CALLBACK(self._receive)  # espeak keeps no reference
