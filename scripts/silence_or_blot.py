@@ -82,7 +82,7 @@ def main() -> None:
     axis = figure.add_subplot()
     axis.imshow(sheet.permute(1, 2, 0), interpolation="nearest")
     axis.set(xticks=[], yticks=[49 * k + 25 for k in range(len(rows))], yticklabels=rows)
-    figure.savefig(args.out, dpi=120)
+    figure.savefig(args.out, dpi=120, bbox_inches="tight")
     print(args.out)
 
 
