@@ -33,17 +33,20 @@ def export(cfg: DictConfig) -> Path:
     if cfg.push is not None:
         hub.check_repository(cfg.push)
     source = open_source(cfg)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f".{out.name}.part")
+    place = out.resolve()  # also of a link, and of "."
+    part = place.with_name(f".{place.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
+    try:
+        part.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"out={out} cannot be made: {error.strerror}.") from error
     try:
         usage = FORMATS[cfg.format](source, part)
         told = {"license": cfg.license, "data_license": cfg.data_license}
-        write_card(source, part, usage, name=out.name, pushed=cfg.push, **told)
-        if out.exists():
-            out.rmdir()
-        part.replace(out)
+        write_card(source, part, usage, name=place.name, pushed=cfg.push, **told)
+        if place.exists():
+            place.rmdir()
+        part.replace(place)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())

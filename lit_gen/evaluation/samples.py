@@ -2,7 +2,7 @@
 share."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -305,6 +305,23 @@ def _like(images: Tensor, other: Tensor) -> Tensor:
     if resized.shape[1] != other.shape[1]:
         resized = resized.mean(1, keepdim=True).expand(-1, other.shape[1], -1, -1)
     return resized.round().to(torch.uint8)
+
+
+def results_of(record: Mapping[str, Any]) -> list[tuple[str, Estimate, int | None]]:
+    """(name, value, number of generated images) of all numbers in an `evaluation.json`, also in one of
+    translations, which has a row for each number of class images and for baselines that generate nothing."""
+    found = record.get("results", ())
+    if isinstance(found, Mapping):
+        n = record["contents"] * record["target_classes"]
+        return [
+            (f"{name}, {row}", Estimate(value, 0.0), n if row.startswith("K = ") else None)
+            for row, numbers in found.items()
+            for name, value in numbers.items()
+        ]
+    return [
+        (e["key"], Estimate(math.nan if e["value"] is None else e["value"], e["se"]), e["n_fake"])
+        for e in found
+    ]
 
 
 def with_error(estimate: Estimate) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from lit_gen import __version__, runs
-from lit_gen.evaluation.samples import with_error
+from lit_gen.evaluation.samples import results_of, with_error
 from lit_gen.export.source import Source, Usage, as_yaml, portable
 from lit_gen.metrics import Estimate
 from lit_gen.score.module import ScoreModule
@@ -136,14 +136,13 @@ def _results(source: Source) -> tuple[list[Row], str]:
         return [], "Nothing is recorded of measurements."
     for file in _newest(source.run.glob("evaluation/*/evaluation.json")):
         record = runs.read_json(file)
-        if Path(str(record.get("checkpoint"))).name == source.path.name:
-            rows = [
-                (e["key"], Estimate(math.nan if e["value"] is None else e["value"], e["se"]), e["n_fake"])
-                for e in record.get("results", ())
-            ]
+        weights = "average" if source.averaged else "raw"
+        own = Path(str(record.get("checkpoint"))).name == source.path.name
+        if own and record.get("weights", weights) == weights:
+            against = record.get("reference", f"{record.get('target_classes')} classes of the test split")
             return (
-                rows,
-                f"Measured with lit-gen evaluate, seed {record['seed']}, against {record['reference']}.",
+                results_of(record),
+                f"Measured with lit-gen evaluate, seed {record['seed']}, against {against}.",
             )
     history = runs.history(source.run)
     chosen = {name: values for name, values in history.items() if _SAMPLES.search(name) and "/" not in name}

@@ -22,10 +22,10 @@ from lit_gen.score.sde import EDM
 from lit_gen.score.translation import TranslationModule
 
 PROGRAM, ONNX = "denoiser.pt2", "denoiser.onnx"
-_NOTES = """`x` is x_0 + sigma z with images x_0 in [-1, 1] and z normal, `sigma` is from {low:.4g}
-to {high:.4g}, and the result is an estimate of x_0, for any number of images. On random inputs the program
-differs from lit_gen by at most {difference:.1g}. A step of Euler from sigma to a smaller one is
-x + (smaller - sigma) (x - x_0) / sigma."""
+_NOTES = """`x` is x_0 + sigma z with {what} and z normal, `sigma` is from {low:.4g}
+to {high:.4g}, and the result is an estimate of x_0, for any number of images. On random inputs
+the program{made} differs from lit_gen by at most {difference:.1g}. A step of Euler from sigma
+to a smaller one is x + (smaller - sigma) (x - x_0) / sigma."""
 
 
 class _Told(nn.Module):
@@ -89,7 +89,8 @@ def write_onnx(source: Source, folder: Path) -> Usage:
         onnx: Any = torch.onnx.export(program, dynamo=True, verbose=False)
     size = sum(t.numel() * t.element_size() for t in source.module.denoiser.state_dict().values())
     onnx.save(str(folder / ONNX), external_data=size > 2**30)  # a file of protobuf has 2 GiB at most
-    notes = _write_config(source.module, folder, inputs, difference)
+    made = " of torch that this file was made of"
+    notes = _write_config(source.module, folder, inputs, difference, made)
     given = ", ".join(f'"{name}": {name}' for name in inputs)
     lines = (
         "import onnxruntime\n"
@@ -102,6 +103,7 @@ def write_onnx(source: Source, folder: Path) -> Usage:
 def _inputs(module: ScoreModule, n: int) -> dict[str, Tensor]:
     """Random ones for n images, of noise levels that the model knows."""
     low, high = _levels(module)
+    low, high = max(low, 1e-3), min(high, 1e3)  # 0 and infinity are ends of some processes
     generator = torch.Generator().manual_seed(n)
     sigma = torch.logspace(torch.tensor(low).log10(), torch.tensor(high).log10(), n)
     x = torch.randn((n, *module.image_shape), generator=generator) * sigma[:, None, None, None]
@@ -124,12 +126,15 @@ def _levels(module: ScoreModule) -> tuple[float, float]:
     return low, high
 
 
-def _write_config(module: ScoreModule, folder: Path, inputs: dict[str, Tensor], difference: float) -> str:
+def _write_config(
+    module: ScoreModule, folder: Path, inputs: dict[str, Tensor], difference: float, made: str = ""
+) -> str:
     low, high = _levels(module)
     shapes = {n: {"dtype": str(t.dtype)[6:], "shape": ["batch", *t.shape[1:]]} for n, t in inputs.items()}
     record = {"inputs": shapes, "sigma_min": low, "sigma_max": high, "num_classes": module.num_classes}
     runs.write_json(folder / runs.CONFIG, runs.spelled(record))
-    return _NOTES.format(low=low, high=high, difference=difference)
+    what = "images x_0 in [-1, 1]" if module.codec is None else "latents x_0 (without their decoder)"
+    return _NOTES.format(what=what, low=low, high=high, made=made, difference=difference)
 
 
 def _call(inputs: dict[str, Tensor]) -> str:

@@ -1,6 +1,5 @@
 """The sections of a run: its results, curves, pictures, augmentation, and configuration."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,9 @@ from lit_gen.augment import Policy
 from lit_gen.augment.sheet import policy_sheet
 from lit_gen.data.images import pixels_of
 from lit_gen.errors import ConfigError
-from lit_gen.evaluation.samples import with_error
+from lit_gen.evaluation.samples import results_of, with_error
 from lit_gen.images import grid, shown_channels
 from lit_gen.instantiate import config_dict, instantiate
-from lit_gen.metrics import Estimate
 from lit_gen.models.loading import load
 from lit_gen.reporting.drawings import Drawing, policy_table
 from lit_gen.reporting.parts import Section, curves, drawn, frames, number, picture, sequence, yaml_text
@@ -50,12 +48,11 @@ def _evaluation(folder: Path) -> Section:
     if not files:
         return {}
     record = runs.read_json(files[-1])
-    rows = []
-    for entry in record.get("results", ()):
-        value = math.nan if entry["value"] is None else entry["value"]
-        rows.append([entry["key"], with_error(Estimate(value, entry["se"]))])
+    rows = [[name, with_error(estimate)] for name, estimate, _ in results_of(record)]
     nearest = picture(files[-1].parent / "nearest.png", "samples and the training images nearest to them")
     about = f"{record.get('n_fake')} samples, seed {record.get('seed')}, against {record.get('reference')}."
+    if "contents" in record:
+        about = f"{record['contents']} contents in {record['target_classes']} classes, seed {record['seed']}."
     return {"text": about, "table": rows, "pictures": [[nearest]] if nearest else []}
 
 

@@ -120,6 +120,30 @@ def test_the_card_prefers_an_evaluation_of_these_weights(run, command, tmp_path)
     assert "| fd_a_n9 | 2.50 ± 0.25 | 9 |" in text and "fd_b" not in text and "digits64_0184" not in text
 
 
+def test_the_card_reads_an_evaluation_of_translations(run, command, tmp_path):
+    (run / "evaluation" / "a").mkdir(parents=True)
+    record = {"checkpoint": "last.ckpt", "weights": "average", "contents": 5, "target_classes": 3, "seed": 7}
+    record["results"] = {"copying": {"l1": 0.5}, "K = 1": {"l1": 0.25}}
+    runs.write_json(run / "evaluation" / "a" / "evaluation.json", record)
+    assert command(export.main, f"run={run}", "checkpoint=last", "out=model")[0] == 0
+    metadata, text = front_matter(tmp_path / "model")
+    assert "| l1, K = 1 | 0.25 | 15 |" in text and "| l1, copying | 0.5 |  |" in text
+    assert [m["name"] for m in metadata["model-index"][0]["results"][0]["metrics"]] == ["l1, K = 1"]
+    assert command(export.main, f"run={run}", "checkpoint=last", "out=raw", "ema=false")[0] == 0
+    assert "K = 1" not in front_matter(tmp_path / "raw")[1]  # which are other weights
+
+
+def test_a_link_to_an_empty_folder(run, command, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "model").symlink_to(tmp_path / "disk")
+    code, _, err = command(export.main, f"run={run}", "checkpoint=last", "out=model")
+    assert code == 0, err
+    assert (tmp_path / "disk" / "model.safetensors").is_file() and (tmp_path / "model").is_symlink()
+    (tmp_path / "file").write_text("")
+    code, _, err = command(export.main, f"run={run}", "checkpoint=last", "out=file/model")
+    assert code == 2 and "cannot be made" in err
+
+
 def test_nothing_of_this_machine_is_told(run, command, tmp_path):
     config = runs.saved_config(run)
     config.data.train.path, config.data.storage = "/home/me/photos", "s3://me:hunter2@host/x"
