@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from lit_gen import __version__, runs
 from lit_gen.cli import check_at_least_1, entry_point
 from lit_gen.errors import ConfigError
+from lit_gen.reporting.drawings import finite
 from lit_gen.reporting.parts import Section, yaml_text
 from lit_gen.reporting.run import of_run
 from lit_gen.reporting.sweep import logs_of, of_search, of_sweep, trials_of
@@ -31,6 +32,7 @@ def report(cfg: DictConfig) -> Path:
     environment = Environment(
         loader=PackageLoader("lit_gen.reporting", ""), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["finite"] = finite
     page = environment.get_template("page.html.j2").render(
         title=title,
         folder=str(folder.resolve()),

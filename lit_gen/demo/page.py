@@ -23,6 +23,7 @@ from lit_gen.models.api import Translator
 EACH, UNKNOWN, OWN, BOTH = "each in turn", "not told", "the model's own", "both, one below the other"
 GAP_INFO = "noise hides what was there; silence is paper, and believed"
 CANVAS, SIDE = 384, 128  # pixels of the canvas, and that pictures are enlarged to at least
+ONE: dict[str, Any] = {"concurrency_id": "one", "concurrency_limit": 1}  # of all tabs, at a time
 NOTE = "Everything is computed on this machine, and nothing leaves it."
 
 
@@ -117,7 +118,7 @@ class Tabs:
             return picture(made.images), made.cost, film, made.frames, 1, still(made.frames, 1)
 
         inputs = [name, label, sampler, guidance, steps, num, seed]
-        button.click(self._told(run), inputs, [images, cost, strip, film, moment, frame])
+        button.click(self._told(run), inputs, [images, cost, strip, film, moment, frame], **ONE)
         moment.change(still, [film, moment], frame, queue=False, show_progress="hidden")
 
     def restore(self, models: dict[str, ScoreModel]) -> None:
@@ -169,7 +170,7 @@ class Tabs:
         tests.select(choose, name, [canvas, label])
         name.change(lambda name: (thumbnails(models[name]), None), name, [tests, canvas])
         inputs = [name, canvas, label, operator, gap, method, noise, steps, samples, seed]
-        button.click(self._told(run), inputs, [answers, cost])
+        button.click(self._told(run), inputs, [answers, cost], **ONE)
 
     def translate(self, models: dict[str, Translator]) -> None:
         gr = self.gr
@@ -199,8 +200,8 @@ class Tabs:
             return picture(torch.cat(rows), columns), picture(torch.cat([images, made]), len(images))
 
         inputs, outputs = [name, *files, position], [classes, result]
-        button.click(self._told(run), inputs, outputs)
-        position.release(self._told(run), inputs, outputs)
+        button.click(self._told(run), inputs, outputs, **ONE)
+        position.release(self._told(run), inputs, outputs, **ONE)
 
     def augment(self) -> None:
         gr = self.gr
@@ -227,8 +228,8 @@ class Tabs:
             return array(actions.augment(image, boxes_of(boxes), policy, columns=columns, seed=seed))
 
         inputs = [file, boxes, policy, columns, seed]
-        button.click(self._told(run), inputs, sheet)
-        again.click(lambda seed: (seed or 0) + 1, seed, seed).then(self._told(run), inputs, sheet)
+        button.click(self._told(run), inputs, sheet, **ONE)
+        again.click(lambda seed: (seed or 0) + 1, seed, seed).then(self._told(run), inputs, sheet, **ONE)
 
     def compare(self, models: dict[str, ScoreModel]) -> None:
         gr, names = self.gr, list(models)
@@ -254,7 +255,7 @@ class Tabs:
             ]
             return [part for result in made for part in (picture(result.images), result.cost)]
 
-        button.click(self._told(run), [*chosen, sampler, steps, num, seed], columns)
+        button.click(self._told(run), [*chosen, sampler, steps, num, seed], columns, **ONE)
 
     def _told(self, action: Callable[..., Any]) -> Callable[..., Any]:
         """The action, whose ConfigErrors appear as messages in the page."""
@@ -316,14 +317,18 @@ class Tabs:
 
 
 def image_and_gap(drawn: Any, shape: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
-    """(image uint8 (C, H, W) of `shape`, gap bool (1, H, W)) of what is on the canvas; None for no gap.
-    Raises ConfigError for an empty canvas."""
+    """(image uint8 (C, H, W) of `shape`, gap bool (1, H, W)) of what is on the canvas, transparency
+    laid over white; None for no gap. Raises ConfigError for an empty canvas."""
     if drawn is None or drawn["background"] is None:
         raise ConfigError("Give an image: upload one, or choose a test image.")
     channels, *size = shape
-    background = Image.fromarray(drawn["background"]).convert("L" if channels == 1 else "RGB")
+    background = Image.fromarray(drawn["background"]).convert("RGBA")
+    background = Image.alpha_composite(Image.new("RGBA", background.size, "white"), background)
+    background = background.convert("L" if channels == 1 else "RGB")
     image = torch.from_numpy(np.array(fit_to(background, size, "crop"))).reshape(*size, channels)
     painted = [torch.from_numpy(layer[..., 3].copy()) for layer in drawn["layers"]]
+    if len({layer.shape for layer in painted}) > 1:
+        raise ConfigError("The layers of the drawing differ in size: paint the gap again.")
     gap = actions.gap_of(torch.stack(painted).amax(0), size) if painted else None
     return image.permute(2, 0, 1), gap if gap is not None and gap.any() else None
 

@@ -12,6 +12,15 @@ Drawing = dict[str, Any]
 """What plotly.js draws: its `data` and its `layout`, as JSON has them; `wide` asks for the whole width."""
 
 
+def finite(drawing: Any) -> Any:
+    """The drawing with None, which is a gap, where a number is infinite or NaN, which JSON does not have."""
+    if isinstance(drawing, dict):
+        return {key: finite(value) for key, value in drawing.items()}
+    if isinstance(drawing, list | tuple):
+        return [finite(value) for value in drawing]
+    return None if isinstance(drawing, float) and not math.isfinite(drawing) else drawing
+
+
 def curve_panel(title: str, lines: Sequence[Line], most: int = 1000) -> Drawing:
     """A panel of curves over the batches, whose values are read off by the mouse, with buttons for the scale
     of the y-axis; of each curve `most` points at most, its extremes among them."""
@@ -84,7 +93,8 @@ def _axis(name: str, values: Sequence[Any]) -> dict[str, Any]:
 
 
 def _numbers(values: Sequence[Any]) -> bool:
-    return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    """Whether they have places on an axis: infinity has none, and is a category."""
+    return all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values)
 
 
 def _wide(values: Sequence[Any]) -> bool:

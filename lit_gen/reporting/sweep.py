@@ -27,7 +27,11 @@ def of_sweep(folder: Path, trials: Sequence[Path], **options: int) -> list[Secti
     record = runs.read_json(folder / "sweep.json")
     objective, told = record.get("objective", "objective"), record.get("trials", ())
     paths = {path.name: path for path in trials}
-    different = redacted(runs.differences({name: runs.saved_config(p) for name, p in paths.items()}))
+    found = runs.differences({name: runs.saved_config(p) for name, p in paths.items()})
+    different = {
+        key: {name: redacted({key: value})[key] for name, value in by_trial.items()}
+        for key, by_trial in found.items()
+    }  # what is a secret is told by the key
     states = {str(trial["number"]): trial["state"] for trial in told}
     values = {name: runs.summary(path).get(objective) for name, path in paths.items()}
     sign = -1 if record.get("direction") == "maximize" else 1

@@ -390,3 +390,12 @@ def test_mistakes_are_named(run, compose, tmp_path, monkeypatch, overrides, says
     with pytest.raises(ConfigError, match=says):
         reporting.report(cfg)
     assert not list(tmp_path.iterdir())
+
+
+def test_figures_are_strict_json_whatever_the_numbers_are():
+    panel = drawings.curve_panel("fid", [("a", {1: 1.0, 2: 2.0}, {1: math.nan})])
+    searched = drawings.search_rewards({"s": [0.1, math.nan]})
+    json.dumps(drawings.finite([panel, searched]), allow_nan=False)
+    parallel = drawings.parallel_coordinates({"S_max": [1.0, math.inf]}, "fid", [1.0, 2.0], True)
+    axes = parallel["data"][0]["dimensions"]
+    assert axes[0]["ticktext"] == ["1.0", "inf"]

@@ -114,6 +114,19 @@ def test_a_layer_of_the_canvas_is_the_gap():
     assert image.shape == (3, 8, 8) and gap is not None and gap[0].any(1).nonzero()[:, 0].tolist() == [2, 3]
 
 
+def test_transparency_is_laid_over_white_and_layers_are_of_one_size():
+    clear = np.zeros((40, 40, 4), np.uint8)
+    image, _ = page.image_and_gap({"background": clear, "layers": []}, (1, 8, 8))
+    assert (image == 255).all()
+    with pytest.raises(ConfigError, match="differ in size"):
+        page.image_and_gap({"background": clear, "layers": [clear, clear[:20]]}, (1, 8, 8))
+
+
+def test_one_computation_runs_at_a_time_whatever_the_tab(built):
+    runs = [f for f in built[0].fns.values() if f.fn is not None and f.fn.__qualname__.endswith(".run")]
+    assert len(runs) >= 5 and {(f.concurrency_id, f.concurrency_limit) for f in runs} == {("one", 1)}
+
+
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     """Of `lit-gen demo`, as a user starts it."""
