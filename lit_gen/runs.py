@@ -27,6 +27,11 @@ LIBRARY, WEIGHTS, CONFIG = "lit_gen", "model.safetensors", "config.json"
 
 _SECRET = re.compile(r"(api_?key|token|password|passwd|secret|credential)", re.IGNORECASE)
 _IN_URL = re.compile(r"(\w+://[^:/@\s]+):[^@/\s]+@")
+_ASSIGNED = re.compile(  # key=value, in quotes or not, where the value is no number
+    rf"(?P<quote>['\"]?)(?P<key>[\w.+~-]*{_SECRET.pattern}[\w.-]*=)(?!-?[\d.]+(?:[\s&'\"]|$))"
+    r"(?:'[^']*'|\"[^\"]*\"|\S.*?)(?P=quote)(?=[\s&]|$)",
+    re.IGNORECASE,
+)
 _SPELLED = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}  # numbers that JSON has not
 
 
@@ -105,8 +110,8 @@ def config_of(saved: dict[Any, Any]) -> DictConfig:
 
 
 def redacted(config: Any) -> Any:
-    """The containers without what looks like a secret: values of keys named so, passwords in URLs, and the
-    API key of this environment."""
+    """The containers without what looks like a secret: values of keys named so, also in key=value, passwords
+    in URLs, and the API key of this environment."""
     if isinstance(config, dict):
         return {
             k: "(hidden)" if _SECRET.search(str(k)) and isinstance(v, str) and v else redacted(v)
@@ -116,8 +121,20 @@ def redacted(config: Any) -> Any:
         return [redacted(v) for v in config]
     if isinstance(config, str):
         own = os.environ.get("WANDB_API_KEY")
-        return _IN_URL.sub(r"\1:(hidden)@", config.replace(own, "(hidden)") if own else config)
+        shown = _IN_URL.sub(r"\1:(hidden)@", config.replace(own, "(hidden)") if own else config)
+        return _ASSIGNED.sub(r"\g<key>(hidden)", shown)
     return config
+
+
+def yaml_text(config: Any) -> str:
+    """A configuration, or plain containers, as YAML without secrets; "" if there is nothing."""
+    return OmegaConf.to_yaml(OmegaConf.create(redacted(config))) if config else ""
+
+
+def evaluations(run: Path) -> list[Path]:
+    """The `evaluation.json` of a run's evaluations, the newest first."""
+    found = run.glob("evaluation/*/evaluation.json")
+    return sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
 
 def write_whole(path: Path, text: str) -> Path:

@@ -1,7 +1,7 @@
 """Digits of which a square is erased to paper white, or covered by a blot, and restored by one rule that is
 told of neither: phonemic restoration for the eye (docs/phonemic-restoration.md).
 
-    python -m lit_gen.train hydra.run.dir=runs/digits/first        # 85 s on two cores
+    python -m lit_gen.train hydra.run.dir=runs/digits/first        # about two minutes on two cores
     python scripts/silence_or_blot.py runs/digits/first            # writes blots.png
 """
 

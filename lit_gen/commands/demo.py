@@ -17,6 +17,8 @@ def demo(cfg: DictConfig) -> None:
     """
     if cfg.port is not None and not 1 <= cfg.port <= 65535:
         raise ConfigError(f"port={cfg.port}: a port is a number from 1 to 65535; null takes a free one.")
+    if cfg.run is None and (cfg.checkpoint != "best" or not cfg.ema):
+        raise ConfigError("checkpoint= and ema= are of runs: give run=, or leave them out.")
     given = [] if cfg.run is None else [cfg.run] if isinstance(cfg.run, str) else list(cfg.run)
     with tempfile.TemporaryDirectory(prefix="lit-gen-demo-") as uploads:
         from lit_gen.demo import opened, page

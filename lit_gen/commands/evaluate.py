@@ -88,6 +88,7 @@ def evaluate(cfg: DictConfig, out: Path) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     record = {
         "checkpoint": str(path),
+        "weights": "average" if cfg.ema else "raw",
         "n_fake": n,
         "seed": cfg.seed,
         "sampler": str(cfg.sampler or run_cfg.sampler),

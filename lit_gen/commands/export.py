@@ -1,5 +1,6 @@
 """A trained model as a folder that others load."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def export(cfg: DictConfig) -> Path:
         hub.check_repository(cfg.push)
     source = open_source(cfg)
     place = out.resolve()  # also of a link, and of "."
-    part = place.with_name(f".{place.name}.part")
+    part = place.with_name(f".{place.name}.{os.getpid()}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir(parents=True)

@@ -10,7 +10,7 @@ from lit_gen import __version__, runs
 from lit_gen.cli import check_at_least_1, entry_point
 from lit_gen.errors import ConfigError
 from lit_gen.reporting.drawings import finite
-from lit_gen.reporting.parts import Section, yaml_text
+from lit_gen.reporting.parts import Section
 from lit_gen.reporting.run import of_run
 from lit_gen.reporting.sweep import logs_of, of_search, of_sweep, trials_of
 
@@ -51,8 +51,10 @@ def _told(folder: Path, cfg: DictConfig) -> tuple[str, list[Section]]:
     """The title of the page and its sections."""
     options = {"grids": cfg.grids, "trajectories": cfg.trajectories, "sheets": cfg.sheets}
     if logs := logs_of(folder):
+        if cfg.trajectories:
+            raise ConfigError(f"trajectories={cfg.trajectories}: {folder} is a policy search, not a run.")
         settings = runs.saved_config(folder)
-        told = {"title": "Configuration", "details": yaml_text(OmegaConf.to_container(settings))}
+        told = {"title": "Configuration", "details": runs.yaml_text(OmegaConf.to_container(settings))}
         return f"policy search {settings.name}", [*of_search(folder, logs), told]
     if (folder / "config.yaml").is_file():
         return runs.saved_config(folder).name, of_run(folder, **options)

@@ -133,6 +133,10 @@ def _study(cfg: DictConfig, run_cfg: DictConfig, out: Path) -> Study:
     families = [list(family) for family in cfg.families]
     if missing := [word for family in families for word in family if word not in words]:
         raise ConfigError(f"families: the model has not learned {missing[0]!r}; leave its family out.")
+    if unknown := [word for word in cfg.sounds if word not in words]:
+        raise ConfigError(
+            f"sounds: the model has not learned {unknown[0]!r}; its words are {', '.join(words)}."
+        )
     said = {"sound": sound, "rate": rate, "seed": int(data.seed)}
     judging = trials(words, "judge", takes=cfg.judge_takes, **said)
     judges = _judges(judging, sound, len(words), out)
@@ -212,7 +216,7 @@ def _log(
             logger.log_audio("speech/sounds", [str(s) for s in sounds], caption=[s.stem for s in sounds])
     finally:
         close([logger])
-    title = f"{result['trials']} words, {len(result['models'])} models; ± standard error over words"
+    title = f"{result['trials']} words, {len(result['models'])} models given; ± standard error over words"
     for i, drawn in enumerate(result["samples"]):
         print(f"model {i}: sure of {100 * drawn['confident_fraction']:.0f} % of {drawn['n']} samples")
     show(table(title, columns, rows), f"written to {out}")

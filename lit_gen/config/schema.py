@@ -224,7 +224,6 @@ class ExportSchema(CommandSchema):
     data_license: str | None
     push: str | None
     private: bool
-    device: str | None
 
 
 @dataclass(kw_only=True)

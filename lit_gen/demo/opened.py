@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from hydra.errors import InstantiationException
 from torch import Tensor
 
 from lit_gen.errors import ConfigError
+from lit_gen.images import height_and_width
 from lit_gen.inputs import run_data
 from lit_gen.instantiate import instantiate
 from lit_gen.models.api import SampledModel, Translator, load
@@ -32,7 +34,7 @@ class ScoreModel:
         count, pixels = model.module.num_classes, model.module.pixels
         try:
             data = None if model.config is None else run_data(model.config).dataset("test")
-        except (ConfigError, OSError):
+        except (ConfigError, OSError, ImportError, InstantiationException):
             data = None
         rows = [] if data is None else [data[i] for i in range(min(num, len(data)))]
         names = [str(name) for name in getattr(data, "classes", ())]
@@ -65,16 +67,29 @@ def open_models(
     depth = next(n for n in range(1, 100) if len({p[-n:] for p in parts}) == len(parts))
     models = {}
     for path, named in zip(paths, parts, strict=True):
-        model = load(path, checkpoint=checkpoint, ema=ema if given else True, device=device)
+        model = load(path, checkpoint=checkpoint, ema=ema, device=device)
         models["/".join(named[-depth:])] = ScoreModel.of(model) if isinstance(model, SampledModel) else model
     return models
 
 
+def image_shape(model: Translator) -> tuple[int, ...]:
+    """(C, H, W) of a translator's run. Raises ConfigError for weights without a configuration."""
+    if model.config is None:
+        raise ConfigError(f"{model.path} comes without the configuration of a run.")
+    return (int(model.config.data.channels), *height_and_width(model.config.data.image_size))
+
+
 def own_images(model: Translator, num: int = 6, k: int = 5) -> tuple[Tensor, Tensor, Tensor]:
     """(contents, K images of a target class, K of the next one), uint8 (N, C, H, W) each, of a translator's
-    run."""
-    assert model.config is not None  # of runs
-    data = instantiate(model.config.data)
+    run. Raises ConfigError where its data cannot be read here."""
+    try:
+        data = instantiate(model.config.data) if model.config is not None else None
+    except (OSError, ImportError, InstantiationException) as error:
+        raise ConfigError(
+            f"The run's data cannot be read here ({error}): upload contents and images of both classes."
+        ) from error
+    if data is None:
+        raise ConfigError(f"{model.path} comes without data: upload contents and images of both classes.")
     contents = torch.stack([data.train[i]["image"] for i in data.contents(num, 0).tolist()])
     first, second, *_ = data.examples(k, seed=0)[0].values()
     return contents, first, second

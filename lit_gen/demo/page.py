@@ -14,7 +14,7 @@ from torch import Tensor
 from lit_gen.data.decode import fit_to
 from lit_gen.data.scenes import Scenes
 from lit_gen.demo import actions
-from lit_gen.demo.opened import ScoreModel, own_images
+from lit_gen.demo.opened import ScoreModel, image_shape, own_images
 from lit_gen.demo.uploads import boxes_of, file_bytes, read_drawing, read_upload, read_uploads
 from lit_gen.errors import ConfigError
 from lit_gen.images import grid
@@ -188,11 +188,13 @@ class Tabs:
 
         def run(name: str, content: Any, first: Any, second: Any, position: float) -> Any:
             model = models[name]
+            given, (channels, *size) = (content, first, second), image_shape(model)
+            own = (None,) * 3 if all(given) else own_images(model)
             images, *shown = (
-                read_uploads(paths, self.uploads, channels=own.shape[1], image_size=own.shape[2:])
-                if paths
-                else own
-                for paths, own in zip((content, first, second), own_images(model), strict=True)
+                read_uploads(paths, self.uploads, channels=channels, image_size=size)
+                if o is None or paths
+                else o
+                for paths, o in zip(given, own, strict=True)
             )
             made = actions.translate(model, images, shown[0], shown[1], position)
             columns = max(map(len, shown))

@@ -11,7 +11,7 @@ import yaml
 
 from lit_gen import __version__, runs
 from lit_gen.evaluation.samples import results_of, with_error
-from lit_gen.export.source import Source, Usage, as_yaml, portable
+from lit_gen.export.source import Source, Usage, portable
 from lit_gen.metrics import Estimate
 from lit_gen.score.module import ScoreModule
 from lit_gen.score.translation import TranslationModule
@@ -120,7 +120,9 @@ def _training(source: Source) -> dict[str, str]:
         "seed": source.config.get("seed"),
         "weights": "moving average" if source.averaged else "as trained, not averaged",
         "started from": (portable(summary.get("weights") or {})).get("path"),
-        "training time": f"{summary['train_seconds']:,.0f} s" if "train_seconds" in summary else None,
+        "training time (wall clock)": f"{summary['train_seconds']:,.0f} s"
+        if "train_seconds" in summary
+        else None,
         "devices": ", ".join(around.get("devices") or []) or None,
         "commit": around.get("commit"),
         "trained with": ", ".join(f"{name} {value}" for name, value in versions.items()) or None,
@@ -134,16 +136,16 @@ def _results(source: Source) -> tuple[list[Row], str]:
     training."""
     if source.run is None:
         return [], "Nothing is recorded of measurements."
-    for file in _newest(source.run.glob("evaluation/*/evaluation.json")):
+    for file in runs.evaluations(source.run):
         record = runs.read_json(file)
-        weights = "average" if source.averaged else "raw"
+        weights = "average" if source.ema else "raw"
         own = Path(str(record.get("checkpoint"))).name == source.path.name
         if own and record.get("weights", weights) == weights:
             against = record.get("reference", f"{record.get('target_classes')} classes of the test split")
-            return (
-                results_of(record),
-                f"Measured with lit-gen evaluate, seed {record['seed']}, against {against}.",
-            )
+            told = f"Measured after the training, seed {record['seed']}, against {portable(against)}"
+            ways = {name: record.get(name) for name in ("sampler", "guidance")}
+            told += "".join(f", {name} `{portable(way)}`" for name, way in ways.items() if way)
+            return results_of(record), told + "."
     history = runs.history(source.run)
     chosen = {name: values for name, values in history.items() if _SAMPLES.search(name) and "/" not in name}
     if not chosen:
@@ -169,7 +171,7 @@ def _table(rows: list[Row]) -> str:
 
 
 def _configuration(source: Source) -> str:
-    shown = as_yaml(portable({key: source.config.get(key) for key in ("model", "data")}))
+    shown = runs.yaml_text(portable({key: source.config.get(key) for key in ("model", "data")}))
     return f"<details><summary>Configuration</summary>\n\n```yaml\n{shown.strip()}\n```\n\n</details>"
 
 
@@ -180,7 +182,3 @@ def _picture(source: Source) -> Path | None:
         if named := [path for path in found if path.stem.startswith(kind)]:
             return max(named, key=lambda path: path.stem.rpartition("_")[2])
     return None
-
-
-def _newest(paths: Any) -> list[Path]:
-    return sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True)

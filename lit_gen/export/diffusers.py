@@ -6,6 +6,7 @@ pipeline    DDIMPipeline for noise-predicting variance-preserving models, ScoreS
             VE; else `pipeline.py`, with our samplers
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -190,7 +191,8 @@ def literal(node: Any) -> str:
         if "_target_" not in node:
             return "{" + ", ".join(f"{key!r}: {literal(value)}" for key, value in node.items()) + "}"
         name = str(node["_target_"]).rpartition(".")[2]
-        options = [f"{k}={literal(v)}" for k, v in node.items() if not k.startswith("_")]
+        options = [literal(value) for value in node.get("_args_", ())]
+        options += [f"{k}={literal(v)}" for k, v in node.items() if not k.startswith("_")]
         return (
             f"partial({', '.join([name, *options])})"
             if node.get("_partial_")
@@ -198,7 +200,7 @@ def literal(node: Any) -> str:
         )
     if isinstance(node, list | tuple):
         return "[" + ", ".join(map(literal, node)) + "]"
-    return f'float("{node}")' if isinstance(node, float) and abs(node) in (float("inf"),) else repr(node)
+    return f'float("{node}")' if isinstance(node, float) and not math.isfinite(node) else repr(node)
 
 
 def _targets(node: Any) -> list[str]:

@@ -52,6 +52,7 @@ def exported_program(module: ScoreModule) -> tuple[Any, dict[str, Tensor], float
     ConfigError for another model, and where torch cannot trace it."""
     if not isinstance(module, ScoreModule) or isinstance(module, TranslationModule):
         raise ConfigError(f"format=torch_export and onnx are of denoisers, not of a {type(module).__name__}.")
+    module.refuse_consistency("A program of the denoiser", "take format=safetensors")
     denoiser, inputs = _Told(module.denoiser).eval(), _inputs(module, 2)
     batch = {0: torch.export.Dim("batch", min=1)}
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from lit_gen import checkpoints, runs
@@ -19,8 +19,8 @@ from lit_gen.models.loading import load, open_official
 @dataclass(frozen=True)
 class Source:
     """A model in eval mode; the `config` of its run, of official weights `model` alone; the file that was
-    read; the run folder that it lies in, if any; whether the weights are a moving average; and after how many
-    batches they were saved, where that is known."""
+    read; the run folder that it lies in, if any; whether the weights are a moving average; after how many
+    batches they were saved, where that is known; and whether an average was asked for."""
 
     module: Any
     config: dict[str, Any]
@@ -28,6 +28,7 @@ class Source:
     run: Path | None
     averaged: bool
     step: int | None
+    ema: bool = True
 
     @property
     def name(self) -> str:
@@ -54,7 +55,7 @@ def open_source(cfg: DictConfig) -> Source:
     if (cfg.run is None) == (cfg.weights is None):
         raise ConfigError("Give run=<run folder or checkpoint>, or weights=<official weights> with model=...")
     if cfg.weights is not None:
-        module, node, averaged = open_official(cfg)
+        module, node, averaged = open_official(cfg, "cpu")
         return Source(module, {"model": node}, Path(cfg.weights), None, averaged, None)
     module, run_cfg, path = load(cfg.run, cfg.checkpoint, ema=cfg.ema, device="cpu")
     config = config_dict(run_cfg)
@@ -65,7 +66,8 @@ def open_source(cfg: DictConfig) -> Source:
     averages = any(name.startswith("EMA") for name in state.get("callbacks", {}))
     averaged = cfg.ema and (averages or isinstance(module, FUNITModule))
     home = next((p for p in path.absolute().parents[:2] if (p / "config.yaml").is_file()), None)
-    return Source(module, config, path, home, averaged, state.get("batches_seen", state.get("global_step")))
+    step = state.get("batches_seen", state.get("global_step"))
+    return Source(module, config, path, home, averaged, step, cfg.ema)
 
 
 def tensors_of(module: torch.nn.Module) -> dict[str, Tensor]:
@@ -75,14 +77,12 @@ def tensors_of(module: torch.nn.Module) -> dict[str, Tensor]:
 
 def portable(config: Any) -> Any:
     """The configuration without secrets, and with the names alone of files that are named by absolute
-    paths, which are of one machine."""
+    paths, or in a home folder, which are of one machine."""
     if isinstance(config, dict):
         return {key: portable(value) for key, value in runs.redacted(config).items()}
     if isinstance(config, list):
         return [portable(value) for value in config]
-    return Path(config).name if isinstance(config, str) and Path(config).is_absolute() else config
-
-
-def as_yaml(config: Any) -> str:
-    """A configuration, or a plain container, as YAML; "" of none."""
-    return OmegaConf.to_yaml(OmegaConf.create(config)) if config else ""
+    if not isinstance(config, str):
+        return config
+    path = config.removeprefix("file://")
+    return Path(path).name if path.startswith("~") or Path(path).is_absolute() else config

@@ -116,7 +116,7 @@ class Study:
             generator = PerSample([keyed_generator("hearing", i, k) for i, k in part])
             which = [i for i, _ in part]
             observed = y[which].to(device)
-            belief = self.ears.hear(observed.cpu(), arm.listener, self.touched[which])
+            belief = self.ears.hear(y[which], arm.listener, self.touched[which])
             x = process.prior_sample(observed.shape, generator, device=device)
             options = {"sigma_data": self.sigma_data, "num_steps": self.num_steps, "sampler": SAMPLER}
             parts.append(pigdm(module.denoiser, x, belief, observed, generator=generator, **options).cpu())

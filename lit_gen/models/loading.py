@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -77,11 +78,11 @@ def open_model(cfg: DictConfig) -> tuple[Any, DictConfig | None, Path]:
                 "makes latents, and a score model of these (data=latents) samples."
             )
         return guide(module, cfg), run_cfg, path
-    module, _, _ = open_official(cfg)
+    module, _, _ = open_official(cfg, cfg.device)
     return guide(module, cfg), None, Path(cfg.weights)
 
 
-def open_official(cfg: DictConfig) -> tuple[ScoreModule, dict[str, Any], bool]:
+def open_official(cfg: DictConfig, device: str | None) -> tuple[ScoreModule, dict[str, Any], bool]:
     """(module in eval mode, configuration that makes it, whether the weights are an average) of
     `cfg.weights`, of the family `cfg.model`. Raises ConfigError."""
     if not isinstance(cfg.image_size, int | None):
@@ -91,7 +92,7 @@ def open_official(cfg: DictConfig) -> tuple[ScoreModule, dict[str, Any], bool]:
     module = instantiate({key: value for key, value in node.items() if key != "net"}, net=net)
     if problem := contradicting_levels(module.denoiser.process, info):
         raise ConfigError(problem)
-    return _ready(module, cfg.device), node, info.weights == "ema"
+    return _ready(module, device), node, info.weights == "ema"
 
 
 def _official_config(
@@ -147,12 +148,19 @@ def load(
     path, home = Path(run), None
     if path.is_dir() and runs.is_exported(path):
         home, cfg = path, runs.saved_config(path)
+        if checkpoint not in ("best", "last"):
+            raise ConfigError(
+                f"checkpoint={checkpoint}: {path} is an exported folder, which holds one state."
+            )
         if not ema and runs.read_json(path / runs.CONFIG)["averaged"]:
             raise ConfigError(
                 f"ema=false: {path} holds the averaged weights alone. Export the run with ema=false."
             )
         path = path / runs.WEIGHTS
-        state: dict[str, Any] = {"state_dict": load_file(path)}
+        try:
+            state: dict[str, Any] = {"state_dict": load_file(path)}
+        except SafetensorError as error:
+            raise ConfigError(f"{path} is damaged ({error}): export the model again.") from error
     elif path.is_dir() and not checkpoints.is_checkpoint(path):
         cfg = runs.saved_config(path)
         path, state = checkpoints.of_run(run, checkpoint)

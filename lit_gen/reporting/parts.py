@@ -1,4 +1,4 @@
-"""What sections are made of: curves, pictures, numbers, and configurations without secrets."""
+"""What sections are made of: curves, pictures, and numbers."""
 
 import base64
 import io
@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from lit_gen.reporting.drawings import Drawing, curve_panel
-from lit_gen.runs import redacted
 
 Section = dict[str, Any]
 """What page.html.j2 shows below a title: text, command, table with columns, plots, pictures, details."""
@@ -30,11 +28,6 @@ PANELS = {
     "peak memory in GiB": ("memory/peak_gib",),
 }
 MOST_POINTS = 50_000  # of all curves of a panel: what a browser draws at once
-
-
-def yaml_text(config: Any) -> str:
-    """Without secrets; empty if there is nothing."""
-    return OmegaConf.to_yaml(OmegaConf.create(redacted(config))) if config else ""
 
 
 def number(value: Any) -> str:

@@ -17,7 +17,7 @@ from lit_gen.images import grid, shown_channels
 from lit_gen.instantiate import config_dict, instantiate
 from lit_gen.models.loading import load
 from lit_gen.reporting.drawings import Drawing, policy_table
-from lit_gen.reporting.parts import Section, curves, drawn, frames, number, picture, sequence, yaml_text
+from lit_gen.reporting.parts import Section, curves, drawn, frames, number, picture, sequence
 from lit_gen.rng import keyed_generator
 from lit_gen.score.module import ScoreModule
 
@@ -37,19 +37,19 @@ def of_run(folder: Path, grids: int, trajectories: int, sheets: int) -> list[Sec
         {"title": "Pictures", **_pictures(kinds, grids)},
         {"title": "From noise to image", **_trajectories(folder, config, trajectories)},
         {"title": "Augmentation", **_augmentation(config, sheets)},
-        {"title": "Environment", "details": yaml_text(runs.read_json(folder / "environment.json"))},
-        {"title": "Configuration", "details": yaml_text(OmegaConf.to_container(config))},
+        {"title": "Environment", "details": runs.yaml_text(runs.read_json(folder / "environment.json"))},
+        {"title": "Configuration", "details": runs.yaml_text(OmegaConf.to_container(config))},
     ]
 
 
 def _evaluation(folder: Path) -> Section:
     """The newest of the run's evaluations."""
-    files = sorted(folder.glob("evaluation/*/evaluation.json"), key=lambda path: path.stat().st_mtime_ns)
-    if not files:
+    file = next(iter(runs.evaluations(folder)), None)
+    if file is None:
         return {}
-    record = runs.read_json(files[-1])
+    record = runs.read_json(file)
     rows = [[name, with_error(estimate)] for name, estimate, _ in results_of(record)]
-    nearest = picture(files[-1].parent / "nearest.png", "samples and the training images nearest to them")
+    nearest = picture(file.parent / "nearest.png", "samples and the training images nearest to them")
     about = f"{record.get('n_fake')} samples, seed {record.get('seed')}, against {record.get('reference')}."
     if "contents" in record:
         about = f"{record['contents']} contents in {record['target_classes']} classes, seed {record['seed']}."

@@ -246,6 +246,20 @@ def test_a_run_shows_its_policy(run, compose, tmp_path):
     assert "cannot be read here" in make(compose, tmp_path / "run")[1].read_text()
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("python -m x data.password=hunter2 seed=1", "python -m x data.password=(hidden) seed=1"),
+        ("x 'data.password=hunter two' seed=1", "x data.password=(hidden) seed=1"),
+        ("x logger.api_key='a b' seed=1", "x logger.api_key=(hidden) seed=1"),
+        ("https://host/file?token=abc&n=1", "https://host/file?token=(hidden)&n=1"),
+        ("model.num_tokens=16 seed=1", "model.num_tokens=16 seed=1"),
+    ],
+)
+def test_secrets_in_commands_are_hidden(text, shown):
+    assert runs.redacted({"best": {"command": text}}) == {"best": {"command": shown}}
+
+
 def test_a_policy_search(compose, tmp_path):
     OmegaConf.save({"name": "search", "strategy": {}}, tmp_path / "config.yaml")
     lines = [{"search": {}}, *({"number": k, "reward": r} for k, r in enumerate([0.5, 0.75, 0.25]))]
@@ -259,6 +273,8 @@ def test_a_policy_search(compose, tmp_path):
     assert [trace["y"] for trace in rewards["data"]] == [[0.5, 0.75, 0.25], [0.5, 0.75, 0.75]]
     assert table["data"][0]["z"] == [[0.25, None], [0.5, 1.0]]
     assert page.cells == ["none", "0.5", "", "found", "0.625", "0.75"]
+    with pytest.raises(ConfigError, match="policy search"):
+        make(compose, tmp_path, "trajectories=2")
 
 
 def test_without_plotly_the_extra_is_named(run, compose, monkeypatch, tmp_path):

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lit_gen.commands import demo
 from lit_gen.demo import opened, page
 from lit_gen.errors import ConfigError
 
@@ -99,7 +100,9 @@ def test_two_models_are_compared_and_mistakes_are_messages(built):
         actions["Tabs.augment.<locals>.run"]("/etc/passwd", "", "detection_v1", 2, 0)
 
 
-def test_what_is_missing_is_said():
+def test_what_is_missing_is_said(compose):
+    with pytest.raises(ConfigError, match="give run="):
+        demo.demo(compose("ema=false", config_name="demo"))
     with pytest.raises(ConfigError, match="choose a test image"):
         page.image_and_gap(None, (1, 8, 8))
     with pytest.raises(ConfigError, match="number is missing"):

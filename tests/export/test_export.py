@@ -70,6 +70,12 @@ def test_the_folder_is_the_model_to_the_bit(run, command, tmp_path):
     ).read_bytes()
 
 
+def test_an_exported_folder_holds_one_state(run, command, tmp_path):
+    command(export.main, f"run={run}", "out=model")
+    with pytest.raises(ConfigError, match="holds one state"):
+        lit_gen.load(tmp_path / "model", checkpoint="step_1.ckpt")
+
+
 def test_averaged_or_not(run, command, tmp_path):
     assert command(export.main, f"run={run}", "checkpoint=last", "out=raw", "ema=false")[0] == 0
     raw, _, _ = models.load(tmp_path / "raw", ema=False, device="cpu")
@@ -238,6 +244,7 @@ MISTAKES = {
     "out=full run={run}": "not empty",
     "out=model run={run} format=pickle": "safetensors",
     "out=model run={run} push=digits": "owner/name",
+    "out=model run=damaged": "damaged",
 }
 
 
@@ -245,6 +252,10 @@ MISTAKES = {
 def test_mistakes(command, tmp_path, mistake, says):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "model.safetensors").write_bytes(b"half")
+    record = {"library_name": "lit_gen", "averaged": True, "step": 1, "run": {"model": {}}}
+    (tmp_path / "damaged" / "config.json").write_text(json.dumps(record))
     code, _, err = command(export.main, *mistake.format(run=RUN).split())
     assert code == 2 and says in err and "Traceback" not in err
     assert not (tmp_path / "model").exists() and not list(tmp_path.glob(".*"))

@@ -230,6 +230,9 @@ def test_the_command_from_a_run_to_its_results(fit, compose, tmp_path):
         "wandb=disabled",
         "device=cpu",
     ]
+    cfg = compose(*options, "sounds=[banana]", config_name="restore_speech")
+    with pytest.raises(ConfigError, match="'banana'; its words are batter, banner"):
+        command.restore_speech(cfg, tmp_path / "unsaid")
     cfg = compose(*options, config_name="restore_speech")
     result = command.restore_speech(cfg, out)
     assert list(result["arms"]) == ["told", "silence, masking"] and result["voices"] >= 12
