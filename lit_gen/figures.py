@@ -245,7 +245,7 @@ def restoration_curve(arms: Mapping[str, Mapping[str, Any]]) -> "Figure":
     for label, points in curves.items():
         at = sorted(points)
         means, errors = ([100 * (points[x][key] or 0) for x in at] for key in ("mean", "se_words"))
-        style = "-" if label.endswith("masking") else ":"
+        style = "-" if label.endswith(("masking", "matched")) else ":"
         axis.errorbar(at, means, errors, label=label, linestyle=style, marker="o", capsize=3)
     for name, color in (("silence, masking", "black"), ("told", "gray"), ("nearest", "tan")):
         if name in arms and (found := arms[name]["piece"]["completable"]):

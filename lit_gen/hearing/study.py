@@ -19,7 +19,7 @@ from lit_gen.hearing.trials import Trial, interrupted, noise
 from lit_gen.rng import PerSample, key, keyed_generator
 from lit_gen.runs import read_json, write_json
 from lit_gen.score.module import ScoreModule
-from lit_gen.score.restoration import pigdm
+from lit_gen.score.restoration import Observation, pigdm
 from lit_gen.score.samplers import ddim, geometric
 
 SAMPLER = partial(ddim, eta=1.0, grid=geometric)
@@ -52,7 +52,8 @@ ARMS = [
     *(Arm(listener=name) for name in ("original", "told", "interpolation", "nearest", "naive", "masking")),
     *(Arm("white", level) for level in LEVELS),
     *(Arm("white", level, listener) for level in (-20, 20) for listener in ("naive", "map")),
-    *(Arm(kind, level) for kind in ("pink", "speech", "tone") for level in LEVELS),
+    *(Arm(kind) for kind in ("pink", "speech", "tone")),
+    *(Arm(kind, level, "matched") for kind in ("pink", "speech", "tone") for level in LEVELS),
 ]
 
 
@@ -76,13 +77,21 @@ class Study:
     batch_size: int = 64
 
     def __post_init__(self):
-        self.ears = Ears.of(self.sound)
+        self.ears = {"white": Ears.of(self.sound)}
         self.original = pictures(self.trials, self.sound)
         self.gap, self.touched = gaps(self.trials, self.sound), gaps(self.trials, self.sound, touched=True)
 
     def heard(self, arm: Arm) -> Tensor:
         """What the listener gets: pictures (N, 1, bands, frames), not clamped above."""
         return self.sound.picture(torch.from_numpy(np.stack(self.sounds(arm)))).clamp(min=-1)
+
+    def believed(self, arm: Arm, y: Tensor, touched: Tensor) -> Observation:
+        """What the listener of an arm makes of pictures y, whose gaps are `touched` (see `Ears.hear`)."""
+        kind = (arm.filling or "white") if arm.listener == "matched" else "white"
+        if kind not in self.ears:
+            waves = [noise(kind, self.sound, key("ears", i), self.speech) for i in range(400)]
+            self.ears[kind] = Ears.of(self.sound, torch.from_numpy(np.stack(waves)))
+        return self.ears[kind].hear(y, arm.listener, touched)
 
     def sounds(self, arm: Arm) -> list[np.ndarray]:
         """The waveforms of the trials in an arm, float32 (samples,) each."""
@@ -116,7 +125,7 @@ class Study:
             generator = PerSample([keyed_generator("hearing", i, k) for i, k in part])
             which = [i for i, _ in part]
             observed = y[which].to(device)
-            belief = self.ears.hear(y[which], arm.listener, self.touched[which])
+            belief = self.believed(arm, y[which], self.touched[which])
             x = process.prior_sample(observed.shape, generator, device=device)
             options = {"sigma_data": self.sigma_data, "num_steps": self.num_steps, "sampler": SAMPLER}
             parts.append(pigdm(module.denoiser, x, belief, observed, generator=generator, **options).cpu())
@@ -193,7 +202,7 @@ class Study:
             return None
         y, (x, labels), found = self.heard(arm), self.prior, []
         for i, stop in self._not_stops().items():
-            belief = self.ears.hear(y[i : i + 1], arm.listener, self.touched[i : i + 1])
+            belief = self.believed(arm, y[i : i + 1], self.touched[i : i + 1])
             value, slope, std = belief.at(x.double())
             variance = std.square() + (slope * KERNEL).square()
             rest = torch.where(slope > 0, (y[i : i + 1] - value).square() / variance + variance.log(), 0.0)

@@ -90,6 +90,24 @@ def test_the_floor_of_noise_is_found_and_silence_has_none(level_db):
     assert bool((EARS.floor(torch.full((1, 1, 32, 32), -1.0)) == -math.inf).all())
 
 
+@pytest.mark.parametrize("kind", ["pink", "speech", "tone"])
+@pytest.mark.parametrize("level_db", [-20, 0])
+def test_the_floor_of_a_noise_whose_spectrum_is_known(kind, level_db):
+    falling = speech_spectrum([np.cumsum(noise("white", MEL, 0))], MEL)  # 6 dB an octave
+
+    def pictures(seeds):
+        return torch.from_numpy(np.stack([noise(kind, MEL, s, falling) for s in seeds]))
+
+    ears = Ears.of(MEL, pictures(range(100, 200)))
+    y = MEL.picture(pictures(range(8)) * 10 ** (level_db / 20)).clamp(min=-1)
+    found = (ears.floor(y)[..., 2:-2] - ears.bias)[..., ears.bands, :]
+    assert abs(float(found.mean()) - level_db / 30) < 0.02 and float(found.std()) < 0.05
+    if kind == "tone":  # masks the bands around 1 kHz alone, and nothing where it is not
+        slope = ears.hear(y, "matched", torch.zeros(1, 1, 1, 32, dtype=torch.bool)).at(y.double()).slope
+        assert ears.bands.sum() <= 4 and bool((slope[..., ~ears.bands, 2:-2] > 0.9).all())
+    assert bool((ears.floor(torch.full((1, 1, 32, 32), -1.0)) == -math.inf).all())
+
+
 def test_what_listeners_believe():
     y, gap = (
         MEL.picture(torch.from_numpy(tone(1000)))[None].clamp(min=-1),
@@ -167,7 +185,7 @@ def test_cells_are_kept_and_summed_up(study):
 
 
 def test_names_of_arms_are_different():
-    assert len({arm.name for arm in ARMS}) == len(ARMS) == 30
+    assert len({arm.name for arm in ARMS}) == len(ARMS) == 33
     assert Arm("white", 10).name == "white +10 dB, masking" and Arm().name == "silence, masking"
     with pytest.raises(ConfigError, match="conditions: there is no 'quiet'; they are original"):
         command._arms(["quiet"])
