@@ -179,8 +179,13 @@ class Tabs:
             with gr.Column(scale=1):
                 name = gr.Dropdown(list(models), label="Model", visible=len(models) > 1)
                 gr.Markdown("Without images of yours, those of the run are taken.")
-                files = [gr.File(label=text, file_count="multiple", file_types=["image"]) for text in texts]
-                position = gr.Slider(0, 1, 0, step=0.05, label="From the first class (0) to the other (1)")
+                files = [
+                    gr.File(label=text, file_count="multiple", file_types=["image"], height=130)
+                    for text in texts
+                ]
+                position = gr.Slider(
+                    0, 1, 0, step=0.05, label="From the first class (0) to the other (1)", elem_id="position"
+                )
                 button = gr.Button("Translate", variant="primary", elem_id="translate")
             with gr.Column(scale=2):
                 classes = self._picture("The two classes", "classes")

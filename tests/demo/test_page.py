@@ -1,4 +1,4 @@
-"""The page: what it is made of, and, in a real browser, a gap that is painted and restored.
+"""The page: what it is made of, and, in a real browser, what its tabs show.
 
 The test in the browser writes the pictures of docs/demo.md where LITGEN_SCREENSHOTS names a folder.
 """
@@ -11,15 +11,20 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from lit_gen.commands import demo
-from lit_gen.demo import opened, page
+from lit_gen.demo import actions, opened, page
 from lit_gen.errors import ConfigError
+from lit_gen.export.source import Source
+from lit_gen.export.weights import write_safetensors
+from lit_gen.instantiate import config_dict, instantiate
 
 gr = pytest.importorskip("gradio")
 WAIT_SECONDS = 300  # of the slowest machine
@@ -130,20 +135,21 @@ def test_one_computation_runs_at_a_time_whatever_the_tab(built):
     assert len(runs) >= 5 and {(f.concurrency_id, f.concurrency_limit) for f in runs} == {("one", 1)}
 
 
-@pytest.fixture(scope="module")
-def address(tmp_path_factory):
-    """Of `lit-gen demo`, as a user starts it."""
+@contextmanager
+def served(folder, *options):
+    """The address of `lit-gen demo`, as a user starts it in an empty folder."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "lit_gen", "demo", f"port={port}", "device=cpu"]
-    folder = tmp_path_factory.mktemp("demo")
+    command = [sys.executable, "-m", "lit_gen", "demo", f"port={port}", "device=cpu", *options]
     with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
         assert "http://127.0.0.1:" in line, line
-        yield f"http://127.0.0.1:{port}/"
-        process.terminate()
+        try:
+            yield f"http://127.0.0.1:{port}/"
+        finally:
+            process.terminate()
     assert not list(folder.iterdir())
 
 
@@ -213,13 +219,19 @@ class Person:
 
 
 @pytest.mark.slow
-def test_in_a_browser_a_gap_is_painted_and_restored(address, browser):
+def test_in_a_browser_a_gap_is_painted_and_restored(browser, tmp_path):
+    with served(tmp_path) as address:
+        _use_the_shipped_models(address, browser)
+
+
+def _use_the_shipped_models(address, browser):
     from selenium.webdriver import ActionChains, Keys
 
     person = Person(browser)
     browser.get(address)
     person.click("#generate")
-    assert person.picture("generated").shape[0] > 300
+    generated = person.picture("generated")
+    assert generated.shape[0] > 300
     last = person.picture("frame")
     person.save("generate")
     person.find("#moment input[type=range]").send_keys(Keys.HOME)
@@ -251,6 +263,61 @@ def test_in_a_browser_a_gap_is_painted_and_restored(address, browser):
     assert person.picture("sheet").shape[1] > 300
     person.save("augment")
 
+    person.tab("Compare")
+    person.click("#compare")
+    assert np.array_equal(person.picture("model1"), generated)  # the same model, seeds, and sampler
+    assert person.picture("model2").shape[0] > 300
+    person.save("compare")
+
     resources = "return performance.getEntriesByType('resource').map(e => e.name)"
     loaded = browser.execute_script(resources)
     assert loaded and [name for name in loaded if not name.startswith((address, "data:", "blob:"))] == []
+
+
+@pytest.fixture
+def translator(compose, tmp_path):
+    """An exported FUNIT of random weights."""
+    torch.manual_seed(0)
+    small = ("data.image_size=32", "model.generator.width=4", "data.num_classes=4", "data.target=4")
+    cfg = compose("experiment=funit_glyphs", *small)
+    module = instantiate(cfg.model).eval().requires_grad_(False)
+    config = {"model": config_dict(cfg.model), "data": config_dict(cfg.data)}
+    source = Source(module, config, tmp_path / "last.ckpt", None, True, 5)
+    (tmp_path / "translator").mkdir()
+    write_safetensors(source, tmp_path / "translator")
+    return os.environ.get("LITGEN_TRANSLATOR") or str(tmp_path / "translator")
+
+
+@pytest.mark.slow
+def test_in_a_browser_images_are_translated_between_two_classes(translator, browser, tmp_path):
+    from selenium.webdriver import Keys
+
+    (tmp_path / "empty").mkdir()
+    model = opened.load(translator, device="cpu")
+    content, first, second = opened.own_images(model)
+    with served(tmp_path / "empty", f"run={translator}") as address:
+        person = Person(browser)
+        browser.get(address)
+        person.tab("Translate")
+        person.click("#translate")
+        shown = person.picture("translated")
+        made = actions.translate(model, content, first, second, 0.0)
+        assert np.array_equal(shown, page.picture(torch.cat([content, made]), len(content))[..., 0])
+        person.find("#position input[type=range]").send_keys(Keys.END)
+        person.click("#translate")
+        end, made = time.monotonic() + WAIT_SECONDS, actions.translate(model, content, second)
+        expected = page.picture(torch.cat([content, made]), len(content))[..., 0]
+        while not np.array_equal(person.picture("translated"), expected):
+            assert time.monotonic() < end
+            time.sleep(1)
+        person.save("translate")
+
+        one = tmp_path / "own.png"
+        Image.fromarray(content[1, 0].numpy()).save(one)
+        browser.find_elements("css selector", "input[type=file]")[0].send_keys(str(one))
+        person.find(".file-preview")
+        person.click("#translate")
+        own = page.picture(torch.cat([content[1:2], actions.translate(model, content[1:2], second)]), 1)
+        while not np.array_equal(person.picture("translated"), own[..., 0]):
+            assert time.monotonic() < end
+            time.sleep(1)
