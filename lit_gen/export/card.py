@@ -140,6 +140,7 @@ def _results(source: Source) -> tuple[list[Row], str]:
         record = runs.read_json(file)
         weights = "average" if source.ema else "raw"
         own = Path(str(record.get("checkpoint"))).name == source.path.name
+        own &= file.stat().st_mtime >= source.path.stat().st_mtime  # not of weights that these replaced
         if own and record.get("weights", weights) == weights:
             against = record.get("reference", f"{record.get('target_classes')} classes of the test split")
             told = f"Measured after the training, seed {record['seed']}, against {portable(against)}"

@@ -1,6 +1,7 @@
 """`lit-gen export format=safetensors`: the folder is the model to the bit, and its card says what it is."""
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -124,6 +125,9 @@ def test_the_card_prefers_an_evaluation_of_these_weights(run, command, tmp_path)
     assert command(export.main, f"run={run}", "checkpoint=last", "out=model")[0] == 0
     text = front_matter(tmp_path / "model")[1]
     assert "| fd_a_n9 | 2.50 ± 0.25 | 9 |" in text and "fd_b" not in text and "digits64_0184" not in text
+    os.utime(run / "evaluation" / "a" / "evaluation.json", (0, 0))  # of a checkpoint that this one replaced
+    assert command(export.main, f"run={run}", "checkpoint=last", "out=later")[0] == 0
+    assert "fd_a" not in front_matter(tmp_path / "later")[1]
 
 
 def test_the_card_reads_an_evaluation_of_translations(run, command, tmp_path):
