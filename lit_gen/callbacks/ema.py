@@ -134,6 +134,7 @@ class EMA(Callback):
         part = path.with_suffix(".part")
         told = {"std": repr(self.decay.std), "updates": str(self.num_updates)}
         save_file({name: w.contiguous() for name, w in shadow.items()}, part, metadata=told)
+        part.chmod(folder.stat().st_mode & 0o666)  # safetensors leaves it to its writer alone
         part.replace(path)
 
     @torch.no_grad()

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from lit_gen.cli import entry_point
 from lit_gen.errors import ConfigError, check_choice
 from lit_gen.export import hub
-from lit_gen.export.card import write_card
+from lit_gen.export.card import CARD, write_card
 from lit_gen.export.diffusers import write_diffusers
 from lit_gen.export.programs import write_onnx, write_torch_export
 from lit_gen.export.source import Write, open_source
@@ -45,6 +45,8 @@ def export(cfg: DictConfig) -> Path:
         usage = FORMATS[cfg.format](source, part)
         told = {"license": cfg.license, "data_license": cfg.data_license}
         write_card(source, part, usage, name=place.name, pushed=cfg.push, **told)
+        for file in part.rglob("*.safetensors"):  # which safetensors lets its writer alone read
+            shutil.copymode(part / CARD, file)
         if place.exists():
             place.rmdir()
         part.replace(place)

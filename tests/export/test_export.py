@@ -96,6 +96,7 @@ def test_the_card_tells_what_is_known(run, command, tmp_path):
     assert result["dataset"]["name"] == "digits"
     fd = {"type": "fd", "name": "fd_digits64_0184e91c_n32", "value": pytest.approx(1.86403)}
     assert fd in result["metrics"]
+    assert len({file.stat().st_mode for file in (tmp_path / "model").iterdir()}) == 1  # others can read all
     for told in (
         "- steps: 4",
         "- seed: 0",
