@@ -260,9 +260,6 @@ class RealCuda:
 def abstract_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[AbstractCuda]:
     from lit_gen import rng
 
-    # The first backward pass of a process starts threads for the devices that are known by then, after which
-    # its forks (see `on_ranks`) cannot train: it has to come before the abstract device.
-    torch.zeros((), requires_grad=True).backward()
     torch._C._ensureCUDADeviceGuardSet()
     there = torch.cuda.is_available()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)  # asked at every operation, at a file each
