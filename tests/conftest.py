@@ -41,9 +41,9 @@ TINY = [
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """And the first backward pass of the process, which starts threads for the devices that are known by then,
-    after which its forks (see `on_ranks`) cannot train: it comes before torch.compile, torch.export, and
-    tests/devices, which all tell torch of a CUDA device that is not there."""
+    """And the first backward pass of the process, which starts threads for the devices that are known by
+    then, after which its forks (see `on_ranks`) cannot train: it comes before torch.compile, torch.export,
+    and tests/devices, which all tell torch of a CUDA device that is not there."""
     import torch
 
     torch.set_num_threads(1)
