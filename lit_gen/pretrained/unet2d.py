@@ -21,7 +21,8 @@ from lit_gen.pretrained import unpickle
 from lit_gen.pretrained.diffusers import BEFORE_0_17, FILES
 from lit_gen.pretrained.keymap import Info, Rule, apply, expand
 from lit_gen.score.networks import ADM, DDPM, NCSNpp
-from lit_gen.score.networks.layers import Attention, PositionalEmbedding
+from lit_gen.score.networks.embeddings import PositionalEmbedding
+from lit_gen.score.networks.layers import Attention
 
 Network = DDPM | ADM | NCSNpp
 

@@ -25,7 +25,7 @@ class Condition:
 
     - `label`: the class, int64 (B,), -1 for none; or float rows (B, num_classes), zeros for none.
     - `vector`: numbers in the units of the training data, float32 (B, V); NaN for what is not known. The
-      network standardizes them (`lit_gen.score.networks.layers.VectorEmbedding`).
+      network standardizes them (`lit_gen.score.networks.embeddings.VectorEmbedding`).
     - `image`: float32 (B, C, h, w) in [-1, 1], of the size of the generated images or smaller; NaN where
       nothing is known.
 

@@ -24,7 +24,7 @@ from lit_gen.score.denoiser import (
 from lit_gen.score.fewstep.meanflow import MeanFlowDenoiser, MeanFlowLoss
 from lit_gen.score.fewstep.teacher import Distillation
 from lit_gen.score.losses import DenoisingLoss, differentiates
-from lit_gen.score.networks.layers import VectorEmbedding
+from lit_gen.score.networks.embeddings import VectorEmbedding
 from lit_gen.score.precondition import Precondition, check_defined
 from lit_gen.score.sde import Process
 

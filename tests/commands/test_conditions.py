@@ -22,7 +22,7 @@ from lit_gen.inputs import pictures
 from lit_gen.instantiate import allowing
 from lit_gen.models import load
 from lit_gen.score import Condition
-from lit_gen.score.networks.layers import VectorEmbedding
+from lit_gen.score.networks.embeddings import VectorEmbedding
 
 N = 40
 

@@ -13,7 +13,7 @@ from lit_gen.score import Condition, ConditionedDenoiser, Denoiser, edm_loss, lo
 from lit_gen.score.denoiser import GaussianMixtureDenoiser
 from lit_gen.score.guidance import Unconditional, classifier_free_guidance
 from lit_gen.score.module import ScoreModule
-from lit_gen.score.networks import ADM, DDPM, EDM2, DiT, NCSNpp, UViT, layers
+from lit_gen.score.networks import ADM, DDPM, EDM2, DiT, NCSNpp, UViT, embeddings, layers
 from lit_gen.score.precondition import EDMPrecondition
 from lit_gen.score.restoration import SuperResolution, pigdm
 from lit_gen.score.samplers import heun, rk45
@@ -102,7 +102,7 @@ def test_without_conditions_the_weights_and_outputs_are_those_before(network):
 
 
 def test_a_vector_is_standardized_by_the_training_set_once():
-    embedding = layers.VectorEmbedding(2, torch.nn.Identity())
+    embedding = embeddings.VectorEmbedding(2, torch.nn.Identity())
     vectors = torch.tensor([[1.0, 7.0], [3.0, 7.0], [torch.nan, 7.0]])
     embedding.fit(vectors)
     assert embedding.mean.tolist() == [2.0, 7.0] and embedding.std.tolist() == [1.0, 1.0]
@@ -256,7 +256,7 @@ def test_vectors_are_read_for_an_embedding_that_has_no_mean_yet(monkeypatch):
     monkeypatch.setattr(SingleOptimizerModule, "on_fit_start", lambda self: None)
     monkeypatch.setattr(ScoreModule, "trainer", SimpleNamespace(datamodule=data))
     model.on_fit_start()
-    means = [part.mean for part in model.modules() if isinstance(part, layers.VectorEmbedding)]
+    means = [part.mean for part in model.modules() if isinstance(part, embeddings.VectorEmbedding)]
     assert_close(means, [condition(4).vector.mean(0)])
     model.on_fit_start()
     assert data.read == 1

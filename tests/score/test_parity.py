@@ -27,7 +27,8 @@ from lit_gen.score.losses import (
     snr,
     sum_of_pixels,
 )
-from lit_gen.score.networks.layers import PositionalEmbedding, Resample
+from lit_gen.score.networks.embeddings import PositionalEmbedding
+from lit_gen.score.networks.layers import Resample
 from lit_gen.score.precondition import (
     EDMPrecondition,
     LevelIndex,

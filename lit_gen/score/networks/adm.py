@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_gen.score.networks import layers
+from lit_gen.score.networks import embeddings, layers
 
 __all__ = ["ADM"]
 
@@ -98,12 +98,12 @@ class ADM(nn.Module):
 
 
 class _NoiseMLP(nn.Module):
-    """The conditioning vector through silu: as layers.NoiseMLP, but the class joins after the two layers."""
+    """The conditioning vector through silu: as embeddings.NoiseMLP, but the class joins after both layers."""
 
     def __init__(self, base: int, width: int, num_classes: int, augment_dim: int, vector_dim: int):
         super().__init__()
         self.num_classes, self.augment_dim = num_classes, augment_dim
-        self.embedding = layers.PositionalEmbedding(base, endpoint=False, cos_first=True)
+        self.embedding = embeddings.PositionalEmbedding(base, endpoint=False, cos_first=True)
         self.augment = layers.zeroed(nn.Linear(augment_dim, base, bias=False)) if augment_dim else None
         self.hidden = nn.Linear(base, width)
         self.out = nn.Linear(width, width)
@@ -112,7 +112,7 @@ class _NoiseMLP(nn.Module):
             nn.init.normal_(self.label.weight)
         self.vector = None
         if vector_dim:
-            self.vector = layers.VectorEmbedding(vector_dim, nn.Linear(2 * vector_dim, base, bias=False))
+            self.vector = embeddings.VectorEmbedding(vector_dim, nn.Linear(2 * vector_dim, base, bias=False))
 
     def forward(
         self, noise_label: Tensor, label: Tensor | None, augment_label: Tensor | None, vector: Tensor | None

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_gen.errors import ConfigError
-from lit_gen.score.networks import layers
+from lit_gen.score.networks import embeddings, layers
 from lit_gen.score.networks.ncsnpp import ResBlock
 
 __all__ = ["NoisyClassifier"]
@@ -37,7 +37,7 @@ class NoisyClassifier(nn.Module):
         self.resolutions = layers.levels_of(image_size, len(channel_mult))
         self.channels, self.num_classes = channels, num_classes
         c_emb, c, resample = emb_mult * base_channels, base_channels, layers.Resample()
-        self.noise = layers.NoiseMLP(layers.PositionalEmbedding(c), c, c_emb)
+        self.noise = embeddings.NoiseMLP(embeddings.PositionalEmbedding(c), c, c_emb)
         self.stem = layers.conv(channels, c)
         self.encoder = layers.Levels()
         for i, resolution in enumerate(self.resolutions):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_gen.errors import ConfigError
-from lit_gen.score.networks import layers
+from lit_gen.score.networks import embeddings, layers
 
 __all__ = ["DDPM"]
 
@@ -53,8 +53,8 @@ class DDPM(nn.Module):
         if decoder_attention not in ("last", "each"):
             raise ConfigError(f"decoder_attention={decoder_attention!r}: take last or each.")
         c, c_emb = base_channels, 4 * base_channels
-        waves = layers.PositionalEmbedding(c)
-        self.noise = layers.NoiseMLP(waves, c, c_emb, num_classes, 0, activation, vector_dim)
+        waves = embeddings.PositionalEmbedding(c)
+        self.noise = embeddings.NoiseMLP(waves, c, c_emb, num_classes, 0, activation, vector_dim)
 
         def block(c_in, c_out, attention=False):
             return _ResBlock(c_in, c_out, c_emb, dropout, attention, activation)

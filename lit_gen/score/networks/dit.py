@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_gen.errors import ConfigError
-from lit_gen.score.networks import layers, tokens
+from lit_gen.score.networks import embeddings, layers, tokens
 
 __all__ = ["DiT"]
 
@@ -62,7 +62,7 @@ class DiT(nn.Module):
         self.head = nn.Linear(width, patch_size**2 * self.out_channels)
         self.vector = None
         if vector_dim:
-            self.vector = layers.VectorEmbedding(vector_dim, nn.Linear(2 * vector_dim, width, bias=False))
+            self.vector = embeddings.VectorEmbedding(vector_dim, nn.Linear(2 * vector_dim, width, bias=False))
         self._initialize()
 
     def _initialize(self) -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_gen.score.networks import layers
+from lit_gen.score.networks import embeddings, layers
 
 __all__ = ["EDM2", "MPFourier", "MPLinear", "renormalize"]
 
@@ -63,7 +63,7 @@ class EDM2(nn.Module):
         self.label = MPLinear(num_classes, c_emb) if num_classes else None
         self.vector = None
         if vector_dim:
-            self.vector = layers.VectorEmbedding(vector_dim, MPLinear(2 * vector_dim, c_emb))
+            self.vector = embeddings.VectorEmbedding(vector_dim, MPLinear(2 * vector_dim, c_emb))
         self.out_gain = nn.Parameter(torch.zeros([]))
         resample = layers.Resample(fir)
 

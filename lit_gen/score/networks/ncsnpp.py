@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_gen.errors import ConfigError
-from lit_gen.score.networks import layers
+from lit_gen.score.networks import embeddings, layers
 
 __all__ = ["NCSNpp"]
 
@@ -59,7 +59,7 @@ class NCSNpp(nn.Module):
         vector_dim: int = 0,  # numbers of a condition's vector; 0: none
         condition_channels: int = 0,  # channels of a condition's image; 0: none
         patch: int = 1,  # the network sees squares of patch x patch pixels as channels
-        second_time: str = "none",  # how a second time enters: "concatenated" or "added", see layers.NoiseMLP
+        second_time: str = "none",  # how a second time enters: "concatenated" or "added", see NoiseMLP
     ):
         super().__init__()
         self.resolutions = layers.levels_of(image_size, len(channel_mult), patch)
@@ -80,7 +80,7 @@ class NCSNpp(nn.Module):
         self.noise = None
         if conditional:
             waves = _waves(embedding, base_channels, embedding_mult, fourier_scale)
-            self.noise = layers.NoiseMLP(
+            self.noise = embeddings.NoiseMLP(
                 waves, waves.channels, c_emb, num_classes, augment_dim, activation, vector_dim, second_time
             )
         self.resample = layers.Resample(fir)
@@ -286,10 +286,10 @@ _PYRAMIDS = {
 
 def _waves(
     embedding: str, base_channels: int, mult: int | None, scale: float
-) -> layers.PositionalEmbedding | layers.FourierEmbedding:
+) -> embeddings.PositionalEmbedding | embeddings.FourierEmbedding:
     if embedding == "positional":
-        return layers.PositionalEmbedding(base_channels * (mult or 1))
-    return layers.FourierEmbedding(base_channels * (mult or 2), scale, radians=embedding == "fourier_edm")
+        return embeddings.PositionalEmbedding(base_channels * (mult or 1))
+    return embeddings.FourierEmbedding(base_channels * (mult or 2), scale, radians=embedding == "fourier_edm")
 
 
 def _rescaled(h: Tensor, rescale: bool) -> Tensor:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_gen.errors import ConfigError
-from lit_gen.score.networks import layers
+from lit_gen.score.networks import embeddings, layers
 
 __all__ = ["StyledUNet"]
 
@@ -67,7 +67,7 @@ class StyledUNet(nn.Module):
         self.place_code = nn.Linear(code_size, wide)
         self.map = layers.zeroed(nn.Linear(wide, 6))
         self.register_buffer("identity", torch.eye(2, 3), persistent=False)
-        self.noise = layers.PositionalEmbedding(64)
+        self.noise = embeddings.PositionalEmbedding(64)
         self.hidden, self.emb = nn.Linear(64 + code_size, emb_width), nn.Linear(emb_width, emb_width)
         self.copied = layers.zeroed(nn.Linear(emb_width, 2))
         nn.init.constant_(self.copied.bias, 0.8)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from lit_gen.score.networks import layers, tokens
+from lit_gen.score.networks import embeddings, layers, tokens
 
 __all__ = ["UViT"]
 
@@ -65,7 +65,7 @@ class UViT(nn.Module):
         self.head = nn.Linear(width, patch_size**2 * channels)
         self.vector = None
         if vector_dim:
-            self.vector = layers.VectorEmbedding(vector_dim, nn.Linear(2 * vector_dim, width, bias=False))
+            self.vector = embeddings.VectorEmbedding(vector_dim, nn.Linear(2 * vector_dim, width, bias=False))
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=0.02)

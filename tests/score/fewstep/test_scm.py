@@ -25,7 +25,7 @@ from lit_gen.rng import keyed_generator
 from lit_gen.score.denoiser import AbstractDenoiser, Denoiser, GaussianDenoiser
 from lit_gen.score.fewstep.scm import ContinuousConsistencyLoss, inverse_level, trig_flow
 from lit_gen.score.losses import TruncatedLogNormal, constant, mean_of_pixels, sum_of_pixels
-from lit_gen.score.networks.layers import FourierEmbedding, PositionalEmbedding
+from lit_gen.score.networks.embeddings import FourierEmbedding, PositionalEmbedding
 from lit_gen.score.networks.ncsnpp import NCSNpp
 from lit_gen.score.precondition import EDMPrecondition, PredictFlow, PredictNoise
 from lit_gen.score.sde import EDM, VP, Flow, Process, per_image

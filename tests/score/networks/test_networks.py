@@ -21,10 +21,9 @@ from lit_gen.score.networks.edm2 import (
     normalize,
     renormalize,
 )
+from lit_gen.score.networks.embeddings import FourierEmbedding, PositionalEmbedding
 from lit_gen.score.networks.layers import (
     Attention,
-    FourierEmbedding,
-    PositionalEmbedding,
     Resample,
     activation_of,
     class_rows,
