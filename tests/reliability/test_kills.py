@@ -47,9 +47,8 @@ def test_ten_kills_and_the_end_is_that_of_an_undisturbed_run(tmp_path, tiny):
         logged = max(runs.history(cut).get("val/loss", {0: 0}))  # written to disk as soon as they are known
         assert seen > logged - 2 * EVERY, "more than an interval was lost"
         before = seen
-        if seen >= STEPS:  # on a fast machine
-            break
-    assert killed >= 3
+        if seen >= STEPS:
+            pytest.fail("the training was over before the last kill")
     assert start(cut, *given).wait(600) == 0, said(cut)
     assert "Traceback" not in said(cut)
     assert_same(state(cut), state(whole))
