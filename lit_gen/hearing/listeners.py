@@ -1,8 +1,8 @@
 """Listeners: what each believes of a picture y of what it heard, as an observation of the word's picture.
 
 All are told nothing of the gap but the one that is a bound. `masking` is the listener of the experiment: it
-takes the noise that it hears in each frame as a power that adds, in silence as in noise. It knows white noise
-alone; `matched` is the same listener, who knows the spectrum of the noise that is there.
+takes the noise that it hears in each frame as a power that adds, in silence as in noise. What it knows of the
+noise, of white noise or of another, is its `Ears`.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from lit_gen.errors import check_choice
 from lit_gen.rng import keyed_generator
 from lit_gen.score.restoration import Masked, NoisyPixels, Observation
 
-LISTENERS = ("naive", "masking", "matched", "map", "told")
+LISTENERS = ("naive", "masking", "map", "told")
 EXACT = 0.07  # the deviation of what is heard, 2 dB
 SILENCE = -0.9  # a noise floor below this value of a pixel is none
 QUANTILE = 0.25  # of the bands of a frame, which speech leaves free
@@ -56,16 +56,15 @@ class Ears:
         """What the listener believes: pictures y (B, 1, bands, frames), and `gap` (B, 1, 1, frames), true
         where a window touches the gap, of which only "told" makes use.
 
-        "naive" takes all of y for the word. "matched" is "masking" with ears for the noise at hand. "map"
-        takes y for the word where it is louder than the noise, and gives it a deviation of up to 2 (60 dB)
-        where it is not. "told" leaves the gap out.
+        "naive" takes all of y for the word. "map" takes y for the word where it is louder than the noise, and
+        gives it a deviation of up to 2 (60 dB) where it is not. "told" leaves the gap out.
         """
         check_choice("listener", listener, LISTENERS)
         if listener == "naive":
             return NoisyPixels(EXACT)
         if listener == "told":
             return NoisyPixels(EXACT, ~gap)
-        if listener in ("masking", "matched"):
+        if listener == "masking":
             return Masked(self.floor(y), rate=self.sound.unit, std=EXACT, floor_std=self.spread)
         above = (self.sound.unit * (y - self.floor(y)).double()).clamp(min=0)
         return NoisyPixels(EXACT + 2 * (-above).exp())

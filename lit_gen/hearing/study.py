@@ -34,8 +34,9 @@ KERNEL, TEMPERATURE = (
 @dataclass(frozen=True)
 class Arm:
     """What fills the gap (None: silence), how loud in dB beside the word, and who listens. `listener` may
-    also be "original" (nothing is cut out), "interpolation" (the gap is bridged from frame to frame), or
-    "nearest" (the gap of the training picture that is most alike elsewhere)."""
+    also be "matched" (as "masking", by one who knows the filling's spectrum), "original" (nothing is cut
+    out), "interpolation" (the gap is bridged from frame to frame), or "nearest" (the gap of the training
+    picture that is most alike elsewhere)."""
 
     filling: str | None = None
     level: float = 0.0
@@ -87,11 +88,13 @@ class Study:
 
     def believed(self, arm: Arm, y: Tensor, touched: Tensor) -> Observation:
         """What the listener of an arm makes of pictures y, whose gaps are `touched` (see `Ears.hear`)."""
-        kind = (arm.filling or "white") if arm.listener == "matched" else "white"
+        if arm.listener != "matched":
+            return self.ears["white"].hear(y, arm.listener, touched)
+        kind = arm.filling or "white"
         if kind not in self.ears:
             waves = [noise(kind, self.sound, key("ears", i), self.speech) for i in range(400)]
             self.ears[kind] = Ears.of(self.sound, torch.from_numpy(np.stack(waves)))
-        return self.ears[kind].hear(y, arm.listener, touched)
+        return self.ears[kind].hear(y, "masking", touched)
 
     def sounds(self, arm: Arm) -> list[np.ndarray]:
         """The waveforms of the trials in an arm, float32 (samples,) each."""
@@ -154,7 +157,10 @@ class Study:
         """All that were measured, in the order of `ARMS` and of the models."""
         order = {arm.name: i for i, arm in enumerate(ARMS)}
         found = [read_json(file) for file in (self.out / "cells").glob("*.json")]
-        return sorted(filter(None, found), key=lambda cell: (order[Arm(**cell["arm"]).name], cell["seed"]))
+        return sorted(
+            filter(None, found),
+            key=lambda cell: (order.get(Arm(**cell["arm"]).name, len(order)), cell["seed"]),
+        )
 
     def cell(self, arm: Arm, seed: int, module: Callable[[], ScoreModule]) -> dict[str, Any]:
         """The measures of each trial, from `cells/` if they are there."""

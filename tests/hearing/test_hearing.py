@@ -103,7 +103,7 @@ def test_the_floor_of_a_noise_whose_spectrum_is_known(kind, level_db):
     found = (ears.floor(y)[..., 2:-2] - ears.bias)[..., ears.bands, :]
     assert abs(float(found.mean()) - level_db / 30) < 0.02 and float(found.std()) < 0.05
     if kind == "tone":  # masks the bands around 1 kHz alone, and nothing where it is not
-        slope = ears.hear(y, "matched", torch.zeros(1, 1, 1, 32, dtype=torch.bool)).at(y.double()).slope
+        slope = ears.hear(y, "masking", torch.zeros(1, 1, 1, 32, dtype=torch.bool)).at(y.double()).slope
         assert ears.bands.sum() <= 4 and bool((slope[..., ~ears.bands, 2:-2] > 0.9).all())
     assert bool((ears.floor(torch.full((1, 1, 32, 32), -1.0)) == -math.inf).all())
 
